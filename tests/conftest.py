@@ -1,0 +1,84 @@
+"""Fixtures: a tiny pretrained model in a folder, a tiny folder of images, and runs of the command line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+
+@pytest.fixture(scope='session')
+def tiny_models(tmp_path_factory) -> dict[str, str]:
+  """{family: folder} of the smallest variant of each family with random weights, every tensor of them."""
+  import tlx
+  from tlx import catalog
+
+  folder = tmp_path_factory.mktemp('models')
+  made = {}
+  for name, variant in catalog.variants().items():
+    if name.endswith('_test'):
+      model = tlx.load(name, pretrained=False, num_classes=7)
+      preprocess = tlx.Preprocess(size=32, crop=1.0)
+      tlx.save(folder / name, model.module, randomised(model.variables), source=model.source, preprocess=preprocess)
+      made[variant.family.__name__.split('.')[-1]] = str(folder / name)
+  return made
+
+
+@pytest.fixture(scope='session')
+def tiny_model(tiny_models) -> str:
+  """A folder with batch norm, gates and depthwise convolutions in it."""
+  return tiny_models['efficientnet']
+
+
+@pytest.fixture(scope='session')
+def tiny_images(tmp_path_factory) -> Path:
+  """40 x 36 pictures of three colours, 10 training and 5 validation files each."""
+  from PIL import Image
+
+  root, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+  for split, count in (('train', 10), ('val', 5)):
+    for channel, name in enumerate(('blue', 'green', 'red')):
+      folder = root / split / name
+      folder.mkdir(parents=True)
+      for i in range(count):
+        pixels = rng.integers(0, 120, (36, 40, 3), dtype=np.uint8)
+        pixels[..., 2 - channel] += 100
+        Image.fromarray(pixels).save(folder / f'{i}.png')
+  return root
+
+
+def randomised(variables):
+  """Variables in which every tensor is random, so that no zero hides an error; variances stay positive."""
+  import jax
+
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    name = path[-1].key
+    if name == 'kernel':
+      return (rng.normal(size=leaf.shape) / np.sqrt(max(1, leaf[..., 0].size))).astype(np.float32)
+    if name in ('scale', 'var'):
+      return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+    return rng.normal(scale=0.2, size=leaf.shape).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+def tlx_command(*arguments, devices: int = 1, **options) -> subprocess.CompletedProcess:
+  """`tlx ARGUMENTS` in a process of its own, with that many CPU devices."""
+  command = [sys.executable, '-m', 'tlx', *map(str, arguments)]
+  return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment(devices), **options)
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+  """Of a process with that many CPU devices, wherever it runs."""
+  return os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'COLUMNS': '160',
+    'PYTHONPATH': str(Path(__file__).parents[1]),
+  }

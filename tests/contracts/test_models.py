@@ -1,0 +1,155 @@
+"""Every family keeps the one idea: an ordered list of named layers, and one table of weights for both directions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import randomised
+
+import tlx
+from tlx import catalog, labels, pretrained, trees
+from tlx.types import UsageError
+from tlx.weights import rules
+
+TINY = [name for name in catalog.variants() if name.endswith('_test')]
+IMAGES = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
+
+# Published counts, with a 1,000-class head: what timm 1.0.31 builds under each name.
+PARAMETERS = {
+  'resnet18': 11_689_512, 'resnet34': 21_797_672, 'resnet50': 25_557_032, 'resnet101': 44_549_160, 'resnet152': 60_192_808,
+  **{f'{p}efficientnet_lite{i}': n for p in ('', 'tf_') for i, n in enumerate([4_652_008, 5_416_680, 6_092_072, 8_197_096, 13_006_568])},
+  **{f'{p}efficientnet_b{i}': n for p in ('', 'tf_') for i, n in enumerate(
+    [5_288_548, 7_794_184, 9_109_994, 12_233_232, 19_341_616, 30_389_784, 43_040_704, 66_347_960])},
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module', params=TINY)
+def model(request):
+  loaded = tlx.load(request.param, pretrained=False, num_classes=5)
+  return loaded._replace(variables=randomised(loaded.variables))
+
+
+def test_every_family_has_a_tiny_variant():
+  assert {catalog.variant(name).family.__name__.split('.')[-1] for name in TINY} == set(catalog.names('models'))
+
+
+@pytest.mark.parametrize('name', tlx.list_models())
+def test_variant_has_its_published_parameters(name):
+  module = pretrained.build(catalog.variant(name), 1000)
+  assert trees.count(pretrained.abstract(module)['params']) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize('name', catalog.variants())
+def test_layouts_name_every_leaf_once(name):
+  variant = catalog.variant(name)
+  like = trees.flatten(pretrained.abstract(pretrained.build(variant, 10)))
+  for layout in variant.family.LAYOUTS.values():
+    table = list(layout(variant.config))
+    sources, targets = [r.source for r in table], [r.target for r in table if r.target]
+    assert len(set(sources)) == len(sources) and len(set(targets)) == len(targets)
+    assert set(targets) == set(like)
+
+
+def test_every_leaf_lies_in_one_layer_and_none_is_empty(model):
+  names = model.module.backbone.names
+  assert len(set(names)) == len(names) and labels.HEAD not in names
+  assert {labels.layer_of(path) for path in trees.flatten(model.variables['params'])} == {*names, labels.HEAD}
+
+
+def test_features_are_the_layers_in_order(model):
+  features = tlx.features(model.module, model.variables, IMAGES)
+  assert tuple(features) == (*model.module.backbone.names, 'pooled')
+  assert features['pooled'].shape == (2, model.module.backbone.config.width)
+
+
+def test_prefix_and_suffix_make_the_whole(model):
+  backbone, names = model.module.backbone, model.module.backbone.names
+  variables = {name: tree['backbone'] for name, tree in model.variables.items() if 'backbone' in tree}
+  whole = backbone.apply(variables, IMAGES)
+  for middle in names[:-1]:
+    prefix = backbone.apply(variables, IMAGES, stop=middle)
+    suffix = backbone.apply(variables, prefix[middle], start=middle)
+    assert (*prefix, *suffix) == names
+    np.testing.assert_array_equal(suffix[names[-1]], whole[names[-1]])
+
+
+def test_unknown_layer_is_named(model):
+  with pytest.raises(UsageError, match='no such layer: nowhere; the backbone has stem'):
+    model.module.backbone.apply({'params': {}}, IMAGES, stop='nowhere')
+
+
+def test_write_then_read_gives_the_same_bits(model):
+  variant = catalog.variant(model.source.variant)
+  for layout in variant.family.LAYOUTS.values():
+    table = tuple(layout(variant.config))
+    back, dropped = rules.read(rules.write(model.variables, table), table, model.variables)
+    jax.tree.map(np.testing.assert_array_equal, back, model.variables)
+    assert not dropped
+
+
+def test_save_then_load_gives_the_same_logits(model, tmp_path):
+  tlx.save(tmp_path / 'm', model.module, model.variables, source=model.source, class_names=list('abcde'))
+  again = tlx.load(str(tmp_path / 'm'))
+  assert tuple(again.class_names) == tuple('abcde') and again.module == model.module
+  np.testing.assert_array_equal(again.module.apply(again.variables, IMAGES), model.module.apply(model.variables, IMAGES))
+
+
+def test_fresh_head_starts_at_zero_and_the_backbone_stays(model, tmp_path):
+  tlx.save(tmp_path / 'm', model.module, model.variables, source=model.source)
+  fresh = tlx.load(str(tmp_path / 'm'), num_classes=3)
+  assert fresh.variables['params']['head']['logits']['kernel'].shape[-1] == 3
+  assert not np.any(fresh.variables['params']['head']['logits']['kernel'])
+  jax.tree.map(np.testing.assert_array_equal, fresh.variables['params']['backbone'], model.variables['params']['backbone'])
+
+
+def test_no_head_gives_pooled_features(model, tmp_path):
+  tlx.save(tmp_path / 'm', model.module, model.variables, source=model.source)
+  bare = tlx.load(str(tmp_path / 'm'), num_classes=0)
+  expected = tlx.features(model.module, model.variables, IMAGES)['pooled']
+  np.testing.assert_array_equal(bare.module.apply(bare.variables, IMAGES), expected)
+
+
+def test_evaluation_leaves_the_statistics_alone(model):
+  _, changed = model.module.apply(model.variables, IMAGES, mutable=['batch_stats'])
+  jax.tree.map(np.testing.assert_array_equal, changed.get('batch_stats', {}), model.variables['batch_stats'])
+
+
+def test_only_the_layers_in_training_mode_move_their_statistics(model):
+  last = model.module.backbone.names[-1]
+  _, changed = model.module.apply(model.variables, IMAGES, train={last}, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+  moved = {labels.layer_of(p) for p, x in trees.flatten(changed['batch_stats']).items()
+           if not np.array_equal(x, trees.flatten(model.variables['batch_stats'])[p])}  # fmt: skip
+  assert moved <= {last}
+
+
+def test_works_under_jit_grad_vmap_and_in_bfloat16(model):
+  apply = jax.jit(lambda v, x: model.module.apply(v, x))
+  logits = apply(model.variables, IMAGES)
+  assert logits.dtype == jnp.float32 and logits.shape == (2, 5)
+  each = jax.vmap(lambda x: model.module.apply(model.variables, x[None])[0])(IMAGES)
+  np.testing.assert_allclose(each, logits, rtol=1e-4, atol=1e-4)
+  gradient = jax.grad(lambda x: model.module.apply(model.variables, x).sum())(IMAGES)
+  assert np.isfinite(gradient).all() and np.any(gradient)
+  half = apply(model.variables, IMAGES.astype(jnp.bfloat16))
+  assert half.dtype == jnp.float32
+  np.testing.assert_allclose(half, logits, atol=0.1 * np.abs(logits).max())
+
+
+def test_all_problems_are_listed_at_once(model):
+  variant = catalog.variant(model.source.variant)
+  table = tuple(variant.family.LAYOUTS['timm'](variant.config))
+  tensors = rules.write(model.variables, table)
+  first, second, *_ = tensors
+  del tensors[first]
+  tensors[second] = np.zeros((3, 1, 4), np.float32)
+  tensors['stranger'] = np.zeros(2, np.float32)
+  with pytest.raises(rules.WeightMismatchError) as error:
+    rules.read(tensors, table, model.variables, where='file -> model')
+  text = str(error.value)
+  assert text.startswith('file -> model: 3 problems') and all(name in text for name in (first, second, 'stranger'))
+
+
+def test_models_are_found_by_pattern_and_misspellings_get_a_suggestion():
+  assert tlx.list_models('resnet*') == ['resnet101', 'resnet152', 'resnet18', 'resnet34', 'resnet50']
+  with pytest.raises(UsageError, match='did you mean resnet50'):
+    tlx.load('resnet_50')

@@ -1,0 +1,135 @@
+"""Every strategy on every family: what is frozen stays bitwise, what learns moves, and nothing is forgotten."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import randomised
+
+import tlx
+from tlx import catalog, labels, trees
+from tlx.tasks.classification import Classification
+from tlx.train import loop, optimizer, placement, state, step
+from tlx.types import Preprocess, UsageError
+
+FAMILIES = {catalog.variant(n).family.__name__.split('.')[-1]: n for n in catalog.variants() if n.endswith('_test')}
+STRATEGIES = [catalog.example(name) for name in catalog.names('strategies')]
+CLASSES = 5
+
+
+@pytest.fixture(scope='module', params=FAMILIES)
+def model(request):
+  loaded = tlx.load(FAMILIES[request.param], pretrained=False, num_classes=CLASSES, dropout=0.2, drop_path=0.1)
+  return loaded._replace(variables=jax.tree.map(jnp.asarray, randomised(loaded.variables)))
+
+
+def batch(size=8, pixels=32, seed=0):
+  rng = np.random.default_rng(seed)
+  return {
+    'image': rng.integers(0, 256, (size, pixels, pixels, 3), dtype=np.uint8),
+    'label': rng.integers(0, CLASSES, size, dtype=np.int32),
+    'mask': np.ones(size, bool),
+    'aspect': np.ones(size, np.float32),
+  }
+
+
+def recipe(model, **changes):
+  made = step.Recipe(model.module, Classification(CLASSES), Preprocess(size=32, crop=1.0), ema=0.9)
+  return dataclasses.replace(made, **changes)
+
+
+@pytest.mark.parametrize('spec', STRATEGIES)
+def test_phases_fill_the_run_and_label_every_leaf(model, spec):
+  layers = model.module.backbone.names
+  phases = catalog.strategy(spec).phases(layers)
+  assert sum(phase.share for phase in phases) == pytest.approx(1)
+  for phase in phases:
+    assert set(phase.rates) <= {*layers, labels.HEAD} and labels.HEAD in phase.rates
+    rows = optimizer.describe(model.variables['params'], phase, 1e-3)
+    assert sum(row.parameters for row in rows) == trees.count(model.variables['params'])
+    assert sum(row.tensors for row in rows) == len(trees.flatten(model.variables['params']))
+
+
+@pytest.mark.parametrize('spec', STRATEGIES)
+def test_frozen_stays_bitwise_and_the_rest_learns(model, spec):
+  before = jax.tree.map(np.array, model.variables)
+  place = placement.make('jit')
+  current = None
+  for phase in catalog.strategy(spec).phases(model.module.backbone.names)[:2]:
+    trainable, _ = state.split(model.variables['params'], phase)
+    # Weight decay and the moving average on: neither may touch what is frozen.
+    tx = optimizer.Optimizer('adamw', 0.1, weight_decay=0.1, warmup=0.0).build(phase, 4, trainable)
+    current = state.create(model.variables, phase, tx, seed=0, ema=True) if current is None else state.enter(current, phase, tx)
+    placed = place.put_state(current)
+    compiled = place.train(step.train_step(recipe(model, micro_batches=2), phase, tx), placed, place.put_batch(batch()))
+    for i in range(2):
+      placed, metrics = compiled(placed, place.put_batch(batch(seed=i)))
+      assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0
+    current = placed
+    frozen = lambda path, phase=phase: labels.layer_of(path) not in phase.rates
+    for collection in ('params', 'batch_stats'):
+      after, old = trees.flatten(current.variables[collection]), trees.flatten(before[collection])
+      averaged = trees.flatten(current.averaged[collection])
+      assert after.keys() == old.keys()
+      for path in after:
+        if frozen(path):
+          np.testing.assert_array_equal(after[path], old[path], err_msg=path)
+          np.testing.assert_array_equal(averaged[path], old[path], err_msg=path)
+        else:
+          assert not np.array_equal(after[path], old[path]), f'{path} did not learn'
+
+
+def test_a_probe_learns_d_times_k_plus_k(model):
+  phase, = catalog.strategy('linear_probe').phases(model.module.backbone.names)
+  trainable, _ = state.split(model.variables['params'], phase)
+  width = model.module.backbone.config.width
+  assert trees.count(trainable) == width * CLASSES + CLASSES
+  moments = optimizer.Optimizer().build(phase, 10, trainable).init(trainable)
+  sizes = [x.size for x in jax.tree.leaves(moments) if x.ndim]
+  assert sum(sizes) == 2 * trees.count(trainable)  # Adam's two moments of the head, and nothing for the backbone
+
+
+def test_what_was_learning_keeps_its_moments(model):
+  first, second = catalog.strategy('lp_ft').phases(model.module.backbone.names)
+  params = model.variables['params']
+  build = lambda phase: optimizer.Optimizer().build(phase, 10, state.split(params, phase)[0])
+  old = state.create(model.variables, first, build(first), seed=0, ema=True)
+  gradient = jax.tree.map(jnp.ones_like, state.split(params, first)[0])
+  _, opt_state = build(first).update(gradient, old.opt_state, state.split(params, first)[0])
+  new = state.enter(old.replace(opt_state=opt_state), second, build(second))
+  by_label = new.opt_state[1].inner_states
+  head, stem = (jax.tree.leaves(by_label[name]) for name in (labels.HEAD, 'stem'))
+  assert int(head[0]) == 1 and all(np.any(x) for x in head)  # Adam's count and moments go on
+  assert int(stem[0]) == 0 and not any(np.any(x) for x in stem)  # fresh ones start at zero
+  assert all(int(x) == 0 for x in jax.tree.leaves(new.opt_state[2]))  # schedules begin with the phase
+
+
+def test_stretches_cover_all_steps_and_give_each_phase_one(model):
+  phases = catalog.strategy('gradual').phases(model.module.backbone.names)
+  for steps in (len(phases), 7, 100, 1001):
+    found = loop.stretches(phases, steps)
+    assert found[0].start == 0 and found[-1].end == steps
+    assert all(s.end > s.start for s in found)
+    assert all(a.end == b.start for a, b in zip(found, found[1:]))
+
+
+@pytest.mark.parametrize(
+  ('spec', 'message'),
+  [
+    ('linear_prob', 'did you mean linear_probe'),
+    ('partial', 'needs a number, for example partial:3'),
+    ('partial:three', 'is no int'),
+    ('full:3', 'takes no argument'),
+    ('layerwise_decay:0', 'must lie in'),
+  ],
+)
+def test_wrong_strategies_get_one_clear_line(spec, message):
+  with pytest.raises(UsageError, match=message):
+    catalog.strategy(spec)
+
+
+def test_more_layers_than_there_are_is_refused(model):
+  with pytest.raises(UsageError, match='choose 0 to'):
+    catalog.strategy('partial:99').phases(model.module.backbone.names)

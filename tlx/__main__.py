@@ -1,0 +1,5 @@
+"""`python -m tlx` is `tlx`."""
+
+from tlx.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""What there is, found by listing folders: the only dynamic import of the project."""
+
+import dataclasses
+import difflib
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from tlx.nn.model import Config
+from tlx.types import Checkpoint, Dataset, UsageError
+
+
+class Variant(NamedTuple):
+  """One row of a family's table."""
+
+  name: str
+  family: ModuleType
+  config: Config
+  checkpoint: Checkpoint | None  # None: no published weights that we know of
+
+
+def names(folder: str) -> tuple[str, ...]:
+  """The alternatives in a plural folder, by file name, in alphabetical order."""
+  return tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / folder)])))
+
+
+def find(folder: str, name: str) -> ModuleType:
+  """The alternative `name` of a folder; raises UsageError with the nearest names."""
+  if name not in names(folder):
+    raise UsageError(f'no {folder.rstrip("s")} {name!r}{suggest(name, names(folder))}')
+  return importlib.import_module(f'tlx.{folder}.{name}')
+
+
+@cache
+def variants() -> dict[str, Variant]:
+  """Every variant of every family by its name, timm's spelling."""
+  families = [find('models', family) for family in names('models')]
+  return {
+    name: Variant(name, family, config, family.CHECKPOINTS.get(name))
+    for family in families
+    for name, config in family.VARIANTS.items()
+  }
+
+
+def variant(name: str) -> Variant:
+  """The variant `name`; raises UsageError with the nearest names."""
+  if name not in variants():
+    raise UsageError(f'no model {name!r}{suggest(name, list_models())}')
+  return variants()[name]
+
+
+def list_models(pattern: str = '*') -> list[str]:
+  """Names that match a shell pattern such as 'resnet*'; the tiny variants for tests are left out."""
+  return sorted(fnmatch.filter((name for name in variants() if not name.endswith('_test')), pattern))
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+  """': did you mean X?' where something is near, else '; there are ...'."""
+  known = list(known)
+  near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+  return f': did you mean {" or ".join(near)}?' if near else f'; there are {", ".join(known[:40])}'
+
+
+def strategy(spec: str):
+  """'partial:3' -> its Strategy; raises UsageError for a wrong name, a missing, needless or malformed argument."""
+  name, _, argument = spec.partition(':')
+  cls = find('strategies', name).Strategy
+  wanted = _required(cls)
+  if bool(wanted) != bool(argument):
+    problem = f'needs a number, for example {example(name)}' if wanted else f'takes no argument, got {argument!r}'
+    raise UsageError(f'strategy {name} {problem}')
+  try:
+    values = [convert(argument) for convert in wanted]
+  except ValueError:
+    raise UsageError(f'strategy {name}: {argument!r} is no {wanted[0].__name__}, for example {example(name)}') from None
+  return cls(*values)
+
+
+def example(name: str) -> str:
+  """A strategy as a user writes it: 'partial:3', 'full'."""
+  values = [{int: '3', float: '0.8'}[convert] for convert in _required(find('strategies', name).Strategy)]
+  return ':'.join([name, *values])
+
+
+def _required(cls: type) -> list[type]:
+  """Types of the arguments without a default: at most one."""
+  return [field.type for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+
+
+def dataset(spec: str, *, seed: int = 0) -> Dataset:
+  """'folder:PATH' -> its Dataset; raises UsageError for a wrong name, and what the data set finds wrong."""
+  name, _, argument = spec.partition(':')
+  return find('datasets', name).load(argument, seed=seed)

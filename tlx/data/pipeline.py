@@ -1,0 +1,216 @@
+"""Batches from a source: shuffle, shard, decode, transform, batch, prefetch; built on grain.
+
+A batch is a pure function of (seed, step). Shards take slices of the same global batch, workers only change when it is
+made, and starting at any step costs nothing, so a resumed run sees the pixels that it would have seen.
+Parallelism is by threads: Pillow decodes and resizes outside Python's global lock, and nothing is forked beside JAX.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tlx.data import decode
+from tlx.types import Batch, DataSource, TlxError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+def train_batches(
+  source: DataSource,
+  *,
+  batch_size: int,
+  transform: Callable,
+  seed: int,
+  start_step: int = 0,
+  class_balanced: bool = False,
+  workers: int = 0,
+  shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+  """Endless shuffled batches; every epoch has its own order, and a batch may cross the border of two epochs.
+
+  Args:
+    batch_size: of the global batch, over all shards.
+    transform: `transforms.evaluation(...)` or `transforms.canvas(...)`.
+    start_step: step of the first batch.
+    class_balanced: draw the class uniformly, then one of its examples, both with replacement.
+    workers: threads that make batches ahead; 0 makes each one when it is asked for.
+    shard: (index, count); this iterator gives the index-th slice of every global batch.
+  Returns: an iterator with get_state() and set_state() (a dict that JSON can hold) over dicts of image uint8
+    [b, s, s, 3], label int32 [b], mask bool [b] (False and zero pixels where an image could not be decoded) and
+    aspect float32 [b] (width / height).
+  Raises: UsageError for an empty split or a batch size that the shards do not divide.
+  """
+  import grain
+
+  part = _slice(batch_size, shard)
+  if not len(source):
+    raise UsageError('the training split is empty')
+  # grain adds the epoch to its seed: hashed, or epoch 1 of seed 0 would be epoch 0 of seed 1.
+  grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+  positions = grain.MapDataset.range(len(source)).seed(grain_seed)
+  if class_balanced:
+    members = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
+    order = positions.repeat().random_map(lambda _, rng: rng.choice(members[rng.integers(len(members))]))
+  else:
+    order = positions.shuffle().repeat()
+  load = _Loader(source, transform)
+  batches = order.batch(batch_size).map(lambda indices: load(indices[part]))
+  iterator = _iterate(batches, workers)
+  iterator.set_state({'next_index': start_step})
+  return iterator
+
+
+def eval_batches(
+  source: DataSource, *, batch_size: int, transform: Callable, workers: int = 0, shard: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+  """Every example once and in order; the last batch is filled with zeros and mask False.
+
+  Batches are those of `train_batches` and also have index int32 [b]: the position in the split, -1 for padding. An
+  image that cannot be decoded has mask False and its own index. Every shard gives the same number of batches.
+  """
+  import grain
+
+  part = _slice(batch_size, shard)
+  load = _Loader(source, transform)
+
+  def batch(step):
+    indices = np.arange(step * batch_size, (step + 1) * batch_size)[part]
+    indices = np.where(indices < len(source), indices, -1)
+    return load(indices) | {'index': indices.astype(np.int32)}
+
+  return _iterate(grain.MapDataset.range(-(-len(source) // batch_size)).map(batch), workers)
+
+
+class Prefetch:
+  """Runs `put` (host -> device) on the batches of an iterator in a background thread, `depth` batches ahead.
+
+  An exception of the iterator or of `put` is raised by the `next` that would have given the batch. `waited` is the time
+  in seconds that the consumer spent waiting. `get_state` is the iterator's state after the last batch consumed, not
+  after the last one fetched.
+  """
+
+  def __init__(self, iterator: Iterable, put: Callable[[Any], Any] = lambda batch: batch, depth: int = 2):
+    self.waited = 0.0
+    self._iterator, self._put = iter(iterator), put
+    self._state = self._read_state()
+    self._queue = queue.Queue(maxsize=depth)
+    self._stop = threading.Event()
+    self._thread = threading.Thread(target=self._run, name='tlx-prefetch', daemon=True)
+    self._thread.start()
+
+  def __iter__(self):
+    return self
+
+  def __next__(self) -> Any:
+    if self._stop.is_set():
+      raise StopIteration
+    start = time.perf_counter()
+    item, state, error = self._queue.get()
+    self.waited += time.perf_counter() - start
+    if error is not None:
+      self.close()
+      raise error
+    self._state = state
+    return item
+
+  def get_state(self) -> dict:
+    return self._state
+
+  def close(self) -> None:
+    """Stops the thread and frees what it fetched; may be called twice."""
+    self._stop.set()
+    while self._thread.is_alive():
+      self._drain()
+      self._thread.join(0.01)
+    self._drain()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def _run(self):
+    try:
+      for batch in self._iterator:
+        if not self._offer((self._put(batch), self._read_state(), None)):
+          return
+      self._offer((None, None, StopIteration()))
+    except BaseException as error:  # noqa: BLE001 - it belongs to the consumer
+      self._offer((None, None, error))
+
+  def _offer(self, entry) -> bool:
+    while not self._stop.is_set():
+      try:
+        self._queue.put(entry, timeout=0.05)
+        return True
+      except queue.Full:
+        pass
+    return False
+
+  def _drain(self):
+    while not self._queue.empty():
+      self._queue.get_nowait()
+
+  def _read_state(self) -> dict:
+    return self._iterator.get_state() if hasattr(self._iterator, 'get_state') else {}
+
+
+def device_prefetch(iterator: Iterable, put: Callable[[Any], Any], depth: int = 2) -> Prefetch:
+  """`Prefetch` by its usual name."""
+  return Prefetch(iterator, put, depth)
+
+
+class _Loader:
+  """Positions in a split -> one batch; a position of -1 is padding."""
+
+  def __init__(self, source: DataSource, transform: Callable):
+    self.source, self.transform = source, transform
+    self.failed = set()  # positions already reported
+
+  def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    count, size = len(indices), self.transform.size
+    batch = {
+      'image': np.zeros((count, size, size, 3), np.uint8),
+      'label': np.where(indices >= 0, self.source.labels[indices], 0).astype(np.int32),
+      'mask': np.zeros(count, bool),
+      'aspect': np.ones(count, np.float32),
+    }
+    for row, index in enumerate(indices.tolist()):
+      if index >= 0 and (result := self._load(index)) is not None:
+        batch['image'][row], batch['aspect'][row] = result
+        batch['mask'][row] = True
+    return batch
+
+  def _load(self, index: int) -> tuple[np.ndarray, float] | None:
+    try:
+      image = self.source[index].image
+      if isinstance(image, bytes):
+        image = decode.decode(image, min_size=self.transform.min_size)
+    except (TlxError, OSError) as error:  # one bad file must not end a run of hours
+      if index not in self.failed:
+        self.failed.add(index)
+        log.warning('example %d is left out: %s', index, error)
+      return None
+    result = self.transform(image)
+    return result if isinstance(result, tuple) else (result, image.shape[1] / image.shape[0])
+
+
+def _slice(batch_size: int, shard: tuple[int, int]) -> slice:
+  index, count = shard
+  if batch_size < 1 or batch_size % count:
+    raise UsageError(f'batch size {batch_size} cannot be divided among {count} shards; next: a multiple of {count}')
+  size = batch_size // count
+  return slice(index * size, (index + 1) * size)
+
+
+def _iterate(batches, workers: int):
+  import grain
+
+  # Two batches a thread: one being made, one ready.
+  return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers)))

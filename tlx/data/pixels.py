@@ -1,0 +1,190 @@
+"""What augmentation does to one picture: resampling, colour and the RandAugment operations, without any randomness.
+
+Pictures are float32 [h, w, 3] in [0, 1]; every function keeps that range, works under jit and vmap, and is a pure
+function of its arguments. Coordinates are pixel edges: the first pixel spans 0 to 1 and its centre is 0.5 (Pillow's).
+`adjust_hue` and `solarize` come from dm-pix, which is exact there; the rest is here because dm-pix (and augmax) follow
+other definitions than Pillow, timm and torchvision (contrast by channel, saturation in HSV) or resample all three axes
+and without an antialiasing filter.
+"""
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's grey
+
+
+def resample(image, box, size):
+  """Cuts `box` out and scales it to size x size with a triangle filter that antialiases, as Pillow's BILINEAR does.
+
+  box: float [4] (top, bottom, left, right) in pixels; top > bottom or left > right mirrors, which so costs nothing.
+  Beyond the picture its edge pixels go on. Two matrix products, hence fast on every device.
+  """
+  height, width, _ = image.shape
+  rows, columns = _weights(height, size, box[0], box[1]), _weights(width, size, box[2], box[3])
+  # Full float32: the default would round pixels to bfloat16 on TPU, to TF32 on GPU.
+  return jnp.einsum('hwc,yh,xw->yxc', image, rows, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _weights(length, size, start, stop):
+  """Share of each of `length` input pixels in each of `size` output pixels: float32 [size, length], rows sum to one."""
+  centres = jnp.clip(start + (stop - start) * (jnp.arange(size) + 0.5) / size, 0, length)
+  distance = jnp.abs(centres[:, None] - (jnp.arange(length) + 0.5)) / jnp.maximum(jnp.abs(stop - start) / size, 1)
+  weights = jnp.maximum(0, 1 - distance)
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+def affine(image, matrix, size=None, fill=None):
+  """Bilinear lookup without antialiasing; output pixel (x, y) is read at `matrix` @ (x, y, 1) of the input.
+
+  matrix: float [2, 3] in pixel edges, as Pillow's `Image.transform(AFFINE)`. size: side of the output, the input's if
+  None. fill: value beyond the picture; None = its edge pixels go on.
+  """
+  height, width, _ = image.shape
+  rows, columns = (size, size) if size else (height, width)
+  x, y = jnp.arange(columns) + 0.5, jnp.arange(rows)[:, None] + 0.5
+  x, y = (a * x + b * y + c for a, b, c in matrix)
+  left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
+  dx, dy = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
+  flat = image.reshape(height * width, 3)
+
+  def tap(down, right):
+    row = jnp.clip(top + down, 0, height - 1).astype(jnp.int32)
+    return flat.at[row * width + jnp.clip(left + right, 0, width - 1).astype(jnp.int32)].get(mode='promise_in_bounds')
+
+  values = (tap(0, 0) * (1 - dx) + tap(0, 1) * dx) * (1 - dy) + (tap(1, 0) * (1 - dx) + tap(1, 1) * dx) * dy
+  if fill is None:
+    return values
+  inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+  return jnp.where(inside[..., None], values, fill)
+
+
+def rotation_matrix(radians, size, margin=0):
+  """Counter-clockwise turn about the centre of a square of `size` pixels that lies `margin` pixels inside the input."""
+  c, s, half = jnp.cos(radians), jnp.sin(radians), size / 2
+  shift = half + margin
+  return jnp.array([[c, -s, shift - c * half + s * half], [s, c, shift - s * half - c * half]])
+
+
+def grey(image):
+  """Luma [h, w, 1]."""
+  return sum(share * image[..., c : c + 1] for c, share in enumerate(LUMA))
+
+
+def _blend(image, degenerate, factor):
+  return jnp.clip(degenerate + factor * (image - degenerate), 0, 1)
+
+
+def brightness(image, factor):
+  """Factor 0 = black, 1 = unchanged (Pillow's ImageEnhance; likewise the next three)."""
+  return jnp.clip(image * factor, 0, 1)
+
+
+def contrast(image, factor):
+  """Factor 0 = the picture's mean grey everywhere."""
+  return _blend(image, grey(image).mean(), factor)
+
+
+def saturation(image, factor):
+  """Factor 0 = grey picture."""
+  return _blend(image, grey(image), factor)
+
+
+def sharpness(image, factor):
+  """Factor 0 = smoothed by the 3x3 kernel (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay."""
+  rows = image[:-2] + image[1:-1] + image[2:]
+  smooth = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image[1:-1, 1:-1]) / 13
+  return _blend(image, image.at[1:-1, 1:-1].set(smooth), factor)
+
+
+def hue(image, turns):
+  """Moves the hue by `turns` of the colour circle."""
+  return jnp.clip(dm_pix.adjust_hue(image, turns), 0, 1)
+
+
+def autocontrast(image):
+  """Stretches each channel to [0, 1]; a flat channel stays."""
+  low, high = image.min(axis=(0, 1)), image.max(axis=(0, 1))
+  return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1), image)
+
+
+def equalize(image):
+  """Flattens each channel's histogram of 256 bins, in Pillow's integer arithmetic (ImageOps.equalize)."""
+  levels = _levels(image).reshape(-1, 3)
+  channels = jnp.arange(3)
+  counts = jnp.zeros((3, 256), jnp.int32).at[channels, levels].add(1)
+  step = (levels.shape[0] - counts[channels, levels.max(axis=0)]) // 255
+  before = jnp.cumsum(counts, axis=1) - counts
+  table = jnp.clip((step[:, None] // 2 + before) // jnp.maximum(step[:, None], 1), 0, 255)
+  table = jnp.where(step[:, None] > 0, table, jnp.arange(256))
+  return (table[channels, levels] / 255).astype(image.dtype).reshape(image.shape)
+
+
+def posterize(image, bits):
+  """Keeps the `bits` highest of 8 bits of each value."""
+  step = 2.0 ** (8 - bits)
+  return jnp.floor(_levels(image) / step) * step / 255
+
+
+def solarize(image, threshold):
+  """Inverts what is at or above the threshold, which is in [0, 1]."""
+  return dm_pix.solarize(image, threshold)
+
+
+def _levels(image):
+  return jnp.round(image * 255).astype(jnp.int32)
+
+
+FILL = 0.5  # what geometric RandAugment operations leave empty: mid grey, as in the paper's own code
+GEOMETRIC = ('rotate', 'shear_x', 'shear_y', 'translate_x', 'translate_y')
+POINTWISE = ('autocontrast', 'posterize', 'solarize', 'color', 'contrast', 'brightness', 'sharpness')
+OPERATIONS = ('identity', 'equalize', *GEOMETRIC, *POINTWISE)
+
+
+def operate(image, index, strength, sign):
+  """The RandAugment operation OPERATIONS[index] (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
+
+  strength: magnitude / 10 in [0, 1]; ranges are torchvision's: 30 degrees, shear 0.3, translation 150/331 of the side,
+  enhancement factors 1 +- 0.9, posterize to 8 - 4 strength bits, solarize above 1 - strength. sign: -1 or 1, the
+  direction where there are two. Grouped in four kinds, not fourteen, because vmap computes every branch of a switch.
+  """
+  first = 2 + len(GEOMETRIC)
+  kind = jnp.where(index < 2, index, jnp.where(index < first, 2, 3))
+  branches = (
+    lambda: image,
+    lambda: equalize(image),
+    lambda: affine(image, _operation_matrix(image.shape, index - 2, strength * sign), fill=FILL),
+    lambda: _pointwise(image, index - first, strength, sign),
+  )
+  return jax.lax.switch(kind, branches)
+
+
+def _operation_matrix(shape, index, signed):
+  height, width, _ = shape
+  shear, shift = 0.3 * signed, 150 / 331 * signed
+  one = jnp.ones(())
+  c, s = jnp.cos(jnp.deg2rad(30 * signed)), jnp.sin(jnp.deg2rad(30 * signed))
+  x, y = width / 2, height / 2
+  zero = jnp.zeros(())
+  matrices = (
+    (c, -s, x - c * x + s * y, s, c, y - s * x - c * y),
+    (one, shear, zero, zero, one, zero),
+    (one, zero, zero, shear, one, zero),
+    (one, zero, jnp.trunc(shift * width), zero, one, zero),
+    (one, zero, zero, zero, one, jnp.trunc(shift * height)),
+  )
+  return jnp.array(matrices)[index].reshape(2, 3)
+
+
+def _pointwise(image, index, strength, sign):
+  factor = 1 + 0.9 * strength * sign
+  results = (
+    autocontrast(image),
+    posterize(image, 8 - jnp.round(4 * strength)),
+    solarize(image, 1 - strength),
+    saturation(image, factor),
+    contrast(image, factor),
+    brightness(image, factor),
+    sharpness(image, factor),
+  )
+  return jax.lax.select_n(index, *results)

@@ -1,0 +1,40 @@
+"""Holding examples back for validation, stratified and seeded."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tlx.types import DataSource, Example
+
+
+class Subset:
+  """Some examples of another source, in the given order."""
+
+  def __init__(self, source: DataSource, indices: Sequence[int] | np.ndarray):
+    self.source, self.indices = source, np.asarray(indices, np.int64)
+    self.labels = np.asarray(source.labels, np.int32)[self.indices]
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> Example:
+    return self.source[int(self.indices[index])]
+
+
+def holdout(labels: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Sorted positions (kept, held back), the same share of every class.
+
+  A class of two or more examples gives at least one and keeps at least one; a class of one keeps it.
+  """
+  held = []
+  for label in np.unique(labels):
+    members = np.flatnonzero(labels == label)
+    count = min(max(1, round(share * len(members))), len(members) - 1)
+    held.append(np.random.default_rng((seed, int(label))).permutation(members)[:count])
+  held = np.sort(np.concatenate(held)) if held else np.zeros(0, np.int64)
+  return np.setdiff1d(np.arange(len(labels)), held), held
+
+
+def class_counts(labels: np.ndarray, classes: int) -> tuple[int, ...]:
+  """Examples of each class."""
+  return tuple(np.bincount(labels, minlength=classes).tolist())

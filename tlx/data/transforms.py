@@ -1,0 +1,87 @@
+"""Host transforms: uint8 RGB [h, w, 3] of any size -> a square that a batch can hold.
+
+`evaluation` is what the checkpoint's record says, equal to timm's evaluation transform before normalisation. `canvas`
+keeps the whole image for random crops on the device.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+from tlx.types import Preprocess, UsageError
+
+INTERPOLATIONS = {
+  'nearest': Image.Resampling.NEAREST,
+  'bilinear': Image.Resampling.BILINEAR,
+  'bicubic': Image.Resampling.BICUBIC,
+  'lanczos': Image.Resampling.LANCZOS,
+}
+LONGEST = 16  # a strip more than this many times longer than wide is cut around its centre before it is resized
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Resize the shorter side to floor(size / crop), then crop the centre; see `evaluation`."""
+
+  size: int  # pixels, height = width of the result
+  crop: float
+  interpolation: str
+  min_size: None = None  # decode every pixel
+
+  def __call__(self, image: np.ndarray) -> np.ndarray:
+    short = math.floor(self.size / self.crop)
+    image = Image.fromarray(_centre_of_strip(image))
+    width, height = image.size
+    if width <= height:
+      width, height = short, int(short * height / width)
+    else:
+      width, height = int(short * width / height), short
+    image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+    left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+    return np.array(image.crop((left, top, left + self.size, top + self.size)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Canvas:
+  """The whole image squashed to a square; see `canvas`."""
+
+  size: int  # pixels, height = width of the result
+
+  @property
+  def min_size(self) -> int:
+    """Pixels that a draft decode must keep on both sides."""
+    return self.size
+
+  def __call__(self, image: np.ndarray) -> tuple[np.ndarray, float]:
+    height, width = image.shape[:2]
+    square = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
+    return np.array(square), width / height
+
+
+def evaluation(preprocess: Preprocess) -> Evaluation:
+  """uint8 [h, w, 3] -> uint8 [size, size, 3], as `preprocess` says; mean and std are applied on the device.
+
+  Raises: UsageError for an interpolation that is not one of INTERPOLATIONS, or a crop outside (0, 1].
+  """
+  if preprocess.interpolation not in INTERPOLATIONS:
+    raise UsageError(f'unknown interpolation {preprocess.interpolation!r}; available: {", ".join(INTERPOLATIONS)}')
+  if not 0 < preprocess.crop <= 1:
+    raise UsageError(
+      f'crop {preprocess.crop} is outside (0, 1]: the share of the resized image that the centre crop keeps'
+    )
+  return Evaluation(preprocess.size, preprocess.crop, preprocess.interpolation)
+
+
+def canvas(size: int) -> Canvas:
+  """uint8 [h, w, 3] -> (uint8 [size, size, 3], width / height of the original), for augmentation on the device."""
+  return Canvas(size)
+
+
+def _centre_of_strip(image: np.ndarray) -> np.ndarray:
+  # Resizing all of a 20,000 x 1 strip so that its shorter side is 256 would take 4 GB, nearly all cropped away again.
+  height, width = image.shape[:2]
+  keep = LONGEST * min(height, width)
+  top, left = max(0, height - keep) // 2, max(0, width - keep) // 2
+  return image[top : height - top, left : width - left] if top or left else image

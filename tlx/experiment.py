@@ -1,0 +1,429 @@
+"""An experiment, whole: weights -> what learns -> data -> step -> loop -> evaluate -> export -> report. Open this first."""
+
+import dataclasses
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tlx import catalog, console, defaults, labels, pretrained, schedules, trees
+from tlx.data import augment, pipeline, transforms
+from tlx.evaluate import exact, mistakes
+from tlx.report import events, folder, page
+from tlx.tasks import classification
+from tlx.train import loop, optimizer, placement
+from tlx.train.checkpoint import Checkpoints
+from tlx.train.step import Recipe, eval_step
+from tlx.types import Dataset, Phase, Pretrained, TlxError, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything that decides a run. None is filled in from the data set (`tlx/defaults.py`), and printed."""
+
+  model: str = 'efficientnet_lite0'
+  """A variant (`tlx models`), a folder with config.json and weights, or hf-hub:OWNER/NAME."""
+  data: str = 'photo_patches'
+  """photo_patches, digits, folder:PATH or tfds:NAME."""
+  strategy: str = 'lp_ft'
+  """linear_probe, partial:K, layerwise_decay:D, full, lp_ft, gradual or scratch."""
+  out: str | None = None
+  """The run folder; runs/DATA-MODEL-STRATEGY by default. An unfinished run there is resumed."""
+  weights: str | None = None
+  """A file or URL to take the weights from, instead of the model's published ones."""
+  epochs: float | None = None
+  """Passes over the training split."""
+  batch_size: int | None = None
+  """Images a step, over all devices."""
+  image_size: int | None = None
+  """Height and width in pixels of what the model sees."""
+  seed: int = 0
+  """Of everything random."""
+  compile: Literal['jit', 'pmap'] = 'jit'
+  """How the step is spread over devices; the numbers are the same."""
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  """Of the compute; parameters stay float32."""
+
+  optimizer: Literal['adamw', 'sgd'] = 'adamw'
+  lr: float | None = None
+  """Peak learning rate of the head; a strategy scales each layer's."""
+  schedule: str = 'cosine'
+  """cosine, linear, constant, step, polynomial, one_cycle or rsqrt."""
+  warmup: float = 0.1
+  """Share of each phase's steps."""
+  weight_decay: float | None = None
+  """On kernels only, never on biases and norms."""
+  momentum: float = 0.9
+  """Of sgd."""
+  clip_norm: float = 1.0
+  """Largest norm of the trainable gradient; 0 = no clipping."""
+  micro_batches: int = 1
+  """Parts a batch is computed in, one after the other (gradient accumulation)."""
+  ema: float = 0.0
+  """Decay of the moving average of what learns; 0 = none."""
+  label_smoothing: float | None = None
+  dropout: float = 0.0
+  """Before the head."""
+  drop_path: float = 0.0
+  """Stochastic depth of the last block, growing linearly from the first."""
+  class_weights: Literal['none', 'balanced'] = 'none'
+  """balanced: the rarer the class, the heavier its loss."""
+  sampling: Literal['shuffled', 'balanced'] = 'shuffled'
+  """balanced: every class equally often."""
+  focal_gamma: float = 0.0
+  """Focal loss; 0 = cross-entropy."""
+
+  augment: str | None = None
+  """none, light, medium, strong or glyph."""
+  mixup: float | None = None
+  """Alpha; None leaves it to --augment, as for the three below."""
+  cutmix: float | None = None
+  erasing: float | None = None
+  randaugment: int | None = None
+  """Operations an image."""
+
+  workers: int | None = None
+  """Threads that decode images."""
+  log_every: int = 10
+  """Steps between lines of metrics.jsonl."""
+  eval_every: float = 0.1
+  """Share of the run between evaluations on the validation split; at least an epoch."""
+  save_every: int = 100
+  """Steps between checkpoints."""
+
+
+class Prepared(NamedTuple):
+  """An experiment with everything loaded and nothing left open."""
+
+  experiment: Experiment
+  why: Mapping[str, str]
+  data: Dataset
+  pretrained: Pretrained
+  phases: Sequence[Phase]
+  placement: Any
+  steps: int
+
+
+class Result(NamedTuple):
+  """What `tlx.finetune` returns: the numbers of result.json, the trained model, and where all of it lies."""
+
+  metrics: Mapping[str, Any]
+  pretrained: Pretrained
+  folder: Path
+
+
+# Options that say how to run, not what comes out: a resumed run may change them.
+RUNNING = ('out', 'compile', 'workers', 'log_every')
+
+
+def run(experiment: Experiment, *, quiet: bool = False) -> Result:
+  """Trains, evaluates, exports and reports; resumes what an earlier call with the same run folder left unfinished.
+
+  Raises: UsageError for what the experiment gets wrong, TlxError for what the machine does, loop.Stopped after SIGTERM.
+  """
+  started = time.time()
+  show = console.Console(quiet or jax.process_index() > 0)
+  prepared = prepare(experiment, show)
+  out = Path(prepared.experiment.out)
+  _claim(out, prepared)
+  if (out / 'result.json').exists():
+    show.line(f'{out} is complete; choose another --out to train again')
+    metrics = folder.read_json(out / 'result.json')
+    show.result(metrics, out)
+    return Result(metrics, pretrained.load(str(out / 'model')), out)
+  rows = _learning(prepared)
+  show.learning(rows)
+  _write(out / 'experiment.json', describe(prepared, rows))
+  outcome, evaluations = _train(prepared, out, show)
+  trained = prepared.pretrained._replace(variables=jax.device_get(outcome.state.averaged))
+  metrics = _finish(prepared, trained, outcome, evaluations, out, started)
+  show.result(metrics, out)
+  return Result(metrics, trained, out)
+
+
+def prepare(experiment: Experiment, show: console.Console) -> Prepared:
+  """Loads what the experiment names and fills in what it leaves open; prints the data set and the defaults."""
+  strategy = catalog.strategy(experiment.strategy)
+  place = placement.make(experiment.compile)
+  _check(experiment)
+  from_pretrained = getattr(strategy, 'pretrained', True)
+  data = catalog.dataset(experiment.data, seed=experiment.seed)
+  show.data(data.info)
+  loaded = pretrained.load(
+    experiment.model,
+    weights=experiment.weights,
+    num_classes=len(data.info.class_names),
+    pretrained=from_pretrained,
+    dropout=experiment.dropout,
+    drop_path=experiment.drop_path,
+    seed=experiment.seed,
+  )
+  phases = strategy.phases(loaded.module.backbone.names)
+  facts = defaults.Facts(data.info, loaded.preprocess, phases, from_pretrained)
+  experiment, why = defaults.resolve(dataclasses.replace(experiment, out=experiment.out or _folder_name(experiment)), facts)
+  show.defaults(why)
+  loaded = loaded._replace(preprocess=loaded.preprocess._replace(size=experiment.image_size), class_names=data.info.class_names)
+  _check_batch(experiment)
+  steps = schedules.steps(experiment.epochs, facts.examples, experiment.batch_size)
+  return Prepared(experiment, why, data, loaded, phases, place, steps)
+
+
+def recipe(prepared: Prepared) -> Recipe:
+  """The part of the experiment that the pure step needs."""
+  e = prepared.experiment
+  counts = prepared.data.info.counts['train']
+  task = classification.Classification(
+    num_classes=len(prepared.data.info.class_names),
+    label_smoothing=e.label_smoothing,
+    focal_gamma=e.focal_gamma,
+    class_weights=classification.balanced_weights(counts) if e.class_weights == 'balanced' else None,
+  )
+  return Recipe(
+    prepared.pretrained.module, task, prepared.pretrained.preprocess, augmentation(e), jnp.dtype(e.dtype), e.micro_batches, e.ema
+  )
+
+
+def augmentation(e: Experiment) -> augment.Augment | None:
+  """The preset with what the options override; None where nothing is random."""
+  if e.augment not in augment.PRESETS:
+    raise UsageError(f'no augmentation {e.augment!r}{catalog.suggest(str(e.augment), augment.PRESETS)}')
+  names = {'mixup': 'mixup', 'cutmix': 'cutmix', 'erasing': 'erasing', 'randaugment': 'randaugment_layers'}
+  changes = {field: getattr(e, option) for option, field in names.items() if getattr(e, option) is not None}
+  chosen = dataclasses.replace(augment.PRESETS[e.augment], **changes)
+  return None if chosen == augment.PRESETS['none'] else chosen
+
+
+def rates(prepared: Prepared) -> optimizer.Optimizer:
+  e = prepared.experiment
+  return optimizer.Optimizer(e.optimizer, e.lr, e.weight_decay, e.momentum, e.clip_norm, e.schedule, e.warmup)
+
+
+def evaluator(prepared: Prepared, split: str):
+  """A function of placed variables: one exact pass over a split, compiled once."""
+  e, source = prepared.experiment, prepared.data.splits[split]
+  step = prepared.placement.evaluate(eval_step(recipe(prepared)))
+  transform = transforms.evaluation(prepared.pretrained.preprocess)
+
+  def evaluate(variables) -> exact.Evaluation:
+    shard = (jax.process_index(), jax.process_count())
+    batches = pipeline.eval_batches(source, batch_size=e.batch_size, transform=transform, shard=shard)
+    return exact.evaluate(step, variables, batches, prepared.placement.put_batch, size=len(source))
+
+  return evaluate
+
+
+def describe(prepared: Prepared, rows: Sequence[tuple]) -> dict[str, Any]:
+  """experiment.json: all that reproduces the run."""
+  e, info, source = prepared.experiment, prepared.data.info, prepared.pretrained.source
+  packages = {name: sys.modules[name].__version__ for name in ('jax', 'flax', 'optax', 'numpy')}
+  return {
+    'experiment': dataclasses.asdict(e),
+    'command': command(e),
+    'environment': {
+      'tlx': __import__('tlx').__version__, 'python': platform.python_version(), **packages,
+      'platform': platform.platform(), 'device': jax.devices()[0].device_kind, 'backend': jax.default_backend(),
+      'devices': jax.device_count(), 'processes': jax.process_count(),
+    },
+    'data': info._asdict(),
+    'model': {
+      'variant': source.variant, 'location': source.location, 'license': source.license,
+      'parameters': trees.count(prepared.pretrained.variables['params']),
+      'preprocess': prepared.pretrained.preprocess._asdict(),
+    },
+    'learning': [{'name': name, 'steps': steps, 'rows': [row._asdict() for row in table]} for name, steps, table in rows],
+    'defaults': dict(prepared.why),
+  }  # fmt: skip
+
+
+def command(e: Experiment) -> str:
+  """The command line that gives this experiment again, whatever the defaults become."""
+  options = []
+  for field in dataclasses.fields(e):
+    value = getattr(e, field.name)
+    if value is not None and (value != field.default or field.name in ('model', 'data', 'strategy')):
+      options += [f'--{field.name.replace("_", "-")}', str(value)]
+  return shlex.join(['tlx', 'finetune', *options])
+
+
+def _train(prepared: Prepared, out: Path, show: console.Console):
+  """The loop with its log, event files, progress bar and checkpoints."""
+  e = prepared.experiment
+  evaluations = {'validation': evaluator(prepared, 'validation')}
+  checkpoints = Checkpoints(out / 'checkpoints', warn=show.warn)
+  log = Log(out)
+  with show.progress(prepared.steps) as progress:
+    plan = loop.Plan(
+      stretches=loop.stretches(prepared.phases, prepared.steps),
+      recipe=recipe(prepared),
+      optimizer=rates(prepared),
+      placement=prepared.placement,
+      checkpoints=checkpoints,
+      batches=lambda step: _batches(prepared, step),
+      evaluate=lambda variables: _numbers(evaluations['validation'](variables).summary()),
+      log=lambda record: (log.append(record), progress.log(record)),
+      resumed=lambda step: (log.resume(step), progress.resume(step)),
+      progress=progress.update,
+      seed=e.seed,
+      log_every=e.log_every,
+      eval_every=max(1, round(max(e.eval_every, 1 / e.epochs) * prepared.steps)),
+      save_every=e.save_every,
+    )
+    try:
+      outcome = loop.fit(plan, prepared.pretrained.variables)
+    finally:
+      checkpoints.close()
+      log.close()
+  return outcome, evaluations
+
+
+class Log:
+  """metrics.jsonl and TensorBoard events, written by the first process alone."""
+
+  def __init__(self, out: Path):
+    self._lines = self._events = None
+    self._out = out
+
+  def resume(self, step: int) -> None:
+    """Opens both; what was logged after `step` never happened."""
+    if jax.process_index() == 0:
+      self._lines = folder.MetricsLog(self._out / 'metrics.jsonl')
+      self._lines.truncate(step)
+      self._events = events.EventWriter(self._out / 'events', purge_step=step + 1 if step else None)
+
+  def append(self, record: Mapping[str, Any]) -> None:
+    if self._lines:
+      self._lines.append(record)
+      numbers = {f'{record["split"]}/{k}': v for k, v in record.items() if isinstance(v, float | int) and k != 'step'}
+      self._events.scalars(record['step'], numbers)
+
+  def close(self) -> None:
+    if self._events:
+      self._events.close()
+
+
+def _batches(prepared: Prepared, step: int):
+  """Placed training batches from the one after `step` on."""
+  e = prepared.experiment
+  if augmentation(e) is None:
+    transform = transforms.evaluation(prepared.pretrained.preprocess)
+  else:  # a little larger than what the model sees, so that a random crop is seldom enlarged much
+    transform = transforms.canvas(round(e.image_size * 8 / 7))
+  batches = pipeline.train_batches(
+    prepared.data.splits['train'],
+    batch_size=e.batch_size,
+    transform=transform,
+    seed=e.seed,
+    start_step=step,
+    class_balanced=e.sampling == 'balanced',
+    workers=e.workers,
+    shard=(jax.process_index(), jax.process_count()),
+  )
+  return pipeline.Prefetch(batches, prepared.placement.put_batch)
+
+
+def _finish(prepared: Prepared, trained: Pretrained, outcome, evaluations, out: Path, started: float) -> dict[str, Any]:
+  """Evaluates, exports and reports what the loop left; nothing of it touches the checkpoints."""
+  variables = prepared.placement.put_state(trained.variables)
+  evaluation = evaluations['validation'](variables)
+  learning = {name for phase in prepared.phases for name in phase.rates}
+  params = trees.flatten(trained.variables['params'])
+  metrics = {
+    **_numbers(evaluation.summary()),
+    'split': 'validation',
+    'seconds': time.time() - started,
+    'images_per_second': outcome.examples / max(outcome.seconds['train'], 1e-9),
+    'trainable_parameters': trees.count([x for path, x in params.items() if labels.layer_of(path) in learning]),
+    'parameters': trees.count(params),
+    'phases': [phase.name for phase in prepared.phases],
+    'data_wait': outcome.seconds['data'] / max(outcome.seconds['train'], 1e-9),
+    'compile_seconds': outcome.seconds['compile'],
+  }
+  if 'test' in prepared.data.splits:
+    metrics['test'] = _numbers(evaluator(prepared, 'test')(variables).summary())
+  if jax.process_index() == 0:
+    _write_evaluation(prepared, evaluation, out)
+    pretrained.save(out / 'model', trained.module, trained.variables, source=trained.source, preprocess=trained.preprocess, class_names=trained.class_names)
+    folder.write_json(out / 'result.json', metrics)
+    page.write_report(out)
+  return metrics
+
+
+def _write_evaluation(prepared: Prepared, evaluation: exact.Evaluation, out: Path) -> None:
+  """evaluation.npz, and the pictures of the most confident mistakes."""
+  exact.write(out / 'evaluation.npz', evaluation)
+  source, names = prepared.data.splits['validation'], prepared.data.info.class_names
+  mistakes.write(out, evaluation.records, source, names)
+
+
+def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+  return {name: value for name, value in summary.items() if isinstance(value, float | int)}
+
+
+def _learning(prepared: Prepared) -> list[tuple[str, int, list[optimizer.Row]]]:
+  """(phase, steps, table) of every phase."""
+  params = prepared.pretrained.variables['params']
+  return [
+    (s.phase.name, s.end - s.start, optimizer.describe(params, s.phase, prepared.experiment.lr))
+    for s in loop.stretches(prepared.phases, prepared.steps)
+  ]
+
+
+def _claim(out: Path, prepared: Prepared) -> None:
+  """Refuses a folder that is something else, or the run of another experiment."""
+  record = out / 'experiment.json'
+  if out.exists() and not out.is_dir():
+    raise UsageError(f'--out {out} is a file; choose a folder')
+  if not record.exists():
+    if out.is_dir() and any(out.iterdir()):
+      raise UsageError(f'--out {out} is no run folder and not empty; choose another')
+    return
+  there, here = folder.read_json(record)['experiment'], folder.plain(dataclasses.asdict(prepared.experiment))
+  differ = [name for name in here if name not in RUNNING and there.get(name) != here[name]]
+  if differ:
+    changes = ', '.join(f'{name} {there.get(name)} there, {here[name]} here' for name in differ)
+    raise UsageError(f'--out {out} holds another experiment ({changes}); choose another --out, or repeat its options to resume it')
+
+
+def _check(e: Experiment) -> None:
+  """All problems of the options at once, before anything slow."""
+  positive = ('epochs', 'batch_size', 'image_size', 'lr', 'micro_batches', 'log_every', 'eval_every', 'save_every')
+  shares = ('warmup', 'ema', 'label_smoothing', 'dropout', 'drop_path', 'erasing')
+  atleast0 = ('weight_decay', 'momentum', 'clip_norm', 'focal_gamma', 'mixup', 'cutmix', 'randaugment', 'workers')
+  given = {name: value for name, value in dataclasses.asdict(e).items() if isinstance(value, float | int)}
+  option = lambda name: f'--{name.replace("_", "-")} {given[name]}'
+  problems = [f'{option(n)}: must be above 0' for n in positive if n in given and not given[n] > 0]
+  problems += [f'{option(n)}: must lie in [0, 1)' for n in shares if n in given and not 0 <= given[n] < 1]
+  problems += [f'{option(n)}: must be 0 or more' for n in atleast0 if n in given and not given[n] >= 0]
+  if e.schedule not in schedules.SCHEDULES:
+    problems.append(f'no schedule {e.schedule!r}{catalog.suggest(e.schedule, schedules.SCHEDULES)}')
+  if e.augment is not None and e.augment not in augment.PRESETS:
+    problems.append(f'no augmentation {e.augment!r}{catalog.suggest(e.augment, augment.PRESETS)}')
+  if problems:
+    raise UsageError('\n'.join(problems))
+
+
+def _check_batch(e: Experiment) -> None:
+  parts = jax.device_count() * e.micro_batches
+  if e.batch_size % parts:
+    near = max(1, round(e.batch_size / parts)) * parts
+    raise UsageError(
+      f'--batch-size {e.batch_size} does not divide into {jax.device_count()} devices x {e.micro_batches} micro-batches; {near} does'
+    )
+
+
+def _folder_name(e: Experiment) -> str:
+  """runs/photo_patches-efficientnet_lite0-lp_ft"""
+  clean = lambda text: ''.join(c if c.isalnum() or c in '._' else '-' for c in text.rstrip('/').split('/')[-1])
+  return f'runs/{clean(e.data)}-{clean(e.model)}-{clean(e.strategy)}'
+
+
+def _write(path: Path, value: Any) -> None:
+  if jax.process_index() == 0:
+    folder.write_json(path, value)

@@ -1,0 +1,148 @@
+"""What a finished run, or a pretrained model, is used for: evaluate, predict, export."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tlx import catalog, pretrained, trees
+from tlx.data import augment, decode, pipeline, transforms
+from tlx.evaluate import exact
+from tlx.tasks.classification import Classification
+from tlx.train import placement
+from tlx.train.step import Recipe, eval_step
+from tlx.types import Pretrained, TlxError, UsageError
+
+
+def run_folder(path: str | Path) -> Path:
+  """The folder of a finished run. Raises UsageError for what is none, saying what it is instead."""
+  path = Path(path)
+  if not path.is_dir():
+    near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise UsageError(f'no run folder {path}{catalog.suggest(path.name, near) if near else ""}')
+  if not (path / 'experiment.json').exists():
+    raise UsageError(f'{path} is no run folder: it has no experiment.json; `tlx finetune --out {path}` would make one')
+  if not (path / 'model' / 'config.json').exists():
+    raise UsageError(f'{path} is not finished: run its `tlx finetune` command again to resume it')
+  return path
+
+
+def load_run(path: str | Path) -> Pretrained:
+  """The trained model of a run, with its preprocessing and class names."""
+  return pretrained.load(str((run_folder(path) / 'model').absolute()))
+
+
+def evaluate(run: Path, *, data: str | None = None, split: str = 'validation', batch_size: int | None = None) -> dict[str, Any]:
+  """The numbers of result.json for a run on a split of its own data set or of another with the same classes."""
+  model = load_run(run)
+  record = json.loads((Path(run) / 'experiment.json').read_text())['experiment']
+  found = catalog.dataset(data or record['data'], seed=record['seed'])
+  if split not in found.splits:
+    raise UsageError(f'{found.info.name} has no split {split!r}{catalog.suggest(split, found.splits)}')
+  if list(found.info.class_names) != list(model.class_names):
+    raise UsageError(_classes_differ(found.info.name, found.info.class_names, run, model.class_names))
+  place = placement.make('jit')
+  size = -(-(batch_size or record['batch_size']) // jax.device_count()) * jax.device_count()
+  recipe = Recipe(model.module, Classification(len(model.class_names)), model.preprocess, dtype=jnp.dtype(record['dtype']))
+  batches = pipeline.eval_batches(found.splits[split], batch_size=size, transform=transforms.evaluation(model.preprocess))
+  step = place.evaluate(eval_step(recipe))
+  done = exact.evaluate(step, place.put_state(model.variables), batches, place.put_batch, size=len(found.splits[split]))
+  return {name: value for name, value in done.summary().items() if isinstance(value, float | int)}
+
+
+def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int = 16) -> Iterator[dict[str, Any]]:
+  """For each image {'image', 'classes': [{'id', 'name', 'probability'}]}, most probable first, or {'image', 'error'}."""
+  if top < 1:
+    raise UsageError(f'--top {top}: must be 1 or more')
+  files = _files(images)
+  model = pretrained.load(run) if run in catalog.variants() or run.startswith('hf-hub:') else load_run(run)
+  names = model.class_names or [f'class {i}' for i in range(model.module.head.num_classes)]
+  transform = transforms.evaluation(model.preprocess)
+
+  @jax.jit
+  def probabilities(variables, pixels):
+    inputs = augment.normalise(augment.to_float(pixels), model.preprocess.mean, model.preprocess.std)
+    return jax.nn.softmax(model.module.apply(variables, inputs))
+
+  batch_size = min(batch_size, len(files))
+  for start in range(0, len(files), batch_size):
+    part = files[start : start + batch_size]
+    decoded = [_decode(file, transform) for file in part]
+    pixels = np.zeros((batch_size, model.preprocess.size, model.preprocess.size, 3), np.uint8)
+    for i, image in enumerate(decoded):
+      if not isinstance(image, str):
+        pixels[i] = image
+    rows = np.asarray(probabilities(model.variables, pixels))
+    for file, image, row in zip(part, decoded, rows):
+      yield {'image': str(file), 'error': image} if isinstance(image, str) else {'image': str(file), 'classes': _top(row, names, top)}
+
+
+def export(run: Path, out: Path) -> Path:
+  """Writes the run's model in timm's layout to `out`."""
+  model = load_run(run)
+  return pretrained.save(
+    out, model.module, model.variables, source=model.source, preprocess=model.preprocess, class_names=model.class_names
+  )
+
+
+def model_table(pattern: str) -> list[dict[str, Any]]:
+  """One row a model: name, family, parameters with a 1,000-class head, layers, input size, where its weights are."""
+  names = catalog.list_models(pattern)
+  if not names:
+    raise UsageError(f'no model matches {pattern!r}{catalog.suggest(pattern, catalog.list_models())}')
+  return [_model_row(catalog.variant(name)) for name in names]
+
+
+def _model_row(variant: catalog.Variant) -> dict[str, Any]:
+  module = pretrained.build(variant, 1000)
+  return {
+    'name': variant.name,
+    'family': variant.family.__name__.split('.')[-1],
+    'parameters': trees.count(pretrained.abstract(module)['params']),
+    'layers': len(module.backbone.names),
+    'weights': variant.checkpoint.location if variant.checkpoint else 'none published',
+    'license': variant.checkpoint.license if variant.checkpoint else '',
+  }
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+  """The images named, and those in folders named."""
+  if not paths:
+    raise UsageError('no images: name files or folders')
+  if missing := [str(path) for path in paths if not path.exists()]:
+    raise UsageError(f'no such file: {", ".join(missing)}')
+  files: list[Path] = []
+  for path in paths:
+    if path.is_dir():
+      found = sorted(Path(root) / name for root, _, names in os.walk(path) for name in names if Path(name).suffix.lower() in decode.extensions())
+      if not found:
+        raise UsageError(f'no images in {path}')
+      files += found
+    else:
+      files.append(path)
+  return files
+
+
+def _decode(file: Path, transform) -> np.ndarray | str:
+  """Pixels, or why there are none."""
+  try:
+    return transform(decode.decode(file.read_bytes()))
+  except TlxError as error:
+    return str(error)
+  except OSError as error:
+    return error.strerror or str(error)
+
+
+def _top(row: np.ndarray, names: Sequence[str], top: int) -> list[dict[str, Any]]:
+  order = np.argsort(-row, kind='stable')[:top]
+  return [{'id': int(i), 'name': names[i], 'probability': float(row[i])} for i in order]
+
+
+def _classes_differ(data: str, there: Sequence[str], run: Path, here: Sequence[str]) -> str:
+  only = lambda a, b: ', '.join(sorted(set(a) - set(b))[:10]) or 'none'
+  return f'{data} has other classes than {run}: only there {only(there, here)}; only here {only(here, there)}'

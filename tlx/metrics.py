@@ -1,0 +1,99 @@
+"""Metrics as masked sums: computed on the device, merged by addition, divided once at the end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+BINS = 15  # of confidence, equally wide: the usual number for the calibration error
+
+
+@struct.dataclass
+class Classification:
+  """Sums over the real examples of any number of batches; `jax.lax.psum` of the whole adds them over devices.
+
+  Counts are int32, hence exact up to 2**31 examples; the other sums are float32 on the device and float64 where NumPy
+  arrays are merged, so an evaluation of many batches does well to `jax.device_get` each before it merges.
+  """
+
+  count: jax.Array  # int32 []
+  loss: jax.Array  # float32 []
+  top1: jax.Array  # int32 []
+  top5: jax.Array  # int32 []
+  confusion: jax.Array  # int32 [k, k], rows = truth, columns = prediction
+  bin_count: jax.Array  # int32 [BINS]
+  bin_confidence: jax.Array  # float32 [BINS]
+  bin_correct: jax.Array  # int32 [BINS]
+
+  @classmethod
+  def of(cls, logits, labels, mask, losses):
+    """logits: float [b, k]; labels: int [b]; mask: bool [b], False = padding; losses: float [b], one per example.
+
+    Padding counts for nothing, whatever its logits, label or loss (NaN included). Ties go to the lower class id.
+    """
+    classes = logits.shape[-1]
+    logits, real = logits.astype(jnp.float32), mask.astype(bool)
+    labels = jnp.where(real, labels, 0)
+    ones = real.astype(jnp.int32)
+    order = jax.lax.top_k(logits, min(5, classes))[1]
+    hits = (order == labels[:, None]) & real[:, None]
+    correct = hits[:, 0].astype(jnp.int32)
+    confidence = jnp.where(real, jax.nn.softmax(logits).max(axis=-1), 0)
+    # Bin i holds (i / BINS, (i + 1) / BINS], as Guo et al. define it.
+    bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
+    return cls(
+      count=ones.sum(),
+      loss=jnp.where(real, losses.astype(jnp.float32), 0).sum(),
+      top1=correct.sum(),
+      top5=hits.any(axis=1).sum(dtype=jnp.int32),
+      confusion=jnp.zeros((classes, classes), jnp.int32).at[labels, order[:, 0]].add(ones),
+      bin_count=_into_bins(bins, ones),
+      bin_confidence=_into_bins(bins, confidence),
+      bin_correct=_into_bins(bins, correct),
+    )
+
+  def merge(self, other):
+    """The sums of both."""
+    return jax.tree.map(_add, self, other)
+
+  def compute(self) -> dict:
+    """Plain Python numbers, computed on the host in float64; all 0.0 where there is no example.
+
+    accuracy, top5_accuracy, loss, calibration_error (ECE, Guo et al. 2017, Sec. 2, https://arxiv.org/abs/1706.04599),
+    count, and `per_class`: a list of {precision, recall, f1, support}. macro_precision, macro_recall and macro_f1 are
+    means over all k classes, a class without a prediction or an example counting 0: scikit-learn's
+    `precision_recall_fscore_support(average='macro', labels=range(k), zero_division=0)`.
+    """
+    sums = jax.tree.map(lambda x: np.asarray(x, np.float64), self)
+    right, predicted, support = np.diag(sums.confusion), sums.confusion.sum(axis=0), sums.confusion.sum(axis=1)
+    rates = {
+      'precision': _divide(right, predicted),
+      'recall': _divide(right, support),
+      'f1': _divide(2 * right, predicted + support),
+    }
+    return {
+      'accuracy': float(_divide(sums.top1, sums.count)),
+      'top5_accuracy': float(_divide(sums.top5, sums.count)),
+      'loss': float(_divide(sums.loss, sums.count)),
+      **{f'macro_{name}': float(values.mean()) for name, values in rates.items()},
+      'calibration_error': float(_divide(np.abs(sums.bin_correct - sums.bin_confidence).sum(), sums.count)),
+      'count': int(sums.count),
+      'per_class': [
+        {name: float(values[c]) for name, values in rates.items()} | {'support': int(support[c])}
+        for c in range(len(support))
+      ],
+    }
+
+
+def _into_bins(bins, values):
+  return jax.ops.segment_sum(values, bins, BINS)
+
+
+def _add(a, b):
+  on_host = isinstance(a, np.ndarray | np.generic) and np.issubdtype(a.dtype, np.floating)
+  return a.astype(np.float64) + b if on_host else a + b
+
+
+def _divide(a, b):
+  """a / b, and 0 where b is 0."""
+  return np.divide(a, b, out=np.zeros(np.shape(b)), where=np.asarray(b) != 0)

@@ -1,0 +1,1 @@
+"""Layers that two or more families share; they compute in the dtype of their input."""

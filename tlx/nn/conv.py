@@ -1,0 +1,202 @@
+"""Convolutions and dense layers that compute in the dtype of their input, in the form that suits the platform.
+
+Images are [b, h, w, c], kernels HWIO. GPU and TPU get the library's convolution; a CPU gets the forms of `conv_cpu`,
+chosen when the program is lowered, so that one traced function serves every platform. `conv2d` has a custom reverse
+rule: reverse mode works, also nested and under vmap, scan, remat and pmap; forward mode straight through it
+(`jax.jvp`, `jax.jacfwd`) does not, forward over reverse does.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax import lax
+
+from tlx.nn import conv_cpu
+from tlx.nn.conv_cpu import Spec
+
+Padding = str | int | Sequence[Sequence[int]]
+fan_out_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015, as timm starts its CNNs
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+  """3 -> (3, 3); (3, 5) stays."""
+  return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def explicit_padding(padding: Padding, size, window, strides, dilation) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Any way to say padding -> zeros (before, after) along height and width.
+
+  'same' is TensorFlow's: ceil(size / stride) outputs, the odd zero after. 'torch' is (window - 1) * dilation // 2 on
+  each side, whatever the stride. Raises ValueError for anything else that is not 'valid', an int or two pairs.
+  """
+  reach = [(w - 1) * d for w, d in zip(window, dilation)]
+  if padding == 'valid':
+    return (0, 0), (0, 0)
+  if padding == 'torch':
+    return tuple((r // 2, r // 2) for r in reach)
+  if padding == 'same':
+    total = [max(0, (-(-n // s) - 1) * s + r + 1 - n) for n, s, r in zip(size, strides, reach)]
+    return tuple((t // 2, t - t // 2) for t in total)
+  if isinstance(padding, int):
+    return ((padding, padding),) * 2
+  if isinstance(padding, str) or len(padding) != 2 or any(len(p) != 2 for p in padding):
+    raise ValueError(f"padding {padding!r}: use 'same', 'torch', 'valid', an int, or ((top, bottom), (left, right))")
+  return tuple((int(before), int(after)) for before, after in padding)
+
+
+def library_conv(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
+  """The form for GPU and TPU, and the reference for the others."""
+  numbers = ('NHWC', 'HWIO', 'NHWC')
+  return lax.conv_general_dilated(
+    x, kernel, spec.strides, spec.padding, None, spec.dilation, numbers, feature_group_count=spec.groups
+  )
+
+
+def library_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], spec: Spec) -> jax.Array:
+  """The transpose of `library_conv` in x."""
+  like = jax.ShapeDtypeStruct(x_shape, dy.dtype)
+  return jax.linear_transpose(lambda x: library_conv(x, kernel, spec), like)(dy)[0]
+
+
+def library_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
+  """The transpose of `library_conv` in the kernel."""
+  like = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
+  return jax.linear_transpose(lambda kernel: library_conv(x, kernel, spec), like)(dy)[0]
+
+
+def cpu_conv(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
+  """`library_conv` in the form that is fastest on a CPU."""
+  out = output_size(x.shape, kernel.shape, spec)
+  if conv_cpu.is_depthwise(x.shape, spec):
+    return conv_cpu.depthwise(x, kernel, out, spec)
+  if conv_cpu.is_pointwise(kernel.shape, spec):
+    return conv_cpu.pointwise(x, kernel, out, spec)
+  return library_conv(x, kernel, spec)
+
+
+def cpu_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], spec: Spec) -> jax.Array:
+  """`library_input_gradient` in the form that is fastest on a CPU."""
+  if conv_cpu.is_depthwise(x_shape, spec):
+    return conv_cpu.depthwise_input_gradient(dy, kernel, x_shape, spec)
+  wide_strided = max(spec.strides) > 1 and kernel.shape[2] >= conv_cpu.WIDE and spec.groups == 1
+  if conv_cpu.is_pointwise(kernel.shape, spec) or wide_strided:
+    return conv_cpu.dense_input_gradient(dy, kernel, x_shape, spec)
+  return library_input_gradient(dy, kernel, x_shape, spec)
+
+
+def cpu_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
+  """`library_kernel_gradient` in the form that is fastest on a CPU."""
+  if conv_cpu.is_depthwise(x.shape, spec):
+    return conv_cpu.depthwise_kernel_gradient(x, dy, kernel_shape, spec)
+  if conv_cpu.is_pointwise(kernel_shape, spec):
+    return conv_cpu.pointwise_kernel_gradient(x, dy, kernel_shape, spec)
+  return library_kernel_gradient(x, dy, kernel_shape, spec)
+
+
+def output_size(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], spec: Spec) -> tuple[int, int]:
+  """Height and width of the result; zero or less where the kernel does not fit."""
+  axes = zip(x_shape[1:3], kernel_shape[:2], spec.strides, spec.padding, spec.dilation)
+  return tuple((size + sum(pads) - (window - 1) * d - 1) // s + 1 for size, window, s, pads, d in axes)
+
+
+def by_platform(cpu: Callable, library: Callable, a: jax.Array, b: jax.Array, *static: Any) -> jax.Array:
+  """cpu(a, b, *static) or library(a, b, *static), whichever the program is lowered for."""
+  return lax.platform_dependent(
+    a, b, cpu=lambda a, b: cpu(a, b, *static), default=lambda a, b: library(a, b, *static)
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x, kernel, spec):
+  return by_platform(cpu_conv, library_conv, x, kernel, spec)
+
+
+def _conv_forward(x, kernel, spec):
+  # Not _conv: forward over reverse differentiates this, and _conv has no forward rule.
+  return by_platform(cpu_conv, library_conv, x, kernel, spec), (x, kernel)
+
+
+def _conv_backward(spec, residuals, dy):
+  # Two computations, not one that returns both: jit drops the one that is not asked for.
+  x, kernel = residuals
+  return (
+    by_platform(cpu_input_gradient, library_input_gradient, dy, kernel, x.shape, spec),
+    by_platform(cpu_kernel_gradient, library_kernel_gradient, x, dy, kernel.shape, spec),
+  )
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def conv2d(
+  x: jax.Array,
+  kernel: jax.Array,
+  *,
+  strides: int | Sequence[int] = 1,
+  padding: Padding,
+  groups: int = 1,
+  dilation: int | Sequence[int] = 1,
+) -> jax.Array:
+  """2-D convolution (cross-correlation, as everywhere in deep learning).
+
+  Args: x: float [b, h, w, c]; kernel: float [kh, kw, c / groups, out], cast to the dtype of x; padding: see
+    `explicit_padding`.
+  Returns: [b, h', w', out] in the dtype of x.
+  Raises ValueError where shapes do not fit together.
+  """
+  if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
+    raise ValueError(
+      f'conv2d: input {x.shape} and kernel {kernel.shape} do not fit with groups={groups}; '
+      'need [b, h, w, c] and [kh, kw, c / groups, out] with out a multiple of groups'
+    )
+  strides, dilation = pair(strides), pair(dilation)
+  padding = explicit_padding(padding, x.shape[1:3], kernel.shape[:2], strides, dilation)
+  spec = Spec(strides, padding, groups, dilation)
+  if min(output_size(x.shape, kernel.shape, spec)) < 1:
+    raise ValueError(f'conv2d: kernel {kernel.shape} is larger than the padded input {x.shape}; use larger images')
+  return _conv(x, kernel.astype(x.dtype), spec)
+
+
+class Conv(nn.Module):
+  """Convolution layer: `kernel` float32 HWIO, `bias` float32 [features]; computes in its input's dtype."""
+
+  features: int
+  kernel_size: int | Sequence[int]
+  strides: int | Sequence[int] = 1
+  padding: Padding = 'torch'
+  groups: int = 1
+  dilation: int | Sequence[int] = 1
+  use_bias: bool = False
+  kernel_init: Any = fan_out_init
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (*pair(self.kernel_size), x.shape[-1] // self.groups, self.features)
+    kernel = self.param('kernel', self.kernel_init, shape)
+    y = conv2d(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups, dilation=self.dilation)
+    if self.use_bias:
+      y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
+    return y
+
+
+class Dense(nn.Module):
+  """Linear layer over the last axis: `kernel` float32 [in, features], `bias` float32; computes in its input's dtype.
+
+  A head starts from `nn.initializers.zeros`: its first logits are then uniform and its first gradient says nothing
+  to the backbone.
+  """
+
+  features: int
+  use_bias: bool = True
+  kernel_init: Any = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features))
+    y = x @ kernel.astype(x.dtype)
+    if self.use_bias:
+      y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
+    return y

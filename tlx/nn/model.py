@@ -1,0 +1,105 @@
+"""A backbone as an ordered list of named layers, and the model that puts a head on it."""
+
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tlx.labels import HEAD
+from tlx.nn.conv import Dense
+from tlx.nn.stochastic import Dropout
+from tlx.types import UsageError
+
+
+class Layer(NamedTuple):
+  """One named step of a backbone; `build(name=...)` makes its linen module, called as (x, train)."""
+
+  name: str
+  build: Callable[..., nn.Module]
+
+
+class Config(Protocol):
+  """What a family's frozen dataclass states: its layers in order, and the width of what comes out."""
+
+  width: int  # channels of the last layer
+
+  def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]: ...
+
+
+class Backbone(nn.Module):
+  """Runs a family's layers in order and returns every layer's output by name.
+
+  Images are float [b, h, w, 3], already normalised; the compute dtype is theirs, parameters stay float32.
+  """
+
+  config: Any
+  drop_path: float = 0.0  # stochastic depth of the last layer (Huang et al. 2016), growing linearly from 0
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    return tuple(layer.name for layer in self.config.layers())
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, *, train: bool | Collection[str] = False, start: str | None = None, stop: str | None = None
+  ) -> dict[str, jax.Array]:
+    """Features by layer name, from after `start` (then `x` is its output) up to and including `stop`.
+
+    train: the names of the layers in training mode (batch statistics, dropout, stochastic depth), or all or none.
+    Raises UsageError for a name that is no layer.
+    """
+    self._check(name for name in (start, stop) if name is not None)
+    features, running = {}, start is None
+    for layer in self.config.layers(self.drop_path):
+      if running:
+        x = features[layer.name] = layer.build(name=layer.name)(x, trains(train, layer.name))
+      running = (running or layer.name == start) and layer.name != stop
+    return features
+
+  def pool(self, x: jax.Array) -> jax.Array:
+    """The last layer's output as one vector an image, float32 [b, d]; global average pooling for feature maps."""
+    return x.astype(jnp.float32).mean(axis=tuple(range(1, x.ndim - 1)))
+
+  def _check(self, names) -> None:
+    wrong = [name for name in names if name not in self.names]
+    if wrong:
+      raise UsageError(f'no such layer: {", ".join(wrong)}; the backbone has {", ".join(self.names)}')
+
+
+class Head(nn.Module):
+  """Dropout and one linear layer, in float32: pooled [b, d] -> logits [b, k]; k = 0 passes `pooled` on."""
+
+  num_classes: int
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(self, pooled: jax.Array, train: bool = False) -> jax.Array:
+    pooled = Dropout(self.dropout, name='dropout')(pooled, train)
+    return Dense(self.num_classes, name='logits')(pooled) if self.num_classes else pooled
+
+
+class TransferModel(nn.Module):
+  """A backbone and a head: images float [b, h, w, 3], normalised, -> logits float32 [b, k]."""
+
+  backbone: Backbone
+  head: Head
+
+  def __call__(self, images: jax.Array, *, train: bool | Collection[str] = False) -> jax.Array:
+    """train: layer names (the head's is 'head') in training mode, or all or none."""
+    return self.head(self.pooled(images, train=train), trains(train, HEAD))
+
+  def features(self, images: jax.Array, *, train: bool | Collection[str] = False) -> dict[str, jax.Array]:
+    """Every layer's output by name, in order, and 'pooled' [b, d]."""
+    features = self.backbone(images, train=train)
+    return {**features, 'pooled': self.backbone.pool(features[self.backbone.names[-1]])}
+
+  def pooled(self, images: jax.Array, *, train: bool | Collection[str] = False) -> jax.Array:
+    """What the head sees: float32 [b, d]."""
+    return self.features(images, train=train)['pooled']
+
+
+def trains(train: bool | Collection[str], name: str) -> bool:
+  """Whether the layer `name` runs in training mode."""
+  return train if isinstance(train, bool) else name in train

@@ -1,0 +1,51 @@
+"""Batch normalisation with PyTorch's arithmetic; its statistics are float32 and move only in train mode."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from tlx.nn.devices import device_count, mean_over_devices
+
+
+class BatchNorm(nn.Module):
+  """Normalises over all axes but the last (Ioffe and Szegedy 2015), over the batches of all devices together.
+
+  Params `scale`, `bias`, batch_stats `mean`, `var`: float32 [c]. With train=True it normalises by the batch (biased
+  variance) and moves the statistics, running = momentum * running + (1 - momentum) * batch, by the unbiased variance;
+  the caller makes `batch_stats` mutable, and momentum 0.9 here is 0.1 in PyTorch. With train=False it is one
+  multiply-add and leaves `batch_stats` alone. A parent that holds some layers still decides `train` for each.
+  """
+
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    c = x.shape[-1]
+    scale = self.param('scale', nn.initializers.ones, (c,))
+    bias = self.param('bias', nn.initializers.zeros, (c,))
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, (c,), jnp.float32)
+    var = self.variable('batch_stats', 'var', jnp.ones, (c,), jnp.float32)
+    if not train:
+      factor = scale * lax.rsqrt(var.value + self.epsilon)
+      return x * factor.astype(x.dtype) + (bias - mean.value * factor).astype(x.dtype)
+    batch_mean, batch_var = batch_statistics(x)
+    if not self.is_initializing():
+      count = x.size // c * device_count()
+      unbiased = batch_var * (count / max(count - 1, 1))
+      mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+      var.value = self.momentum * var.value + (1 - self.momentum) * unbiased
+    factor = scale * lax.rsqrt(batch_var + self.epsilon)
+    return ((x.astype(jnp.float32) - batch_mean) * factor + bias).astype(x.dtype)
+
+
+def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """float32 (mean, biased variance) [c] over all other axes and all devices.
+
+  Two passes: the mean of squares less the squared mean loses all digits where the mean is large.
+  """
+  x = x.astype(jnp.float32)
+  axes = tuple(range(x.ndim - 1))
+  mean = mean_over_devices(x.mean(axes))
+  return mean, mean_over_devices(jnp.square(x - mean).mean(axes))

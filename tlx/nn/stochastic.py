@@ -1,0 +1,48 @@
+"""Dropout and stochastic depth whose masks depend on the key and the example's place in the batch, on nothing else.
+
+The same masks are drawn on one device or many, under `jit` or `pmap`. With rate 0 or train=False a layer is the
+identity and asks for no key; otherwise it draws from the collection 'dropout'.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tlx.nn.devices import example_positions
+
+
+def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
+  """bool `shape`, true with probability 1 - rate; row i is drawn from `key` and the global position of example i."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_positions(shape[0]))
+  return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape[1:]))(keys)
+
+
+def _check(rate: float) -> float:
+  if not 0 <= rate < 1:
+    raise ValueError(f'dropout rate {rate}: use a number from 0 up to, not including, 1')
+  return rate
+
+
+class Dropout(nn.Module):
+  """Zeroes each value with probability `rate` and scales the others by 1 / (1 - rate) (Srivastava et al. 2014)."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    if not (_check(self.rate) and train):
+      return x
+    return jnp.where(keep_mask(self.make_rng('dropout'), self.rate, x.shape), x / (1 - self.rate), 0).astype(x.dtype)
+
+
+class DropPath(nn.Module):
+  """Zeroes a residual branch for whole examples (stochastic depth, Huang et al. 2016), scaled as in Dropout."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    if not (_check(self.rate) and train):
+      return x
+    mask = keep_mask(self.make_rng('dropout'), self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(mask, x / (1 - self.rate), 0).astype(x.dtype)

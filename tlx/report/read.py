@@ -1,0 +1,139 @@
+"""Reads a run folder for the page; nothing here fails because a file is missing, damaged or half-written."""
+
+import base64
+import io
+import math
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tlx.report.folder import MetricsLog, read_json
+from tlx.types import TlxError
+
+_MISTAKES, _PICTURE_BYTES = 48, 40_000
+_KINDS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'RIFF': 'webp'}
+
+
+def load(folder: pathlib.Path) -> dict[str, Any]:
+  """All that is in a run folder, {} or [] where nothing is, and 'problems': what was there and could not be read."""
+  problems: list[str] = []
+
+  def attempt(name, read, empty):
+    try:
+      value = read(folder / name) if (folder / name).exists() else empty
+    except (TlxError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+      problems.append(str(error) if isinstance(error, TlxError) else f'{name} cannot be read: {error}')
+      return empty
+    if not isinstance(value, type(empty)):
+      problems.append(f'{name} holds a {type(value).__name__}, not a {type(empty).__name__}')
+      return empty
+    return value
+
+  names = (
+    ('experiment.json', read_json, {}),
+    ('result.json', read_json, {}),
+    ('metrics.jsonl', MetricsLog.read, []),
+    ('mistakes.json', read_json, []),
+    ('evaluation.npz', _arrays, {}),
+  )
+  run = {name.partition('.')[0]: attempt(name, read, empty) for name, read, empty in names}
+  result = {key: value for key, value in run['result'].items() if key == 'split' and isinstance(value, str)}
+  result |= _numbers(run['result']) | {'test': _numbers(_mapping(run['result'], 'test'))} if run['result'] else {}
+  return run | {'result': result, 'experiment': _tidy(run['experiment']), 'problems': problems}
+
+
+def mistakes(folder: pathlib.Path, records: Sequence, names: Sequence[str]) -> list[dict[str, Any]]:
+  """The most confident mistakes with their pictures inlined; a picture that is missing is None."""
+
+  def called(value):
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)
+
+  shown = [record for record in records if isinstance(record, Mapping)][:_MISTAKES]
+  return [
+    dict(
+      record,
+      label=called(record.get('label')),
+      prediction=called(record.get('prediction')),
+      picture=_picture(folder, str(record.get('file', ''))),
+    )
+    for record in shown
+  ]
+
+
+def class_names(data: Mapping, evaluation: Mapping) -> list[str]:
+  """Names of the evaluated classes; 'class 3' where the data set has none."""
+  names = data.get('class_names', [])
+  count = len(evaluation['confusion']) if 'confusion' in evaluation else len(names)
+  return [*names, *(f'class {i}' for i in range(len(names), count))][:count]
+
+
+def _mapping(value: Mapping, key: str) -> Mapping:
+  return value[key] if isinstance(value.get(key), Mapping) else {}
+
+
+def _mappings(value: Mapping, key: str) -> list[Mapping]:
+  return [item for item in _list(value, key) if isinstance(item, Mapping)]
+
+
+def _tidy(experiment: Mapping) -> dict[str, Any]:
+  """The experiment with every field of the type that the page counts on, empty where it had another."""
+  data = _mapping(experiment, 'data')
+  counts = {split: values for split, values in _mapping(data, 'counts').items() if _all(values, int)}
+  rejected = [pair for pair in _list(data, 'rejected') if isinstance(pair, list) and len(pair) == 2]
+  fields = {
+    'class_names': [str(name) for name in _list(data, 'class_names')],
+    'counts': counts,
+    'rejected': rejected,
+    'resolution': _list(data, 'resolution'),
+  }
+  learning = [dict(phase, rows=_mappings(phase, 'rows')) for phase in _mappings(experiment, 'learning')]
+  flat = {key: _mapping(experiment, key) for key in ('experiment', 'model', 'environment', 'defaults')}
+  return {**experiment, **flat, 'data': {**data, **fields} if data else {}, 'learning': learning}
+
+
+def _numbers(value: Mapping) -> dict[str, float]:
+  return {key: number for key, number in value.items() if isinstance(number, (int, float)) and math.isfinite(number)}
+
+
+def _list(value: Mapping, key: str) -> list:
+  return value[key] if isinstance(value.get(key), list) else []
+
+
+def _all(values: Any, kind: type) -> bool:
+  return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with np.load(path, allow_pickle=False) as file:
+    arrays = {name: file[name] for name in file.files}
+  matrix = arrays.get('confusion')
+  if matrix is not None and (matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size):
+    raise ValueError(f'confusion has the shape {matrix.shape}, not [classes, classes]')
+  return arrays
+
+
+def _picture(folder: pathlib.Path, name: str) -> str | None:
+  """Data address of a thumbnail, made smaller where it is large; None unless it is a picture inside the run folder."""
+  candidates = [(folder / 'mistakes' / name), folder / name]
+  path = next((p for p in candidates if name and p.is_file() and p.resolve().is_relative_to(folder.resolve())), None)
+  content = path.read_bytes() if path else b''
+  kind = next((kind for magic, kind in _KINDS.items() if content.startswith(magic)), None)
+  if kind and len(content) > _PICTURE_BYTES:
+    content, kind = _smaller(content), 'jpeg'
+  return f'data:image/{kind};base64,{base64.b64encode(content).decode()}' if kind and content else None
+
+
+def _smaller(content: bytes) -> bytes:
+  from PIL import Image
+
+  try:
+    image = Image.open(io.BytesIO(content)).convert('RGB')
+    image.thumbnail((192, 192))
+    small = io.BytesIO()
+    image.save(small, 'JPEG', quality=85)
+  except (OSError, ValueError, Image.DecompressionBombError):
+    return b''
+  return small.getvalue()

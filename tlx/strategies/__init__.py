@@ -1,0 +1,1 @@
+"""What learns, and when: one frozen dataclass a file, named Strategy, whose `phases(layers)` returns Phase tuples."""

@@ -1,0 +1,17 @@
+"""Full fine-tuning: every parameter learns, the backbone at a lower rate than the fresh head."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from tlx import labels
+from tlx.types import Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+  """full."""
+
+  rate: float = 0.1
+
+  def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
+    return (Phase('everything', 1.0, labels.last_layers(layers, len(layers), self.rate)),)

@@ -1,0 +1,20 @@
+"""Gradual unfreezing from the head down (ULMFiT, https://arxiv.org/abs/1801.06146)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from tlx import labels
+from tlx.types import Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+  """gradual: the head, then a third of the layers more in each phase, until everything learns."""
+
+  rate: float = 0.1
+  parts: int = 3
+
+  def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
+    depths = sorted({round(len(layers) * part / self.parts) for part in range(self.parts + 1)})
+    names = ['head', *(f'last {k} layers' for k in depths[1:-1]), 'everything']
+    return tuple(Phase(name, 1 / len(depths), labels.last_layers(layers, k, self.rate)) for name, k in zip(names, depths))

@@ -1,0 +1,21 @@
+"""Everything learns, each layer slower than the one above it (BEiT, https://arxiv.org/abs/2106.08254)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from tlx import labels
+from tlx.types import Phase, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+  """layerwise_decay:D, 0 < D <= 1: the i-th layer below the head learns at D^i of its rate."""
+
+  decay: float
+
+  def __post_init__(self):
+    if not 0 < self.decay <= 1:
+      raise UsageError(f'layerwise_decay:{self.decay}: the decay must lie in (0, 1], for example layerwise_decay:0.8')
+
+  def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
+    return (Phase(f'decay {self.decay:g}', 1.0, labels.layerwise(layers, self.decay)),)

@@ -1,0 +1,15 @@
+"""Only a linear head learns; the backbone, its statistics included, stays as it was pretrained."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from tlx import labels
+from tlx.types import Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+  """linear_probe."""
+
+  def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
+    return (Phase('head', 1.0, labels.head_only()),)

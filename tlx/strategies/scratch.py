@@ -1,0 +1,17 @@
+"""The same model from random weights: the baseline that shows what the transfer gained."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from tlx import labels
+from tlx.types import Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Strategy:
+  """scratch."""
+
+  pretrained = False  # the experiment then leaves the checkpoint's weights aside
+
+  def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
+    return (Phase('everything', 1.0, labels.last_layers(layers, len(layers))),)

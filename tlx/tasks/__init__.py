@@ -1,0 +1,1 @@
+"""What a head predicts, how its loss is computed and how it is scored: one task a file, pure functions."""

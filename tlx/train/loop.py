@@ -1,0 +1,231 @@
+"""The loop: no mathematics, only when to step, log, evaluate and save."""
+
+import collections
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tlx.train import state as states
+from tlx.train.checkpoint import Checkpoints
+from tlx.train.optimizer import Optimizer
+from tlx.train.placement import Jit, Pmap
+from tlx.train.step import Recipe, train_step
+from tlx.types import Phase, TlxError, Variables
+
+
+class Stopped(Exception):
+  """SIGTERM or Ctrl-C asked the run to end; its state is saved."""
+
+  def __init__(self, step: int, signum: int):
+    super().__init__(f'stopped at step {step}')
+    self.step, self.signum = step, signum
+
+
+class Stretch(NamedTuple):
+  """A phase with its borders in steps."""
+
+  phase: Phase
+  start: int
+  end: int
+
+
+class Plan(NamedTuple):
+  """Everything that the loop asks for."""
+
+  stretches: Sequence[Stretch]
+  recipe: Recipe
+  optimizer: Optimizer
+  placement: Jit | Pmap
+  checkpoints: Checkpoints
+  batches: Callable[[int], Any]  # first step -> iterator of placed batches, with `waited` seconds and close()
+  evaluate: Callable[[Variables], Mapping[str, float]]  # of placed variables
+  log: Callable[[Mapping[str, Any]], None]
+  resumed: Callable[[int], None]  # step of the restored checkpoint; 0 = from the start
+  progress: Callable[[int, str, Mapping[str, float]], None]  # step, phase, newest numbers
+  seed: int
+  log_every: int
+  eval_every: int
+  save_every: int
+
+  @property
+  def steps(self) -> int:
+    return self.stretches[-1].end
+
+
+class Outcome(NamedTuple):
+  """The last state, the same on every device, and where the time of this process went."""
+
+  state: states.TrainState
+  seconds: Mapping[str, float]  # compile, train, evaluate, and data: the part of train that waited for it
+  examples: int
+
+
+def stretches(phases: Sequence[Phase], steps: int) -> list[Stretch]:
+  """Shares of all steps -> borders in steps; every phase has one step at least."""
+  if steps < len(phases):
+    raise TlxError(f'{steps} steps are too few for {len(phases)} phases; give more epochs')
+  ends = np.cumsum([phase.share for phase in phases]) / sum(phase.share for phase in phases)
+  borders = [0]
+  for i, end in enumerate(ends, 1):
+    borders.append(min(max(round(end * steps), borders[-1] + 1), steps - len(phases) + i))
+  return [Stretch(phase, a, b) for phase, a, b in zip(phases, borders, borders[1:])]
+
+
+def abstract_state(plan: Plan, variables: Variables, index: int) -> states.TrainState:
+  """Shapes of the state in the phase of that index, without computing any."""
+  stretch = plan.stretches[index]
+
+  def make(variables):
+    tx = _transformation(plan, stretch, variables)
+    return states.create(variables, stretch.phase, tx, seed=0, ema=plan.recipe.ema > 0)
+
+  sharding = Jit(tuple(jax.devices())).whole
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make, variables))
+
+
+def fit(plan: Plan, variables: Variables) -> Outcome:
+  """Trains from the newest sound checkpoint, or from `variables`, to the end of the plan.
+
+  Raises Stopped once SIGTERM or Ctrl-C came and the state is saved; TlxError when the loss is no longer finite.
+  """
+  restored = plan.checkpoints.restore(lambda meta: abstract_state(plan, variables, meta['phase']))
+  state, step, first = (_to_host(restored.state), restored.step, restored.meta['phase']) if restored else (None, 0, 0)
+  plan.resumed(step)
+  watch = Stopwatch()
+  with _Signals() as signals:
+    for index in range(first, len(plan.stretches)):
+      stretch = plan.stretches[index]
+      tx = _transformation(plan, stretch, variables)
+      if state is None:
+        state = states.create(variables, stretch.phase, tx, seed=plan.seed, ema=plan.recipe.ema > 0)
+      elif index > first:
+        state = states.enter(state, stretch.phase, tx)
+      placed = plan.placement.put_state(state)
+      if restored and index == first and restored.meta['evaluation_due']:
+        _evaluate(plan, placed, step, stretch, watch)
+      state = plan.placement.one(_train(plan, index, tx, placed, step, watch, signals))
+      step = stretch.end
+  plan.checkpoints.wait()
+  return Outcome(state, dict(watch.seconds), watch.examples)
+
+
+def _train(plan: Plan, index: int, tx, state, step: int, watch: 'Stopwatch', signals: '_Signals'):
+  """One phase, from after `step` to its end."""
+  stretch, pending = plan.stretches[index], []
+  if step == stretch.end:
+    return state
+  batches = plan.batches(step)
+  try:
+    batch = next(batches)
+    with watch.of('compile'):
+      compiled = plan.placement.train(train_step(plan.recipe, stretch.phase, tx), state, batch)
+    for step in range(step + 1, stretch.end + 1):
+      stop, last = signals.received, step == stretch.end
+      due = step % plan.eval_every == 0 or step == plan.steps
+      save = last or bool(stop) or step % plan.save_every == 0
+      with watch.of('train'):
+        state, metrics = compiled(state, batch)
+        pending.append(metrics)
+        if save or due or step % plan.log_every == 0:
+          _log(plan, pending, step, stretch, watch)
+        batch = None if last else next(batches)
+      if due and not stop:
+        _evaluate(plan, state, step, stretch, watch)
+      if save:
+        meta = {'phase': index, 'data': {'next_index': step}, 'evaluation_due': due and bool(stop)}
+        plan.checkpoints.save(step, plan.placement.one(state), meta)
+      if stop:
+        plan.checkpoints.wait()
+        raise Stopped(step, stop)
+    return state
+  finally:
+    watch.seconds['data'] += batches.waited
+    batches.close()
+
+
+def _evaluate(plan: Plan, state, step: int, stretch: Stretch, watch: 'Stopwatch') -> None:
+  with watch.of('evaluate'):
+    numbers = plan.evaluate(state.averaged)
+  plan.log({'step': step, 'split': 'validation', 'phase': stretch.phase.name, **numbers})
+
+
+def _log(plan: Plan, pending: list, step: int, stretch: Stretch, watch: 'Stopwatch') -> None:
+  """Fetches and logs what has gathered since the last time: the only place where the loop waits for the device."""
+  rows = {name: np.stack([np.ravel(x[name])[0] for x in jax.device_get(pending)]) for name in pending[0]}
+  pending.clear()
+  rate = float(plan.optimizer.rate(stretch.end - stretch.start)(step - stretch.start - 1))
+  finite = np.isfinite(rows['loss']) & np.isfinite(rows['grad_norm'])
+  if not finite.all():
+    bad = step - len(finite) + 1 + int(np.argmin(finite))
+    saved = plan.checkpoints.latest()
+    raise TlxError(
+      f'the loss is not a finite number since step {bad} (phase {stretch.phase.name!r}, peak learning rate '
+      f'{plan.optimizer.peak_lr:g}); {f"checkpoint {saved} is whole" if saved else "nothing was saved before"}: '
+      'choose a lower --lr and another --out'
+    )
+  count = int(rows.pop('count').sum())
+  means = {name: float(values.mean()) for name, values in rows.items()} | {'learning_rate': rate}
+  speed = watch.lap(count)
+  plan.log({'step': step, 'split': 'train', 'phase': stretch.phase.name, **means, 'images_per_second': speed})
+  plan.progress(step, stretch.phase.name, {**means, 'images_per_second': speed})
+
+
+def _transformation(plan: Plan, stretch: Stretch, variables: Variables):
+  trainable, _ = states.split(variables['params'], stretch.phase)
+  return plan.optimizer.build(stretch.phase, stretch.end - stretch.start, trainable)
+
+
+def _to_host(state: states.TrainState) -> states.TrainState:
+  return jax.tree.map(np.asarray, state)
+
+
+class Stopwatch:
+  """Seconds by what they went to."""
+
+  def __init__(self):
+    self.seconds = collections.Counter({'compile': 0.0, 'train': 0.0, 'evaluate': 0.0, 'data': 0.0})
+    self.examples, self._lap = 0, time.perf_counter()
+
+  @contextlib.contextmanager
+  def of(self, what: str):
+    start = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[what] += time.perf_counter() - start
+      if what != 'train':
+        self._lap += time.perf_counter() - start
+
+  def lap(self, examples: int) -> float:
+    """Examples a second since the last lap, in training alone."""
+    now = time.perf_counter()
+    speed = examples / max(now - self._lap, 1e-9)
+    self.examples, self._lap = self.examples + examples, now
+    return speed
+
+
+class _Signals:
+  """Notes SIGTERM and SIGINT for the loop to act on between two steps; a second one acts at once."""
+
+  def __enter__(self):
+    self.received = 0
+    self._old = {}
+    if threading.current_thread() is threading.main_thread():
+      self._old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def __exit__(self, *_):
+    for signum, handler in self._old.items():
+      signal.signal(signum, handler)
+
+  def _note(self, signum, frame):
+    if self.received:
+      signal.signal(signum, self._old[signum])
+      signal.raise_signal(signum)
+    self.received = signum

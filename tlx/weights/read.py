@@ -1,0 +1,172 @@
+"""Files of tensors to {name: array}: safetensors, npz and torch checkpoints, told apart by content, not by extension.
+
+Sizes that a file declares are compared with the file before anything is allocated, and no pickle is executed.
+"""
+
+import json
+import math
+import mmap
+import pathlib
+import zipfile
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from tlx.types import TlxError
+from tlx.weights.torch_file import BROKEN, LEGACY_MAGIC, broken, open_zip, read_torch
+from tlx.weights.torch_pickle import DTYPES
+
+HEADER_BYTES = 32 << 20  # of a safetensors file: 200,000 tensors
+NPZ_GROWTH = 100  # an npz file may be compressed, but weights do not shrink a hundredfold
+SAFETENSORS_DTYPES = {
+  'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'I64': 'int64', 'I32': 'int32',
+  'I16': 'int16', 'I8': 'int8', 'U64': 'uint64', 'U32': 'uint32', 'U16': 'uint16', 'U8': 'uint8', 'BOOL': 'bool',
+  'C64': 'complex64', 'F8_E4M3': 'float8_e4m3fn', 'F8_E5M2': 'float8_e5m2',
+}  # fmt: skip
+WEIGHT_NAMES = ('model.safetensors', 'pytorch_model.bin')  # in order of preference, also with .index.json
+SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin', '.ckpt')
+
+
+def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+  """{name: array} of a .safetensors, .npz or torch file, or of the weights in a folder, in one file or in shards.
+
+  Arrays are native, contiguous and independent of the file; bfloat16 is ml_dtypes.bfloat16. For torch files see
+  `torch_file.read_torch`. Raises: TlxError, one line naming the file, for whatever cannot be read.
+  """
+  path = pathlib.Path(path)
+  try:
+    if not path.is_dir():
+      return _read_file(path)
+    tensors: dict[str, np.ndarray] = {}
+    files, expected = _weight_files(path)
+    for file in files:
+      tensors |= _read_file(file)
+  except OSError as error:
+    raise TlxError(f'{path}: {error.strerror or error}') from None
+  if missing := sorted(expected - tensors.keys()):
+    raise TlxError(f'{path}: the index names {len(missing)} tensors that no shard holds, such as {missing[:3]}')
+  return tensors
+
+
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The files in a folder that together hold its weights. Raises: TlxError if there are none, or several choices."""
+  return _weight_files(folder)[0]
+
+
+def _weight_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
+  """The files, and the names of the tensors that an index promises."""
+  for name in WEIGHT_NAMES:
+    if (index := folder / f'{name}.index.json').is_file():
+      return _shards(index)
+    if (folder / name).is_file():
+      return [folder / name], set()
+  found = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
+  if len(found) == 1:
+    return found, set()
+  what = f'several files of weights ({", ".join(file.name for file in found)}): name one' if found else 'no weights'
+  raise TlxError(f'{folder}: {what}; looked for {", ".join(WEIGHT_NAMES)} and *{", *".join(SUFFIXES)}')
+
+
+def _shards(index: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
+  try:
+    places = json.loads(index.read_text('utf-8'))['weight_map']
+    names = sorted(set(places.values()))
+    if not names or any(pathlib.PurePath(name).name != name for name in names):
+      raise ValueError('it names no shards, or shards in other folders')
+  except (*BROKEN, AttributeError) as error:
+    raise broken(index, 'an index of shards', error) from None
+  if missing := [name for name in names if not (index.parent / name).is_file()]:
+    raise TlxError(f'{index.parent}: {len(missing)} of {len(names)} shards are missing: {", ".join(missing[:5])}')
+  return [index.parent / name for name in names], set(places)
+
+
+def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with path.open('rb') as file:
+    head = file.read(64)
+  if head[:4] == b'PK\x03\x04':
+    return _read_npz(path) if _is_npz(path) else read_torch(path)
+  if LEGACY_MAGIC in head[:32]:  # after PROTO, and FRAME from protocol 4 on
+    return read_torch(path)
+  if head[8:9] == b'{':
+    return _read_safetensors(path)
+  what = 'an empty file' if not head else 'not a safetensors, npz or torch file'
+  if head.startswith(b'version https://git-lfs'):
+    what = 'only a git-lfs pointer; run `git lfs pull` to get the weights'
+  elif head.lstrip()[:5].lower() in (b'<!doc', b'<html'):
+    what = 'a web page, not weights; the address it came from may need a login'
+  raise TlxError(f'{path}: {what} (it starts with {head[:8]!r})')
+
+
+def _is_npz(path: pathlib.Path) -> bool:
+  try:
+    with open_zip(path) as archive:
+      return any(name.endswith('.npy') for name in archive.namelist())
+  except BROKEN as error:
+    raise broken(path, 'a zip file of weights', error) from None
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    with open_zip(path) as archive:
+      infos = archive.infolist()
+      if sum(info.file_size for info in infos) > NPZ_GROWTH * path.stat().st_size + (16 << 20):
+        raise ValueError(f'its arrays would take more than {NPZ_GROWTH} times the size of the file')
+      return {info.filename.removesuffix('.npy'): _read_npy(archive, info) for info in infos}
+  except BROKEN as error:
+    raise broken(path, 'an npz file', error) from None
+
+
+def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+  with archive.open(info) as file:
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    if file.read(1):
+      raise ValueError(f'array {info.filename!r:.80} is longer than its shape')
+  if array.dtype == 'V2':  # how numpy writes bfloat16
+    array = array.view(ml_dtypes.bfloat16)
+  if array.dtype.name not in DTYPES:
+    raise ValueError(f'array {info.filename!r:.80} is {array.dtype}, no numbers')
+  return np.ascontiguousarray(array).reshape(array.shape).astype(array.dtype.newbyteorder('='), copy=False)
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    with path.open('rb') as file:
+      data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(data[:8], 'little')
+    if start > min(len(data), HEADER_BYTES):
+      raise ValueError('its header does not fit')
+    header = json.loads(data[8:start].decode('utf-8'), object_pairs_hook=_unique)
+    header.pop('__metadata__', None)
+    _check_tiling([entry['data_offsets'] for entry in header.values()], len(data) - start)
+    return {name: _tensor(name, entry, data, start) for name, entry in header.items()}
+  except (*BROKEN, AttributeError) as error:
+    raise broken(path, 'a safetensors file', error) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  if len(names := dict(pairs)) != len(pairs):
+    raise ValueError('a name appears twice')
+  return names
+
+
+def _check_tiling(offsets: list[Any], size: int) -> None:
+  """Tensors cover the file without a gap or an overlap, as the format demands."""
+  position = 0
+  for begin, end in sorted(offsets):
+    if type(begin) is not int or begin != position or end < begin:
+      raise ValueError('its tensors overlap or leave gaps')
+    position = end
+  if position != size:
+    raise ValueError(f'its tensors take {position:,} bytes, the file has {size:,}')
+
+
+def _tensor(name: str, entry: dict[str, Any], data: mmap.mmap, start: int) -> np.ndarray:
+  shape, (begin, end) = entry['shape'], entry['data_offsets']
+  if entry['dtype'] not in SAFETENSORS_DTYPES:
+    raise ValueError(f'tensor {name!r:.80} has type {entry["dtype"]!r:.20}')
+  dtype = DTYPES[SAFETENSORS_DTYPES[entry['dtype']]]
+  if any(type(size) is not int or size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != end - begin:
+    raise ValueError(f'tensor {name!r:.80} has shape {shape!r:.60} and {end - begin} bytes of {dtype}')
+  raw = np.frombuffer(data, dtype if dtype != np.bool_ else np.uint8, math.prod(shape), start + begin).reshape(shape)
+  return raw != 0 if dtype == np.bool_ else raw.copy()

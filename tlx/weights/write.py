@@ -1,0 +1,81 @@
+"""Tensors to a .safetensors file that is there whole or not at all."""
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping
+
+import numpy as np
+
+from tlx.types import TlxError
+from tlx.weights.read import SAFETENSORS_DTYPES
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
+
+
+def write_safetensors(
+  path: str | pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+  """Writes {name: array} in the given order; an older file is replaced in one step, and only by a complete one.
+
+  Args: tensors: arrays of any type that SAFETENSORS_DTYPES names; strided ones are made contiguous one at a time.
+  Raises: TlxError on a full disk, an unwritable folder or a type that the format lacks; the older file stays.
+  """
+  path = pathlib.Path(path)
+  arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+  header = _header(path, arrays, metadata)
+  # beside the target, so that os.replace stays within one file system; opened anew, so that the umask applies
+  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
+  try:
+    with temporary.open('xb') as file:
+      file.write(header)
+      for array in arrays.values():
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
+        file.write(little.reshape(-1).view(np.uint8).data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+  except OSError as error:
+    raise _unwritten(path, len(header) + sum(array.nbytes for array in arrays.values()), error) from None
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+
+
+def _header(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None) -> bytes:
+  entries: dict[str, object] = {'__metadata__': dict(metadata)} if metadata else {}
+  position = 0
+  for name, array in arrays.items():
+    if array.dtype.name not in CODES:
+      raise TlxError(
+        f'{path}: tensor {name} is {array.dtype}, which safetensors cannot hold; it holds {", ".join(CODES)}'
+      )
+    offsets = [position, position := position + array.nbytes]
+    entries[name] = {'dtype': CODES[array.dtype.name], 'shape': list(array.shape), 'data_offsets': offsets}
+  text = json.dumps(entries, separators=(',', ':'), ensure_ascii=False).encode()
+  text += b' ' * (-len(text) % 8)  # so that the tensors start aligned
+  return len(text).to_bytes(8, 'little') + text
+
+
+def _unwritten(path: pathlib.Path, size: int, error: OSError) -> TlxError:
+  kept = 'the file that was there is untouched' if path.exists() else 'nothing was left behind'
+  if error.errno in FULL:
+    way_out = f'{size / 2**20:,.1f} MiB are needed: free some space or write to another disk'
+  else:
+    way_out = 'choose a folder that exists and that you may write to'
+  return TlxError(f'{path}: not written, {error.strerror or error} ({kept}); {way_out}')
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+  """Makes the rename itself survive a power cut, where the system can."""
+  with contextlib.suppress(OSError):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
