@@ -1,9 +1,6 @@
-"""An experiment, whole: weights -> what learns -> data -> step -> loop -> evaluate -> export -> report. Open this first."""
+"""An experiment, whole: weights -> what learns -> data -> step -> loop -> evaluate -> export -> report."""
 
 import dataclasses
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,22 +8,21 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from tlx import catalog, console, defaults, labels, pretrained, schedules, trees
+from tlx import catalog, console, labels, options, pretrained, record, schedules, trees
 from tlx.data import augment, pipeline, transforms
 from tlx.evaluate import exact, mistakes
-from tlx.report import events, folder, page
+from tlx.report import folder, page
 from tlx.tasks import classification
 from tlx.train import loop, optimizer, placement
 from tlx.train.checkpoint import Checkpoints
 from tlx.train.step import Recipe, eval_step
-from tlx.types import Dataset, Phase, Pretrained, TlxError, UsageError
+from tlx.types import Dataset, Phase, Pretrained, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """Everything that decides a run. None is filled in from the data set (`tlx/defaults.py`), and printed."""
+  """Everything that decides a run. None is filled in from the data set (`tlx/options.py`), and printed."""
 
   model: str = 'efficientnet_lite0'
   """A variant (`tlx models`), a folder with config.json and weights, or hf-hub:OWNER/NAME."""
@@ -119,10 +115,6 @@ class Result(NamedTuple):
   folder: Path
 
 
-# Options that say how to run, not what comes out: a resumed run may change them.
-RUNNING = ('out', 'compile', 'workers', 'log_every')
-
-
 def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   """Trains, evaluates, exports and reports; resumes what an earlier call with the same run folder left unfinished.
 
@@ -132,7 +124,7 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   show = console.Console(quiet or jax.process_index() > 0)
   prepared = prepare(experiment, show)
   out = Path(prepared.experiment.out)
-  _claim(out, prepared)
+  record.claim(out, prepared.experiment)
   if (out / 'result.json').exists():
     show.line(f'{out} is complete; choose another --out to train again')
     metrics = folder.read_json(out / 'result.json')
@@ -140,7 +132,7 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
     return Result(metrics, pretrained.load(str(out / 'model')), out)
   rows = _learning(prepared)
   show.learning(rows)
-  _write(out / 'experiment.json', describe(prepared, rows))
+  record.write(out / 'experiment.json', record.describe(prepared, rows))
   outcome, evaluations = _train(prepared, out, show)
   trained = prepared.pretrained._replace(variables=jax.device_get(outcome.state.averaged))
   metrics = _finish(prepared, trained, outcome, evaluations, out, started)
@@ -152,7 +144,7 @@ def prepare(experiment: Experiment, show: console.Console) -> Prepared:
   """Loads what the experiment names and fills in what it leaves open; prints the data set and the defaults."""
   strategy = catalog.strategy(experiment.strategy)
   place = placement.make(experiment.compile)
-  _check(experiment)
+  options.check(experiment)
   from_pretrained = getattr(strategy, 'pretrained', True)
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)
@@ -166,11 +158,15 @@ def prepare(experiment: Experiment, show: console.Console) -> Prepared:
     seed=experiment.seed,
   )
   phases = strategy.phases(loaded.module.backbone.names)
-  facts = defaults.Facts(data.info, loaded.preprocess, phases, from_pretrained)
-  experiment, why = defaults.resolve(dataclasses.replace(experiment, out=experiment.out or _folder_name(experiment)), facts)
+  facts = options.Facts(data.info, loaded.preprocess, phases, from_pretrained)
+  experiment, why = options.resolve(
+    dataclasses.replace(experiment, out=experiment.out or record.folder_name(experiment)), facts
+  )
   show.defaults(why)
-  loaded = loaded._replace(preprocess=loaded.preprocess._replace(size=experiment.image_size), class_names=data.info.class_names)
-  _check_batch(experiment)
+  loaded = loaded._replace(
+    preprocess=loaded.preprocess._replace(size=experiment.image_size), class_names=data.info.class_names
+  )
+  options.check_batch(experiment, jax.device_count())
   steps = schedules.steps(experiment.epochs, facts.examples, experiment.batch_size)
   return Prepared(experiment, why, data, loaded, phases, place, steps)
 
@@ -186,7 +182,13 @@ def recipe(prepared: Prepared) -> Recipe:
     class_weights=classification.balanced_weights(counts) if e.class_weights == 'balanced' else None,
   )
   return Recipe(
-    prepared.pretrained.module, task, prepared.pretrained.preprocess, augmentation(e), jnp.dtype(e.dtype), e.micro_batches, e.ema
+    prepared.pretrained.module,
+    task,
+    prepared.pretrained.preprocess,
+    augmentation(e),
+    jnp.dtype(e.dtype),
+    e.micro_batches,
+    e.ema,
   )
 
 
@@ -219,45 +221,12 @@ def evaluator(prepared: Prepared, split: str):
   return evaluate
 
 
-def describe(prepared: Prepared, rows: Sequence[tuple]) -> dict[str, Any]:
-  """experiment.json: all that reproduces the run."""
-  e, info, source = prepared.experiment, prepared.data.info, prepared.pretrained.source
-  packages = {name: sys.modules[name].__version__ for name in ('jax', 'flax', 'optax', 'numpy')}
-  return {
-    'experiment': dataclasses.asdict(e),
-    'command': command(e),
-    'environment': {
-      'tlx': __import__('tlx').__version__, 'python': platform.python_version(), **packages,
-      'platform': platform.platform(), 'device': jax.devices()[0].device_kind, 'backend': jax.default_backend(),
-      'devices': jax.device_count(), 'processes': jax.process_count(),
-    },
-    'data': info._asdict(),
-    'model': {
-      'variant': source.variant, 'location': source.location, 'license': source.license,
-      'parameters': trees.count(prepared.pretrained.variables['params']),
-      'preprocess': prepared.pretrained.preprocess._asdict(),
-    },
-    'learning': [{'name': name, 'steps': steps, 'rows': [row._asdict() for row in table]} for name, steps, table in rows],
-    'defaults': dict(prepared.why),
-  }  # fmt: skip
-
-
-def command(e: Experiment) -> str:
-  """The command line that gives this experiment again, whatever the defaults become."""
-  options = []
-  for field in dataclasses.fields(e):
-    value = getattr(e, field.name)
-    if value is not None and (value != field.default or field.name in ('model', 'data', 'strategy')):
-      options += [f'--{field.name.replace("_", "-")}', str(value)]
-  return shlex.join(['tlx', 'finetune', *options])
-
-
 def _train(prepared: Prepared, out: Path, show: console.Console):
   """The loop with its log, event files, progress bar and checkpoints."""
   e = prepared.experiment
   evaluations = {'validation': evaluator(prepared, 'validation')}
   checkpoints = Checkpoints(out / 'checkpoints', warn=show.warn)
-  log = Log(out)
+  log = record.Log(out)
   with show.progress(prepared.steps) as progress:
     plan = loop.Plan(
       stretches=loop.stretches(prepared.phases, prepared.steps),
@@ -267,7 +236,7 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       checkpoints=checkpoints,
       batches=lambda step: _batches(prepared, step),
       evaluate=lambda variables: _numbers(evaluations['validation'](variables).summary()),
-      log=lambda record: (log.append(record), progress.log(record)),
+      log=lambda line: (log.append(line), progress.log(line)),
       resumed=lambda step: (log.resume(step), progress.resume(step)),
       progress=progress.update,
       seed=e.seed,
@@ -281,31 +250,6 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       checkpoints.close()
       log.close()
   return outcome, evaluations
-
-
-class Log:
-  """metrics.jsonl and TensorBoard events, written by the first process alone."""
-
-  def __init__(self, out: Path):
-    self._lines = self._events = None
-    self._out = out
-
-  def resume(self, step: int) -> None:
-    """Opens both; what was logged after `step` never happened."""
-    if jax.process_index() == 0:
-      self._lines = folder.MetricsLog(self._out / 'metrics.jsonl')
-      self._lines.truncate(step)
-      self._events = events.EventWriter(self._out / 'events', purge_step=step + 1 if step else None)
-
-  def append(self, record: Mapping[str, Any]) -> None:
-    if self._lines:
-      self._lines.append(record)
-      numbers = {f'{record["split"]}/{k}': v for k, v in record.items() if isinstance(v, float | int) and k != 'step'}
-      self._events.scalars(record['step'], numbers)
-
-  def close(self) -> None:
-    if self._events:
-      self._events.close()
 
 
 def _batches(prepared: Prepared, step: int):
@@ -349,7 +293,14 @@ def _finish(prepared: Prepared, trained: Pretrained, outcome, evaluations, out: 
     metrics['test'] = _numbers(evaluator(prepared, 'test')(variables).summary())
   if jax.process_index() == 0:
     _write_evaluation(prepared, evaluation, out)
-    pretrained.save(out / 'model', trained.module, trained.variables, source=trained.source, preprocess=trained.preprocess, class_names=trained.class_names)
+    pretrained.save(
+      out / 'model',
+      trained.module,
+      trained.variables,
+      source=trained.source,
+      preprocess=trained.preprocess,
+      class_names=trained.class_names,
+    )
     folder.write_json(out / 'result.json', metrics)
     page.write_report(out)
   return metrics
@@ -373,57 +324,3 @@ def _learning(prepared: Prepared) -> list[tuple[str, int, list[optimizer.Row]]]:
     (s.phase.name, s.end - s.start, optimizer.describe(params, s.phase, prepared.experiment.lr))
     for s in loop.stretches(prepared.phases, prepared.steps)
   ]
-
-
-def _claim(out: Path, prepared: Prepared) -> None:
-  """Refuses a folder that is something else, or the run of another experiment."""
-  record = out / 'experiment.json'
-  if out.exists() and not out.is_dir():
-    raise UsageError(f'--out {out} is a file; choose a folder')
-  if not record.exists():
-    if out.is_dir() and any(out.iterdir()):
-      raise UsageError(f'--out {out} is no run folder and not empty; choose another')
-    return
-  there, here = folder.read_json(record)['experiment'], folder.plain(dataclasses.asdict(prepared.experiment))
-  differ = [name for name in here if name not in RUNNING and there.get(name) != here[name]]
-  if differ:
-    changes = ', '.join(f'{name} {there.get(name)} there, {here[name]} here' for name in differ)
-    raise UsageError(f'--out {out} holds another experiment ({changes}); choose another --out, or repeat its options to resume it')
-
-
-def _check(e: Experiment) -> None:
-  """All problems of the options at once, before anything slow."""
-  positive = ('epochs', 'batch_size', 'image_size', 'lr', 'micro_batches', 'log_every', 'eval_every', 'save_every')
-  shares = ('warmup', 'ema', 'label_smoothing', 'dropout', 'drop_path', 'erasing')
-  atleast0 = ('weight_decay', 'momentum', 'clip_norm', 'focal_gamma', 'mixup', 'cutmix', 'randaugment', 'workers')
-  given = {name: value for name, value in dataclasses.asdict(e).items() if isinstance(value, float | int)}
-  option = lambda name: f'--{name.replace("_", "-")} {given[name]}'
-  problems = [f'{option(n)}: must be above 0' for n in positive if n in given and not given[n] > 0]
-  problems += [f'{option(n)}: must lie in [0, 1)' for n in shares if n in given and not 0 <= given[n] < 1]
-  problems += [f'{option(n)}: must be 0 or more' for n in atleast0 if n in given and not given[n] >= 0]
-  if e.schedule not in schedules.SCHEDULES:
-    problems.append(f'no schedule {e.schedule!r}{catalog.suggest(e.schedule, schedules.SCHEDULES)}')
-  if e.augment is not None and e.augment not in augment.PRESETS:
-    problems.append(f'no augmentation {e.augment!r}{catalog.suggest(e.augment, augment.PRESETS)}')
-  if problems:
-    raise UsageError('\n'.join(problems))
-
-
-def _check_batch(e: Experiment) -> None:
-  parts = jax.device_count() * e.micro_batches
-  if e.batch_size % parts:
-    near = max(1, round(e.batch_size / parts)) * parts
-    raise UsageError(
-      f'--batch-size {e.batch_size} does not divide into {jax.device_count()} devices x {e.micro_batches} micro-batches; {near} does'
-    )
-
-
-def _folder_name(e: Experiment) -> str:
-  """runs/photo_patches-efficientnet_lite0-lp_ft"""
-  clean = lambda text: ''.join(c if c.isalnum() or c in '._' else '-' for c in text.rstrip('/').split('/')[-1])
-  return f'runs/{clean(e.data)}-{clean(e.model)}-{clean(e.strategy)}'
-
-
-def _write(path: Path, value: Any) -> None:
-  if jax.process_index() == 0:
-    folder.write_json(path, value)

@@ -23,7 +23,9 @@ def head_only() -> dict[str, float]:
 def last_layers(layers: Sequence[str], k: int, rate: float = 1.0) -> dict[str, float]:
   """The last `k` layers at `rate`, and the head at 1. Raises UsageError unless 0 <= k <= len(layers)."""
   if not 0 <= k <= len(layers):
-    raise UsageError(f'the last {k} layers of a backbone with {len(layers)}: choose 0 to {len(layers)} of {", ".join(layers)}')
+    raise UsageError(
+      f'the last {k} layers of a backbone with {len(layers)}: choose 0 to {len(layers)} of {", ".join(layers)}'
+    )
   return {**dict.fromkeys(layers[len(layers) - k :], rate), HEAD: 1.0}
 
 

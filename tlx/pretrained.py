@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx import catalog, trees, weights
+from tlx import catalog, weights
 from tlx.labels import HEAD
 from tlx.nn.model import Backbone, Head, TransferModel
-from tlx.types import Params, Pretrained, Preprocess, Source, TlxError, UsageError, Variables
+from tlx.types import Preprocess, Pretrained, Source, TlxError, UsageError, Variables
 from tlx.weights import rules
 
 

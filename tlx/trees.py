@@ -21,7 +21,9 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 def split(tree: Mapping[str, Any], keep: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
   """Two nested dicts: the leaves whose path `keep` accepts, and the others."""
   flat = flatten(tree)
-  return unflatten({p: x for p, x in flat.items() if keep(p)}), unflatten({p: x for p, x in flat.items() if not keep(p)})
+  return unflatten({p: x for p, x in flat.items() if keep(p)}), unflatten(
+    {p: x for p, x in flat.items() if not keep(p)}
+  )
 
 
 def merge(*trees: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import numpy as np
 
 Params = Mapping[str, Any]  # nested dict of arrays; leaves are named 'backbone/stem/conv/kernel'
 Variables = Mapping[str, Params]  # {'params': ..., 'batch_stats': ...}
-Batch = Mapping[str, Any]  # image uint8 [b, h, w, 3], label int32 [b], mask bool [b]: False = padding, aspect float32 [b]: width / height
+# image uint8 [b, h, w, 3], label int32 [b], mask bool [b]: False = padding, aspect float32 [b]: width / height
+Batch = Mapping[str, Any]
 
 
 class TlxError(Exception):

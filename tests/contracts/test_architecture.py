@@ -13,7 +13,8 @@ LEVELS = {
   'types': 0, 'trees': 0, '': 0,
   'labels': 1, 'schedules': 1, 'metrics': 1, 'nn': 1, 'weights': 1, 'data': 1,
   **dict.fromkeys([*ALTERNATIVES, 'train', 'evaluate', 'report'], 2),
-  'catalog': 3, 'pretrained': 3, 'defaults': 3, 'console': 3, 'experiment': 3, 'inference': 3, 'cli': 3, '__main__': 3,
+  **dict.fromkeys(['catalog', 'pretrained', 'options', 'record', 'console'], 3),
+  **dict.fromkeys(['experiment', 'inference', 'cli', '__main__'], 3),
 }  # fmt: skip
 FILES = sorted(ROOT.glob('tlx/**/*.py'))
 
@@ -31,7 +32,7 @@ def imports(path: Path) -> set[str]:
 
 def room(dotted: str) -> str:
   """'tlx.nn.conv.Conv' -> 'nn'."""
-  return (dotted.split('.') + [''])[1]
+  return [*dotted.split('.'), ''][1]
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -55,12 +56,20 @@ def test_every_room_has_a_level():
 
 
 def test_no_torch_and_no_tensorflow_anywhere():
-  named = {(path.name, name) for path in FILES for name in imports(path) if name.split('.')[0] in ('torch', 'tensorflow', 'timm', 'torchvision')}
+  named = {
+    (path.name, name)
+    for path in FILES
+    for name in imports(path)
+    if name.split('.')[0] in ('torch', 'tensorflow', 'timm', 'torchvision')
+  }
   assert not named
 
 
 def test_importing_everything_brings_nothing_foreign():
-  code = 'import sys, tlx.experiment, tlx.cli, tlx.inference; print([m for m in ("torch", "tensorflow", "matplotlib", "transformers", "sklearn") if m in sys.modules])'
+  code = (
+    'import sys, tlx.experiment, tlx.cli, tlx.inference\n'
+    'print([m for m in ("torch", "tensorflow", "matplotlib", "transformers", "sklearn") if m in sys.modules])'
+  )
   found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
   assert found.stdout.strip() == '[]'
 

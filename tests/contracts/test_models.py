@@ -15,12 +15,17 @@ TINY = [name for name in catalog.variants() if name.endswith('_test')]
 IMAGES = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
 # Published counts, with a 1,000-class head: what timm 1.0.31 builds under each name.
+LITE = [4_652_008, 5_416_680, 6_092_072, 8_197_096, 13_006_568]
+B = [5_288_548, 7_794_184, 9_109_994, 12_233_232, 19_341_616, 30_389_784, 43_040_704, 66_347_960]
 PARAMETERS = {
-  'resnet18': 11_689_512, 'resnet34': 21_797_672, 'resnet50': 25_557_032, 'resnet101': 44_549_160, 'resnet152': 60_192_808,
-  **{f'{p}efficientnet_lite{i}': n for p in ('', 'tf_') for i, n in enumerate([4_652_008, 5_416_680, 6_092_072, 8_197_096, 13_006_568])},
-  **{f'{p}efficientnet_b{i}': n for p in ('', 'tf_') for i, n in enumerate(
-    [5_288_548, 7_794_184, 9_109_994, 12_233_232, 19_341_616, 30_389_784, 43_040_704, 66_347_960])},
-}  # fmt: skip
+  'resnet18': 11_689_512,
+  'resnet34': 21_797_672,
+  'resnet50': 25_557_032,
+  'resnet101': 44_549_160,
+  'resnet152': 60_192_808,
+  **{f'{prefix}efficientnet_lite{i}': n for prefix in ('', 'tf_') for i, n in enumerate(LITE)},
+  **{f'{prefix}efficientnet_b{i}': n for prefix in ('', 'tf_') for i, n in enumerate(B)},
+}
 
 
 @pytest.fixture(scope='module', params=TINY)
@@ -91,7 +96,9 @@ def test_save_then_load_gives_the_same_logits(model, tmp_path):
   tlx.save(tmp_path / 'm', model.module, model.variables, source=model.source, class_names=list('abcde'))
   again = tlx.load(str(tmp_path / 'm'))
   assert tuple(again.class_names) == tuple('abcde') and again.module == model.module
-  np.testing.assert_array_equal(again.module.apply(again.variables, IMAGES), model.module.apply(model.variables, IMAGES))
+  np.testing.assert_array_equal(
+    again.module.apply(again.variables, IMAGES), model.module.apply(model.variables, IMAGES)
+  )
 
 
 def test_fresh_head_starts_at_zero_and_the_backbone_stays(model, tmp_path):
@@ -99,7 +106,9 @@ def test_fresh_head_starts_at_zero_and_the_backbone_stays(model, tmp_path):
   fresh = tlx.load(str(tmp_path / 'm'), num_classes=3)
   assert fresh.variables['params']['head']['logits']['kernel'].shape[-1] == 3
   assert not np.any(fresh.variables['params']['head']['logits']['kernel'])
-  jax.tree.map(np.testing.assert_array_equal, fresh.variables['params']['backbone'], model.variables['params']['backbone'])
+  jax.tree.map(
+    np.testing.assert_array_equal, fresh.variables['params']['backbone'], model.variables['params']['backbone']
+  )
 
 
 def test_no_head_gives_pooled_features(model, tmp_path):
@@ -116,7 +125,9 @@ def test_evaluation_leaves_the_statistics_alone(model):
 
 def test_only_the_layers_in_training_mode_move_their_statistics(model):
   last = model.module.backbone.names[-1]
-  _, changed = model.module.apply(model.variables, IMAGES, train={last}, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+  _, changed = model.module.apply(
+    model.variables, IMAGES, train={last}, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)}
+  )
   moved = {labels.layer_of(p) for p, x in trees.flatten(changed['batch_stats']).items()
            if not np.array_equal(x, trees.flatten(model.variables['batch_stats'])[p])}  # fmt: skip
   assert moved <= {last}

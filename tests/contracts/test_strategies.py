@@ -61,7 +61,9 @@ def test_frozen_stays_bitwise_and_the_rest_learns(model, spec):
     trainable, _ = state.split(model.variables['params'], phase)
     # Weight decay and the moving average on: neither may touch what is frozen.
     tx = optimizer.Optimizer('adamw', 0.1, weight_decay=0.1, warmup=0.0).build(phase, 4, trainable)
-    current = state.create(model.variables, phase, tx, seed=0, ema=True) if current is None else state.enter(current, phase, tx)
+    current = (
+      state.create(model.variables, phase, tx, seed=0, ema=True) if current is None else state.enter(current, phase, tx)
+    )
     placed = place.put_state(current)
     compiled = place.train(step.train_step(recipe(model, micro_batches=2), phase, tx), placed, place.put_batch(batch()))
     for i in range(2):
@@ -82,7 +84,7 @@ def test_frozen_stays_bitwise_and_the_rest_learns(model, spec):
 
 
 def test_a_probe_learns_d_times_k_plus_k(model):
-  phase, = catalog.strategy('linear_probe').phases(model.module.backbone.names)
+  (phase,) = catalog.strategy('linear_probe').phases(model.module.backbone.names)
   trainable, _ = state.split(model.variables['params'], phase)
   width = model.module.backbone.config.width
   assert trees.count(trainable) == width * CLASSES + CLASSES

@@ -42,7 +42,9 @@ def evaluate(step: Callable, variables: Variables, batches: Iterable[Batch], put
   kept = kept[np.argsort(records['index'][kept], kind='stable')]
   records = {name: x[kept] for name, x in records.items()}
   if len(np.unique(records['index'])) != len(kept) or len(kept) > size:
-    raise TlxError(f'evaluation counted {len(kept)} examples of a split of {size}, some of them twice: please report this')
+    raise TlxError(
+      f'evaluation counted {len(kept)} examples of a split of {size}, some of them twice: please report this'
+    )
   return Evaluation(total, records)
 
 

@@ -12,7 +12,9 @@ from tlx.report import folder
 from tlx.types import DataSource
 
 
-def write(out: Path, records: Mapping[str, np.ndarray], source: DataSource, names: Sequence[str], *, most: int = 24) -> None:
+def write(
+  out: Path, records: Mapping[str, np.ndarray], source: DataSource, names: Sequence[str], *, most: int = 24
+) -> None:
   """Writes OUT/mistakes.json, most confident first, and a thumbnail of each in OUT/mistakes/."""
   wrong = np.flatnonzero(records['prediction'] != records['label'])
   chosen = wrong[np.argsort(-records['confidence'][wrong], kind='stable')][:most]
@@ -21,14 +23,16 @@ def write(out: Path, records: Mapping[str, np.ndarray], source: DataSource, name
     example = source[int(records['index'][i])]
     file = f'mistakes/{rank:02d}.jpg'
     folder.write_bytes(out / file, thumbnail(example.image))
-    found.append({
-      'file': file,
-      'name': example.name,
-      'label': names[records['label'][i]],
-      'prediction': names[records['prediction'][i]],
-      'confidence': float(records['confidence'][i]),
-      'probability_of_label': float(records['probability_of_label'][i]),
-    })
+    found.append(
+      {
+        'file': file,
+        'name': example.name,
+        'label': names[records['label'][i]],
+        'prediction': names[records['prediction'][i]],
+        'confidence': float(records['confidence'][i]),
+        'probability_of_label': float(records['probability_of_label'][i]),
+      }
+    )
   folder.write_json(out / 'mistakes.json', found)
 
 

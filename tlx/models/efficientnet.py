@@ -19,7 +19,15 @@ from tlx.types import Checkpoint, Preprocess
 from tlx.weights import rules
 
 # Table 1 of the paper: kernel, stride, expansion, channels, repeats of each stage.
-STAGES = ((3, 1, 1, 16, 1), (3, 2, 6, 24, 2), (5, 2, 6, 40, 2), (3, 2, 6, 80, 3), (5, 1, 6, 112, 3), (5, 2, 6, 192, 4), (3, 1, 6, 320, 1))
+STAGES = (
+  (3, 1, 1, 16, 1),
+  (3, 2, 6, 24, 2),
+  (5, 2, 6, 40, 2),
+  (3, 2, 6, 80, 3),
+  (5, 1, 6, 112, 3),
+  (5, 2, 6, 192, 4),
+  (3, 1, 6, 320, 1),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +181,11 @@ def lukemelas(config: EfficientNetConfig) -> Iterator[rules.Rule]:
   return _layout(config, ends, units, lambda i, s, b: f'_blocks.{i}')
 
 
-_SCALES = {  # (widen, deepen, lite)
-  **{f'lite{i}': (w, d, True) for i, (w, d) in enumerate([(1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8)])},
-  **{f'b{i}': (w, d, False) for i, (w, d) in enumerate([(1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8), (1.6, 2.2), (1.8, 2.6), (2.0, 3.1)])},
+_LITE = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))
+_B = (*_LITE, (1.6, 2.2), (1.8, 2.6), (2.0, 3.1))
+_SCALES = {  # name: (widen, deepen, lite)
+  **{f'lite{i}': (*scale, True) for i, scale in enumerate(_LITE)},
+  **{f'b{i}': (*scale, False) for i, scale in enumerate(_B)},
 }
 VARIANTS = {
   f'{prefix}efficientnet_{name}': EfficientNetConfig(*scale, tensorflow=bool(prefix))
@@ -195,7 +205,8 @@ _TAGS = {
 }  # fmt: skip
 _PAPER = 'https://arxiv.org/abs/1905.11946'
 CHECKPOINTS = {
-  name: Checkpoint(name, f'hf-hub:timm/{name}.{tag}', 'timm', license='apache-2.0', source=_PAPER) for name, tag in _TAGS.items()
+  name: Checkpoint(name, f'hf-hub:timm/{name}.{tag}', 'timm', license='apache-2.0', source=_PAPER)
+  for name, tag in _TAGS.items()
 } | {
   'efficientnet_lite0': Checkpoint(
     'tf_efficientnet_lite0',

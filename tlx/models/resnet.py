@@ -110,8 +110,15 @@ VARIANTS = {
   'resnet_test': ResNetConfig((1, 2, 1, 1), bottleneck=True, base=4),
 }
 LAYOUTS = {'timm': timm}
-_TAGS = {'resnet18': 'a1_in1k', 'resnet34': 'a1_in1k', 'resnet50': 'a1_in1k', 'resnet101': 'a1h_in1k', 'resnet152': 'a1h_in1k'}
+_TAGS = {
+  'resnet18': 'a1_in1k',
+  'resnet34': 'a1_in1k',
+  'resnet50': 'a1_in1k',
+  'resnet101': 'a1h_in1k',
+  'resnet152': 'a1h_in1k',
+}
+_PAPER = 'https://arxiv.org/abs/2110.00476'
 CHECKPOINTS = {
-  name: Checkpoint(name, f'hf-hub:timm/{name}.{tag}', 'timm', license='apache-2.0', source='https://arxiv.org/abs/2110.00476')
+  name: Checkpoint(name, f'hf-hub:timm/{name}.{tag}', 'timm', license='apache-2.0', source=_PAPER)
   for name, tag in _TAGS.items()
 }

@@ -17,4 +17,6 @@ class Strategy:
   def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
     depths = sorted({round(len(layers) * part / self.parts) for part in range(self.parts + 1)})
     names = ['head', *(f'last {k} layers' for k in depths[1:-1]), 'everything']
-    return tuple(Phase(name, 1 / len(depths), labels.last_layers(layers, k, self.rate)) for name, k in zip(names, depths))
+    return tuple(
+      Phase(name, 1 / len(depths), labels.last_layers(layers, k, self.rate)) for name, k in zip(names, depths)
+    )

@@ -109,15 +109,18 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
       placed = plan.placement.put_state(state)
       if restored and index == first and restored.meta['evaluation_due']:
         _evaluate(plan, placed, step, stretch, watch)
-      state = plan.placement.one(_train(plan, index, tx, placed, step, watch, signals))
+      pending = _gathered(restored.meta) if restored and index == first else []
+      state = plan.placement.one(_train(plan, index, tx, placed, step, watch, signals, pending))
       step = stretch.end
-  plan.checkpoints.wait()
+    plan.checkpoints.wait()
+    if signals.received:  # too late for the last step to see it
+      raise Stopped(step, signals.received)
   return Outcome(state, dict(watch.seconds), watch.examples)
 
 
-def _train(plan: Plan, index: int, tx, state, step: int, watch: 'Stopwatch', signals: '_Signals'):
-  """One phase, from after `step` to its end."""
-  stretch, pending = plan.stretches[index], []
+def _train(plan: Plan, index: int, tx, state, step: int, watch: 'Stopwatch', signals: '_Signals', pending: list):
+  """One phase, from after `step` to its end; pending: metrics of the steps up to there that are in no line yet."""
+  stretch = plan.stretches[index]
   if step == stretch.end:
     return state
   batches = plan.batches(step)
@@ -128,17 +131,20 @@ def _train(plan: Plan, index: int, tx, state, step: int, watch: 'Stopwatch', sig
     for step in range(step + 1, stretch.end + 1):
       stop, last = signals.received, step == stretch.end
       due = step % plan.eval_every == 0 or step == plan.steps
-      save = last or bool(stop) or step % plan.save_every == 0
+      save = last or step % plan.save_every == 0
       with watch.of('train'):
         state, metrics = compiled(state, batch)
         pending.append(metrics)
         if save or due or step % plan.log_every == 0:
           _log(plan, pending, step, stretch, watch)
+        elif stop:  # no line that an uninterrupted run would not have
+          _check(plan, _rows(pending), step, stretch)
         batch = None if last else next(batches)
       if due and not stop:
         _evaluate(plan, state, step, stretch, watch)
-      if save:
-        meta = {'phase': index, 'data': {'next_index': step}, 'evaluation_due': due and bool(stop)}
+      if save or stop:
+        rows = {name: values.tolist() for name, values in _rows(pending).items()}
+        meta = {'phase': index, 'data': {'next_index': step}, 'evaluation_due': due and bool(stop), 'unlogged': rows}
         plan.checkpoints.save(step, plan.placement.one(state), meta)
       if stop:
         plan.checkpoints.wait()
@@ -157,9 +163,31 @@ def _evaluate(plan: Plan, state, step: int, stretch: Stretch, watch: 'Stopwatch'
 
 def _log(plan: Plan, pending: list, step: int, stretch: Stretch, watch: 'Stopwatch') -> None:
   """Fetches and logs what has gathered since the last time: the only place where the loop waits for the device."""
-  rows = {name: np.stack([np.ravel(x[name])[0] for x in jax.device_get(pending)]) for name in pending[0]}
+  rows = _rows(pending)
   pending.clear()
+  _check(plan, rows, step, stretch)
   rate = float(plan.optimizer.rate(stretch.end - stretch.start)(step - stretch.start - 1))
+  count = int(rows.pop('count').sum())
+  means = {name: float(values.mean()) for name, values in rows.items()} | {'learning_rate': rate}
+  speed = watch.lap(count)
+  plan.log({'step': step, 'split': 'train', 'phase': stretch.phase.name, **means, 'images_per_second': speed})
+  plan.progress(step, stretch.phase.name, {**means, 'images_per_second': speed})
+
+
+def _rows(pending: list) -> dict[str, np.ndarray]:
+  """{metric: [steps]} of what has gathered, fetched from the devices."""
+  fetched = jax.device_get(pending)
+  return {name: np.stack([np.ravel(x[name])[0] for x in fetched]) for name in (pending[0] if pending else ())}
+
+
+def _gathered(meta: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
+  """The inverse of `_rows`, of what was stored in a checkpoint."""
+  columns = {name: np.asarray(values, np.int32 if name == 'count' else np.float32) for name, values in meta['unlogged'].items()}
+  return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
+def _check(plan: Plan, rows: Mapping[str, np.ndarray], step: int, stretch: Stretch) -> None:
+  """Raises TlxError where the loss of one of the steps up to `step` is not finite."""
   finite = np.isfinite(rows['loss']) & np.isfinite(rows['grad_norm'])
   if not finite.all():
     bad = step - len(finite) + 1 + int(np.argmin(finite))
@@ -169,11 +197,6 @@ def _log(plan: Plan, pending: list, step: int, stretch: Stretch, watch: 'Stopwat
       f'{plan.optimizer.peak_lr:g}); {f"checkpoint {saved} is whole" if saved else "nothing was saved before"}: '
       'choose a lower --lr and another --out'
     )
-  count = int(rows.pop('count').sum())
-  means = {name: float(values.mean()) for name, values in rows.items()} | {'learning_rate': rate}
-  speed = watch.lap(count)
-  plan.log({'step': step, 'split': 'train', 'phase': stretch.phase.name, **means, 'images_per_second': speed})
-  plan.progress(step, stretch.phase.name, {**means, 'images_per_second': speed})
 
 
 def _transformation(plan: Plan, stretch: Stretch, variables: Variables):

@@ -43,7 +43,9 @@ class Optimizer:
     return optax.chain(
       optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
       optax.multi_transform({name: self.direction() for name in used}, tree),
-      optax.multi_transform({name: optax.scale_by_learning_rate(self.rate(steps, phase.rates[name])) for name in used}, tree),
+      optax.multi_transform(
+        {name: optax.scale_by_learning_rate(self.rate(steps, phase.rates[name])) for name in used}, tree
+      ),
     )
 
 
@@ -74,7 +76,9 @@ def describe(params: Params, phase: Phase, peak_lr: float) -> list[Row]:
   for path in _ordered(flat, phase.rates):
     groups.setdefault(labels.label(path, phase.rates), []).append(path)
   if missing := [name for name in phase.rates if name not in groups]:
-    raise UsageError(f'phase {phase.name!r} lets {", ".join(missing)} learn, which has no parameters; there are {", ".join(groups)}')
+    raise UsageError(
+      f'phase {phase.name!r} lets {", ".join(missing)} learn, which has no parameters; there are {", ".join(groups)}'
+    )
   rows = [_row(name, paths, flat, phase.rates.get(name, 0.0) * peak_lr) for name, paths in groups.items()]
   return sorted(_joined(rows), key=lambda row: row.label != labels.FROZEN)
 
@@ -96,7 +100,13 @@ def _joined(rows: Sequence[Row]) -> list[Row]:
     last = joined[-1] if joined else None
     if last and last.learning_rate == row.learning_rate and labels.HEAD not in (last.label, row.label):
       first = last.label.split(' .. ')[0]
-      joined[-1] = Row(f'{first} .. {row.label}', last.tensors + row.tensors, last.parameters + row.parameters, row.learning_rate, last.first_path)
+      joined[-1] = Row(
+        f'{first} .. {row.label}',
+        last.tensors + row.tensors,
+        last.parameters + row.parameters,
+        row.learning_rate,
+        last.first_path,
+      )
     else:
       joined.append(row)
   return joined

@@ -52,9 +52,14 @@ def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -
     def losses(trainable: Params, batch_stats: Params, part: Batch, key: jax.Array):
       variables = {'params': trees.merge(frozen, trainable), 'batch_stats': batch_stats}
       logits, changed = recipe.model.apply(
-        variables, recipe.inputs(part['image']), train=frozenset(phase.rates), rngs={'dropout': key}, mutable=['batch_stats']
+        variables,
+        recipe.inputs(part['image']),
+        train=frozenset(phase.rates),
+        rngs={'dropout': key},
+        mutable=['batch_stats'],
       )
-      loss = jnp.where(part['mask'], recipe.task.losses(logits, part['target']), 0).sum() / jnp.maximum(total, 1)
+      each = jnp.where(part['mask'], recipe.task.losses(logits, part['target']), 0)
+      loss = each.sum() / jnp.maximum(total, 1)
       correct = (part['mask'] & (logits.argmax(-1) == part['label'])).sum() / jnp.maximum(total, 1)
       return loss, ({**batch_stats, **changed.get('batch_stats', {})}, correct)
 

@@ -81,7 +81,9 @@ def read(
     elif rule.source not in tensors:
       problems.append(f'{rule.source} -> {rule.target}: not in the checkpoint')
     elif (value := _fit(rule, tensors[rule.source], wanted[rule.target])) is None:
-      problems.append(f'{rule.source} {tensors[rule.source].shape} -> {rule.target} {wanted[rule.target].shape}: shapes differ')
+      problems.append(
+        f'{rule.source} {tensors[rule.source].shape} -> {rule.target} {wanted[rule.target].shape}: shapes differ'
+      )
     else:
       leaves[rule.target] = value
   targets = {rule.target for rule in rules}
@@ -98,9 +100,15 @@ def write(variables: Variables, rules: Sequence[Rule], dropped: Tensors | None =
   homeless = [f'{path}: no rule names it' for path in leaves if path not in targets]
   if homeless:
     raise WeightMismatchError(_report('export', homeless))
-  tensors = {rule.source: np.ascontiguousarray(rule.transform.write(np.asarray(leaves[path]))) for path, rule in targets.items()}
+  tensors = {
+    rule.source: np.ascontiguousarray(rule.transform.write(np.asarray(leaves[path]))) for path, rule in targets.items()
+  }
   kept = dropped or {}
-  return {rule.source: tensors[rule.source] if rule.source in tensors else kept[rule.source] for rule in rules if rule.source in tensors or rule.source in kept}
+  return {
+    rule.source: tensors[rule.source] if rule.source in tensors else kept[rule.source]
+    for rule in rules
+    if rule.source in tensors or rule.source in kept
+  }
 
 
 def _fit(rule: Rule, tensor: np.ndarray, leaf) -> np.ndarray | None:

@@ -1,11 +1,13 @@
-"""What an experiment leaves open, filled in from the data set's size and resolution; every choice says why."""
+"""What an experiment's options may be, and what they become when left open: by the data, and saying why."""
 
 import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from tlx.types import DatasetInfo, Phase, Preprocess
+from tlx import catalog, schedules
+from tlx.data import augment
+from tlx.types import DatasetInfo, Phase, Preprocess, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +55,16 @@ def batch_size(facts: Facts) -> tuple[int, str]:
 
 
 def epochs(facts: Facts) -> tuple[int, str]:
-  """Small sets want many passes; what starts from nothing wants more."""
-  base = 30 if facts.examples < 1000 else 20 if facts.examples < 10_000 else 10
+  """Small sets want many passes, a head alone more than a backbone, and what starts from nothing the most."""
+  base = 30 if facts.probe else 12
+  if facts.examples >= 10_000:
+    base //= 3
   if not facts.pretrained:
-    return 2 * base, 'random weights take longer'
-  return base, f'{facts.examples} training images'
+    return 4 * base, 'random weights take longer'
+  return base, f'{"a linear head" if facts.probe else "fine-tuning"} on {facts.examples} images'
 
 
 def lr(facts: Facts) -> tuple[float, str]:
-  if facts.probe:
-    return 1e-2, 'a linear head on frozen features'
   return 3e-3, "of the head; the strategy scales each layer's"
 
 
@@ -96,3 +98,30 @@ CHOICES = {
   'augment': augmentation,
   'workers': workers,
 }
+
+
+def check(e: Any) -> None:
+  """All problems of the options at once, before anything slow."""
+  positive = ('epochs', 'batch_size', 'image_size', 'lr', 'micro_batches', 'log_every', 'eval_every', 'save_every')
+  shares = ('warmup', 'ema', 'label_smoothing', 'dropout', 'drop_path', 'erasing')
+  atleast0 = ('weight_decay', 'momentum', 'clip_norm', 'focal_gamma', 'mixup', 'cutmix', 'randaugment', 'workers')
+  given = {name: value for name, value in dataclasses.asdict(e).items() if isinstance(value, float | int)}
+  option = lambda name: f'--{name.replace("_", "-")} {given[name]}'
+  problems = [f'{option(n)}: must be above 0' for n in positive if n in given and not given[n] > 0]
+  problems += [f'{option(n)}: must lie in [0, 1)' for n in shares if n in given and not 0 <= given[n] < 1]
+  problems += [f'{option(n)}: must be 0 or more' for n in atleast0 if n in given and not given[n] >= 0]
+  if e.schedule not in schedules.SCHEDULES:
+    problems.append(f'no schedule {e.schedule!r}{catalog.suggest(e.schedule, schedules.SCHEDULES)}')
+  if e.augment is not None and e.augment not in augment.PRESETS:
+    problems.append(f'no augmentation {e.augment!r}{catalog.suggest(e.augment, augment.PRESETS)}')
+  if problems:
+    raise UsageError('\n'.join(problems))
+
+
+def check_batch(e: Any, devices: int) -> None:
+  """Raises UsageError unless the batch divides into the devices' micro-batches."""
+  parts = devices * e.micro_batches
+  if e.batch_size % parts:
+    near = max(1, round(e.batch_size / parts)) * parts
+    shares = f'{devices} devices x {e.micro_batches} micro-batches'
+    raise UsageError(f'--batch-size {e.batch_size} does not divide into {shares}; {near} does')

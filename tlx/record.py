@@ -1,0 +1,109 @@
+"""What a run writes of itself: experiment.json, the command that reproduces it, metrics.jsonl and event files."""
+
+import dataclasses
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tlx import trees
+from tlx.report import events, folder
+from tlx.train.optimizer import Row
+from tlx.types import UsageError
+
+# Options that say how to run, not what comes out: a resumed run may change them.
+RUNNING = ('out', 'compile', 'workers', 'log_every')
+
+
+def describe(prepared: Any, rows: Sequence[tuple[str, int, Sequence[Row]]]) -> dict[str, Any]:
+  """experiment.json: all that reproduces the run."""
+  e, info, source = prepared.experiment, prepared.data.info, prepared.pretrained.source
+  packages = {name: sys.modules[name].__version__ for name in ('jax', 'flax', 'optax', 'numpy')}
+  return {
+    'experiment': dataclasses.asdict(e),
+    'command': command(e),
+    'environment': {
+      'tlx': __import__('tlx').__version__, 'python': platform.python_version(), **packages,
+      'platform': platform.platform(), 'device': jax.devices()[0].device_kind, 'backend': jax.default_backend(),
+      'devices': jax.device_count(), 'processes': jax.process_count(),
+    },
+    'data': info._asdict(),
+    'model': {
+      'variant': source.variant, 'location': source.location, 'license': source.license,
+      'parameters': trees.count(prepared.pretrained.variables['params']),
+      'preprocess': prepared.pretrained.preprocess._asdict(),
+    },
+    'learning': [
+      {'name': name, 'steps': steps, 'rows': [row._asdict() for row in table]} for name, steps, table in rows
+    ],
+    'defaults': dict(prepared.why),
+  }  # fmt: skip
+
+
+def command(e: Any) -> str:
+  """The command line that gives this experiment again, whatever the defaults become."""
+  options = []
+  for field in dataclasses.fields(e):
+    value = getattr(e, field.name)
+    if value is not None and (value != field.default or field.name in ('model', 'data', 'strategy')):
+      options += [f'--{field.name.replace("_", "-")}', str(value)]
+  return shlex.join(['tlx', 'finetune', *options])
+
+
+def claim(out: Path, experiment: Any) -> None:
+  """Refuses a folder that is something else, or the run of another experiment."""
+  record = out / 'experiment.json'
+  if out.exists() and not out.is_dir():
+    raise UsageError(f'--out {out} is a file; choose a folder')
+  if not record.exists():
+    if out.is_dir() and any(out.iterdir()):
+      raise UsageError(f'--out {out} is no run folder and not empty; choose another')
+    return
+  there, here = folder.read_json(record)['experiment'], folder.plain(dataclasses.asdict(experiment))
+  differ = [name for name in here if name not in RUNNING and there.get(name) != here[name]]
+  if differ:
+    changes = ', '.join(f'{name} {there.get(name)} there, {here[name]} here' for name in differ)
+    raise UsageError(
+      f'--out {out} holds another experiment ({changes}); choose another --out, or repeat its options to resume it'
+    )
+
+
+class Log:
+  """metrics.jsonl and TensorBoard events, written by the first process alone."""
+
+  def __init__(self, out: Path):
+    self._lines = self._events = None
+    self._out = out
+
+  def resume(self, step: int) -> None:
+    """Opens both; what was logged after `step` never happened."""
+    if jax.process_index() == 0:
+      self._lines = folder.MetricsLog(self._out / 'metrics.jsonl')
+      self._lines.truncate(step)
+      self._events = events.EventWriter(self._out / 'events', purge_step=step + 1 if step else None)
+
+  def append(self, record: Mapping[str, Any]) -> None:
+    if self._lines:
+      self._lines.append(record)
+      numbers = {f'{record["split"]}/{k}': v for k, v in record.items() if isinstance(v, float | int) and k != 'step'}
+      self._events.scalars(record['step'], numbers)
+
+  def close(self) -> None:
+    if self._events:
+      self._events.close()
+
+
+def folder_name(e: Any) -> str:
+  """runs/photo_patches-efficientnet_lite0-lp_ft"""
+  clean = lambda text: ''.join(c if c.isalnum() or c in '._' else '-' for c in text.rstrip('/').split('/')[-1])
+  return f'runs/{clean(e.data)}-{clean(e.model)}-{clean(e.strategy)}'
+
+
+def write(path: Path, value: Any) -> None:
+  """JSON, written by the first process alone."""
+  if jax.process_index() == 0:
+    folder.write_json(path, value)
