@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tlx import console
+from tlx import catalog, console
 from tlx.experiment import Experiment
+from tlx.report.folder import plain
 from tlx.types import TlxError, UsageError
 
 Json = Annotated[bool, tyro.conf.arg(help='print the result as JSON, and nothing else on standard output')]
@@ -145,8 +146,11 @@ def run(arguments: list[str]) -> int:
   from tlx.train.loop import Stopped
 
   try:
+    _known(arguments)
     _parse(arguments)()
     return 0
+  except SystemExit as done:  # of the parser: 0 after --help, 2 for a wrong option, which it has explained
+    return int(done.code or 0)
   except UsageError as error:
     return _fail(error, 2)
   except TlxError as error:
@@ -163,6 +167,13 @@ def run(arguments: list[str]) -> int:
     return _fail(f'{error.filename or "the operating system"}: {error.strerror or error}', 1)
 
 
+def _known(arguments: list[str]) -> None:
+  """Refuses a misspelt command, with the nearest."""
+  names = [command.__name__.lower() for command in COMMANDS]
+  if arguments and not arguments[0].startswith('-') and arguments[0] not in names:
+    raise UsageError(f'no command {arguments[0]!r}{catalog.suggest(arguments[0], names)}')
+
+
 def _parse(arguments: list[str]) -> Any:
   from functools import reduce
   from operator import or_
@@ -175,7 +186,7 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _print(value: Any) -> None:
-  print(json.dumps(value, indent=2))
+  print(json.dumps(plain(value), indent=2))
 
 
 def _fail(error: Any, code: int) -> int:

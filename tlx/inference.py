@@ -1,5 +1,6 @@
 """What a finished run, or a pretrained model, is used for: evaluate, predict, export."""
 
+import difflib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,10 @@ def run_folder(path: str | Path) -> Path:
   """The folder of a finished run. Raises UsageError for what is none, saying what it is instead."""
   path = Path(path)
   if not path.is_dir():
-    near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise UsageError(f'no run folder {path}{catalog.suggest(path.name, near) if near else ""}')
+    near = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, near, n=3)
+    hint = f': did you mean {" or ".join(close)}?' if close else '; `tlx finetune` makes one below runs/'
+    raise UsageError(f'no run folder {path}{hint}')
   if not (path / 'experiment.json').exists():
     raise UsageError(f'{path} is no run folder: it has no experiment.json; `tlx finetune --out {path}` would make one')
   if not (path / 'model' / 'config.json').exists():
@@ -37,8 +40,23 @@ def load_run(path: str | Path) -> Pretrained:
   return pretrained.load(str((run_folder(path) / 'model').absolute()))
 
 
+def _load_any(name: str) -> Pretrained:
+  """A run's model, or a pretrained one by its name, hub id or folder; a folder that has its own run record is a run."""
+  folder = Path(name)
+  if name in catalog.variants() or name.startswith('hf-hub:'):
+    return pretrained.load(name)
+  if (folder / 'config.json').is_file() and not (folder / 'experiment.json').exists():
+    return pretrained.load(str(folder.absolute()))
+  close = difflib.get_close_matches(name, catalog.list_models(), n=3, cutoff=0.8)
+  if close and not folder.exists():
+    raise UsageError(f'no run folder and no model {name!r}: did you mean {" or ".join(close)}?')
+  return load_run(name)
+
+
 def evaluate(run: Path, *, data: str | None = None, split: str = 'validation', batch_size: int | None = None) -> dict[str, Any]:
   """The numbers of result.json for a run on a split of its own data set or of another with the same classes."""
+  if batch_size is not None and batch_size < 1:
+    raise UsageError(f'--batch-size {batch_size}: must be above 0')
   model = load_run(run)
   record = json.loads((Path(run) / 'experiment.json').read_text())['experiment']
   found = catalog.dataset(data or record['data'], seed=record['seed'])
@@ -60,7 +78,7 @@ def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int =
   if top < 1:
     raise UsageError(f'--top {top}: must be 1 or more')
   files = _files(images)
-  model = pretrained.load(run) if run in catalog.variants() or run.startswith('hf-hub:') else load_run(run)
+  model = _load_any(run)
   names = model.class_names or [f'class {i}' for i in range(model.module.head.num_classes)]
   transform = transforms.evaluation(model.preprocess)
 
@@ -85,6 +103,8 @@ def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int =
 def export(run: Path, out: Path) -> Path:
   """Writes the run's model in timm's layout to `out`."""
   model = load_run(run)
+  if blocked := next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), None):
+    raise UsageError(f'--out {out}: {blocked} is a file; choose a folder')
   return pretrained.save(
     out, model.module, model.variables, source=model.source, preprocess=model.preprocess, class_names=model.class_names
   )

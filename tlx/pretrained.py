@@ -46,7 +46,7 @@ def load(
     variables = jax.jit(module.init)(jax.random.key(seed), _image())
     return Pretrained(module, variables, preprocess, (), Source(variant.name, config=config))
   if location is None:
-    raise TlxError(f'{variant.name} has no published weights that tlx knows of: pass weights=FILE, or pretrained=False for random ones')
+    raise TlxError(f'{variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), or train from random ones with pretrained=False (--strategy scratch)')
   return _read(variant, location, config, preprocess, num_classes, dropout, drop_path)
 
 
@@ -115,7 +115,7 @@ def _read(variant, location, config, preprocess, num_classes, dropout, drop_path
   if record and not config and location.startswith('hf-hub:'):
     config = weights.read_config(path)
     preprocess = _preprocess(config, variant)
-  layout, variant = _layout(variant, tensors)
+  layout, variant = _layout(variant, tensors, where)
   table = tuple(variant.family.LAYOUTS[layout](variant.config))
   found = _classes(table, tensors)
   module = build(variant, found if num_classes is None else num_classes, dropout, drop_path)
@@ -129,10 +129,16 @@ def _read(variant, location, config, preprocess, num_classes, dropout, drop_path
   return Pretrained(module, jax.tree.map(jnp.asarray, variables), preprocess, names, Source(variant.name, layout, location, licence, config, dropped))
 
 
-def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray]) -> tuple[str, catalog.Variant]:
+def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:
   """The layout whose names the tensors share most, and the variant that weights of this layout belong to."""
   shared = {name: sum(rule.source in tensors for rule in layout(variant.config)) for name, layout in variant.family.LAYOUTS.items()}
   best = max(shared, key=shared.get)
+  if shared[best] < len(list(variant.family.LAYOUTS[best](variant.config))) / 2:
+    names = ', '.join(list(tensors)[:3]) or 'nothing'
+    raise rules.WeightMismatchError(
+      f'{where}: weights of another architecture, which share {shared[best]} tensor names with it (they hold {names}, ...); '
+      'choose the model that they belong to'
+    )
   rename = getattr(variant.family, 'LAYOUT_VARIANTS', {}).get(best, str)
   return best, catalog.variant(rename(variant.name))
 

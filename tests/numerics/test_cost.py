@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import tlx
-from tlx import catalog, trees
+from tlx import catalog, pretrained, trees
 from tlx.data import augment
 from tlx.tasks.classification import Classification
-from tlx.train import optimizer, placement, state, step
+from tlx.train import optimizer, state, step
 from tlx.types import Preprocess
 
 MODELS = [
@@ -17,21 +16,24 @@ MODELS = [
   pytest.param('efficientnet_lite0', marks=pytest.mark.slow),
 ]
 PIXELS, BATCH, CLASSES = 96, 8, 5
+# XLA's passes, which decide what is computed, all run; LLVM, which only makes it fast, need not.
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
-def flops(compiled):
-  found = compiled.cost_analysis()
+def flops(function, *arguments):
+  """Of the compiled program."""
+  found = jax.jit(function, donate_argnums=0).lower(*arguments).compile(QUICK).cost_analysis()
   return (found[0] if isinstance(found, list) else found)['flops']
 
 
 def setting(name, strategy, **changes):
   """(recipe, phase, transformation, abstract state, abstract batch): shapes alone, no array is made."""
-  model = tlx.load(name, pretrained=False, num_classes=CLASSES, dropout=0.2)
+  module = pretrained.build(catalog.variant(name), CLASSES, dropout=0.2)
   recipe = step.Recipe(
-    model.module, Classification(CLASSES, label_smoothing=0.1), Preprocess(size=PIXELS, crop=1.0), ema=0.99, **changes
+    module, Classification(CLASSES, label_smoothing=0.1), Preprocess(size=PIXELS, crop=1.0), ema=0.99, **changes
   )
-  phase = catalog.strategy(strategy).phases(model.module.backbone.names)[0]
-  variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.variables)
+  phase = catalog.strategy(strategy).phases(module.backbone.names)[0]
+  variables = pretrained.abstract(module)
   tx = optimizer.Optimizer('adamw', clip_norm=1.0).build(phase, 100, state.split(variables['params'], phase)[0])
   abstract = jax.eval_shape(lambda variables: state.create(variables, phase, tx, seed=0, ema=True), variables)
   batch = {
@@ -44,9 +46,9 @@ def setting(name, strategy, **changes):
 
 
 def train_flops(name, strategy, **changes):
-  """Of the step as the trainer compiles it: clipped AdamW, gradient norm, moving average."""
+  """Of the trainer's own step: clipped AdamW, gradient norm, moving average."""
   recipe, phase, tx, abstract, batch = setting(name, strategy, **changes)
-  return flops(placement.make('jit').train(step.train_step(recipe, phase, tx), abstract, batch))
+  return flops(step.train_step(recipe, phase, tx), abstract, batch)
 
 
 @pytest.fixture(scope='module', params=MODELS)
@@ -54,15 +56,15 @@ def forward(request):
   """(model's name, FLOPs of its evaluation pass over the same batch of uint8 pixels)."""
   recipe, _, _, abstract, batch = setting(request.param, 'linear_probe')
   evaluate = lambda variables, images: recipe.model.apply(variables, recipe.inputs(augment.to_float(images)))
-  return request.param, flops(jax.jit(evaluate).lower(abstract.variables, batch['image']).compile())
+  return request.param, flops(evaluate, abstract.variables, batch['image'])
 
 
 def counted_iterations():
   """How often XLA's count includes the body of a scan of two iterations: once on a CPU of today's jax."""
   matmul = lambda x, w: (x @ w, None)
   x, w = jax.ShapeDtypeStruct((64, 64), jnp.float32), jax.ShapeDtypeStruct((2, 64, 64), jnp.float32)
-  body = flops(jax.jit(lambda x, w: x @ w).lower(x, x).compile())
-  return round(flops(jax.jit(lambda x, w: jax.lax.scan(matmul, x, w)[0]).lower(x, w).compile()) / body)
+  body = flops(lambda x, w: x @ w, x, x)
+  return round(flops(lambda x, w: jax.lax.scan(matmul, x, w)[0], x, w) / body)
 
 
 def test_a_probe_costs_a_forward_pass(forward):

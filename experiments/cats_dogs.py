@@ -1,0 +1,16 @@
+"""Cats and dogs, 200 training photographs of each, EfficientNet-Lite0, linear probe.
+
+  python experiments/cats_dogs.py PATH     with PATH/train/{cat,dog}/*.jpg and PATH/val/{cat,dog}/*.jpg
+
+Measured: RESULT_CATS
+Reference: 0.9925 for scikit-learn's logistic regression with its best C, on PyTorch features of the same weights.
+"""
+
+import sys
+
+import tlx
+
+experiment = lambda path: tlx.Experiment(data=f'folder:{path}', strategy='linear_probe')
+
+if __name__ == '__main__':
+  tlx.finetune(experiment(sys.argv[1]))
