@@ -15,15 +15,15 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 def tiny_models(tmp_path_factory) -> dict[str, str]:
   """{family: folder} of the smallest variant of each family with random weights, every tensor of them."""
   import tlx
-  from tlx import catalog
+  from tlx import catalog, pretrained
 
   folder = tmp_path_factory.mktemp('models')
   made = {}
   for name, variant in catalog.variants().items():
     if name.endswith('_test'):
-      model = tlx.load(name, pretrained=False, num_classes=7)
+      module = pretrained.build(variant, 7)
       preprocess = tlx.Preprocess(size=32, crop=1.0)
-      tlx.save(folder / name, model.module, randomised(model.variables), source=model.source, preprocess=preprocess)
+      tlx.save(folder / name, module, randomised(pretrained.abstract(module)), preprocess=preprocess)
       made[variant.family.__name__.split('.')[-1]] = str(folder / name)
   return made
 
@@ -60,7 +60,7 @@ def randomised(variables):
   def draw(path, leaf):
     name = path[-1].key
     if name == 'kernel':
-      return (rng.normal(size=leaf.shape) / np.sqrt(max(1, leaf[..., 0].size))).astype(np.float32)
+      return (rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(np.float32)
     if name in ('scale', 'var'):
       return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
     return rng.normal(scale=0.2, size=leaf.shape).astype(np.float32)

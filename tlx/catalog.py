@@ -14,6 +14,8 @@ from typing import NamedTuple
 from tlx.nn.model import Config
 from tlx.types import Checkpoint, Dataset, UsageError
 
+_ONE = {'models': 'family', 'strategies': 'strategy', 'tasks': 'task', 'datasets': 'data set'}
+
 
 class Variant(NamedTuple):
   """One row of a family's table."""
@@ -32,7 +34,7 @@ def names(folder: str) -> tuple[str, ...]:
 def find(folder: str, name: str) -> ModuleType:
   """The alternative `name` of a folder; raises UsageError with the nearest names."""
   if name not in names(folder):
-    raise UsageError(f'no {folder.rstrip("s")} {name!r}{suggest(name, names(folder))}')
+    raise UsageError(f'no {_ONE[folder]} {name!r}{suggest(name, names(folder))}')
   return importlib.import_module(f'tlx.{folder}.{name}')
 
 

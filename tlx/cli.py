@@ -1,4 +1,7 @@
-"""`tlx`: the command line. Usage errors exit with 2, other failures with 1, a run stopped by a signal with 128 + its number."""
+"""`tlx`: the command line.
+
+Usage errors exit with 2, other failures with 1, a run stopped by a signal with 128 + its number.
+"""
 
 import dataclasses
 import json
@@ -59,8 +62,13 @@ class Evaluate:
 class Predict:
   """Name what is in photographs: the top classes with their probabilities."""
 
-  run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='RUN', help='a run folder, or a pretrained model such as efficientnet_lite0')]
-  images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar='IMAGE...', help='files, or folders of them')]
+  run: Annotated[
+    tyro.conf.Positional[str],
+    tyro.conf.arg(metavar='RUN', help='a run folder, or a pretrained model such as efficientnet_lite0'),
+  ]
+  images: Annotated[
+    tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar='IMAGE...', help='files, or folders of them')
+  ]
   top: int = 5
   """Classes shown for each image."""
   json: Json = False

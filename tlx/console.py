@@ -35,7 +35,9 @@ class Console:
       fewest, most = (f'{f(counts)} {info.class_names[counts.index(f(counts))]}' for f in (min, max))
       table.add_row(split, f'{sum(counts):,}', str(sum(c > 0 for c in counts)), escape(fewest), escape(most))
     self.rich.print(table)
-    shown = ', '.join(info.class_names[:12]) + (f', ... ({len(info.class_names)})' if len(info.class_names) > 12 else '')
+    shown = ', '.join(info.class_names[:12]) + (
+      f', ... ({len(info.class_names)})' if len(info.class_names) > 12 else ''
+    )
     self.line(f'classes: {shown}')
     for path, reason in info.rejected[:10]:
       self.warn(f'{path}: {reason}; left out')
@@ -62,7 +64,15 @@ class Console:
   def result(self, metrics: Mapping[str, Any], out: Path) -> None:
     """The table at the end, and where the report lies."""
     table = _table(f'result on {metrics.get("split", "validation")}', 'metric', 'value')
-    for name in ('accuracy', 'top5_accuracy', 'loss', 'macro_precision', 'macro_recall', 'macro_f1', 'calibration_error'):
+    for name in (
+      'accuracy',
+      'top5_accuracy',
+      'loss',
+      'macro_precision',
+      'macro_recall',
+      'macro_f1',
+      'calibration_error',
+    ):
       table.add_row(name, f'{metrics[name]:.4f}')
     if 'test' in metrics:
       table.add_row('accuracy on test', f'{metrics["test"]["accuracy"]:.4f}')
@@ -107,7 +117,9 @@ class _Progress:
       self._bar.update(self._task, completed=step)
 
   def update(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
-    text = f'loss {numbers["loss"]:.4f}  accuracy {numbers["accuracy"]:.3f}  {numbers["images_per_second"]:.0f} images/s'
+    text = (
+      f'loss {numbers["loss"]:.4f}  accuracy {numbers["accuracy"]:.3f}  {numbers["images_per_second"]:.0f} images/s'
+    )
     self._bar.update(self._task, completed=step, description=phase, numbers=text)
     if self._bar.disable and time.monotonic() - self._printed > 5:
       self._printed = time.monotonic()

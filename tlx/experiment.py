@@ -146,6 +146,7 @@ def prepare(experiment: Experiment, show: console.Console) -> Prepared:
   place = placement.make(experiment.compile)
   options.check(experiment)
   from_pretrained = getattr(strategy, 'pretrained', True)
+  pretrained.resolve(experiment.model)  # a misspelt model is found before a data set is read
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)
   loaded = pretrained.load(

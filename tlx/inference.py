@@ -53,7 +53,9 @@ def _load_any(name: str) -> Pretrained:
   return load_run(name)
 
 
-def evaluate(run: Path, *, data: str | None = None, split: str = 'validation', batch_size: int | None = None) -> dict[str, Any]:
+def evaluate(
+  run: Path, *, data: str | None = None, split: str = 'validation', batch_size: int | None = None
+) -> dict[str, Any]:
   """The numbers of result.json for a run on a split of its own data set or of another with the same classes."""
   if batch_size is not None and batch_size < 1:
     raise UsageError(f'--batch-size {batch_size}: must be above 0')
@@ -66,15 +68,19 @@ def evaluate(run: Path, *, data: str | None = None, split: str = 'validation', b
     raise UsageError(_classes_differ(found.info.name, found.info.class_names, run, model.class_names))
   place = placement.make('jit')
   size = -(-(batch_size or record['batch_size']) // jax.device_count()) * jax.device_count()
-  recipe = Recipe(model.module, Classification(len(model.class_names)), model.preprocess, dtype=jnp.dtype(record['dtype']))
-  batches = pipeline.eval_batches(found.splits[split], batch_size=size, transform=transforms.evaluation(model.preprocess))
+  recipe = Recipe(
+    model.module, Classification(len(model.class_names)), model.preprocess, dtype=jnp.dtype(record['dtype'])
+  )
+  batches = pipeline.eval_batches(
+    found.splits[split], batch_size=size, transform=transforms.evaluation(model.preprocess)
+  )
   step = place.evaluate(eval_step(recipe))
   done = exact.evaluate(step, place.put_state(model.variables), batches, place.put_batch, size=len(found.splits[split]))
   return {name: value for name, value in done.summary().items() if isinstance(value, float | int)}
 
 
 def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int = 16) -> Iterator[dict[str, Any]]:
-  """For each image {'image', 'classes': [{'id', 'name', 'probability'}]}, most probable first, or {'image', 'error'}."""
+  """{'image', 'classes': [{'id', 'name', 'probability'}]} of each image, best first, or {'image', 'error'}."""
   if top < 1:
     raise UsageError(f'--top {top}: must be 1 or more')
   files = _files(images)
@@ -97,7 +103,11 @@ def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int =
         pixels[i] = image
     rows = np.asarray(probabilities(model.variables, pixels))
     for file, image, row in zip(part, decoded, rows):
-      yield {'image': str(file), 'error': image} if isinstance(image, str) else {'image': str(file), 'classes': _top(row, names, top)}
+      yield (
+        {'image': str(file), 'error': image}
+        if isinstance(image, str)
+        else {'image': str(file), 'classes': _top(row, names, top)}
+      )
 
 
 def export(run: Path, out: Path) -> Path:
@@ -139,7 +149,12 @@ def _files(paths: Sequence[Path]) -> list[Path]:
   files: list[Path] = []
   for path in paths:
     if path.is_dir():
-      found = sorted(Path(root) / name for root, _, names in os.walk(path) for name in names if Path(name).suffix.lower() in decode.extensions())
+      found = sorted(
+        Path(root) / name
+        for root, _, names in os.walk(path)
+        for name in names
+        if Path(name).suffix.lower() in decode.extensions()
+      )
       if not found:
         raise UsageError(f'no images in {path}')
       files += found

@@ -1,6 +1,7 @@
 """What an experiment's options may be, and what they become when left open: by the data, and saying why."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -104,10 +105,12 @@ def check(e: Any) -> None:
   """All problems of the options at once, before anything slow."""
   positive = ('epochs', 'batch_size', 'image_size', 'lr', 'micro_batches', 'log_every', 'eval_every', 'save_every')
   shares = ('warmup', 'ema', 'label_smoothing', 'dropout', 'drop_path', 'erasing')
-  atleast0 = ('weight_decay', 'momentum', 'clip_norm', 'focal_gamma', 'mixup', 'cutmix', 'randaugment', 'workers')
+  atleast0 = ('weight_decay', 'momentum', 'clip_norm', 'focal_gamma', 'mixup', 'cutmix', 'randaugment')
+  atleast0 += ('workers', 'seed')
   given = {name: value for name, value in dataclasses.asdict(e).items() if isinstance(value, float | int)}
   option = lambda name: f'--{name.replace("_", "-")} {given[name]}'
-  problems = [f'{option(n)}: must be above 0' for n in positive if n in given and not given[n] > 0]
+  problems = [f'{option(n)}: must be finite' for n in given if not math.isfinite(given[n])]
+  problems += [f'{option(n)}: must be above 0' for n in positive if n in given and not given[n] > 0]
   problems += [f'{option(n)}: must lie in [0, 1)' for n in shares if n in given and not 0 <= given[n] < 1]
   problems += [f'{option(n)}: must be 0 or more' for n in atleast0 if n in given and not given[n] >= 0]
   if e.schedule not in schedules.SCHEDULES:

@@ -29,14 +29,15 @@ def load(
   """A backbone with its weights, its preprocessing and its class names.
 
   Args:
-    name: a variant (`tlx.list_models()`), or a folder, or 'hf-hub:OWNER/NAME', with config.json and weights in timm's layout.
+    name: a variant (`tlx.list_models()`), or a folder or 'hf-hub:OWNER/NAME' with config.json and weights as timm's.
     weights: a file, URL or folder to take the weights from instead of the variant's published ones.
     num_classes: None keeps the checkpoint's head; another number puts a fresh head (zeros) in its place; 0 leaves none.
     pretrained: False gives random weights drawn from `seed`.
     dropout: before the head. drop_path: stochastic depth of the last block.
-  Raises: UsageError for an unknown name; WeightMismatchError listing everything that does not fit; TlxError if no weights can be had.
+  Raises: UsageError for an unknown name; WeightMismatchError listing everything that does not fit; TlxError if no
+    weights can be had.
   """
-  variant, folder, config = _resolve(name)
+  variant, folder, config = resolve(name)
   location = weights or (str(folder) if folder else None) or (variant.checkpoint and variant.checkpoint.location)
   preprocess = _preprocess(config, variant)
   if not pretrained:
@@ -46,7 +47,10 @@ def load(
     variables = jax.jit(module.init)(jax.random.key(seed), _image())
     return Pretrained(module, variables, preprocess, (), Source(variant.name, config=config))
   if location is None:
-    raise TlxError(f'{variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), or train from random ones with pretrained=False (--strategy scratch)')
+    raise TlxError(
+      f'{variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), '
+      'or start from random ones with pretrained=False (--strategy scratch)'
+    )
   return _read(variant, location, config, preprocess, num_classes, dropout, drop_path)
 
 
@@ -59,7 +63,7 @@ def save(
   preprocess: Preprocess | None = None,
   class_names: Sequence[str] = (),
 ) -> Path:
-  """Writes model.safetensors and config.json in timm's names, which `timm.create_model('local-dir:FOLDER')` and `tlx.load` read.
+  """Writes model.safetensors and config.json in timm's names, for `timm.create_model('local-dir:FOLDER')` and `tlx.load`.
 
   Returns: the folder. Raises TlxError when the disk is full; what lay there stays as it was.
   """
@@ -94,7 +98,7 @@ def _image() -> jax.Array:
   return jnp.zeros((1, 64, 64, 3))
 
 
-def _resolve(name: str) -> tuple[catalog.Variant, Path | None, Mapping[str, Any]]:
+def resolve(name: str) -> tuple[catalog.Variant, Path | None, Mapping[str, Any]]:
   """The variant, and for a folder or hub id its place and config."""
   if name in catalog.variants():
     return catalog.variant(name), None, {}
@@ -122,22 +126,40 @@ def _read(variant, location, config, preprocess, num_classes, dropout, drop_path
   fresh = HEAD + '/' if num_classes not in (None, found) else None
   like = abstract(module)
   if fresh:  # a fresh head starts at zero: the first steps then move the backbone little
-    like = jax.tree.map(lambda x: x, {**like, 'params': {**like['params'], HEAD: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like['params'].get(HEAD, {}))}})
+    like = jax.tree.map(
+      lambda x: x,
+      {
+        **like,
+        'params': {
+          **like['params'],
+          HEAD: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like['params'].get(HEAD, {})),
+        },
+      },
+    )
   variables, dropped = rules.read(tensors, table, like, fresh=fresh, where=where)
   names = _class_names(config, module.head.num_classes) if not fresh else ()
   licence = asked.checkpoint.license if asked.checkpoint else 'unknown'
-  return Pretrained(module, jax.tree.map(jnp.asarray, variables), preprocess, names, Source(variant.name, layout, location, licence, config, dropped))
+  return Pretrained(
+    module,
+    jax.tree.map(jnp.asarray, variables),
+    preprocess,
+    names,
+    Source(variant.name, layout, location, licence, config, dropped),
+  )
 
 
 def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:
   """The layout whose names the tensors share most, and the variant that weights of this layout belong to."""
-  shared = {name: sum(rule.source in tensors for rule in layout(variant.config)) for name, layout in variant.family.LAYOUTS.items()}
+  shared = {
+    name: sum(rule.source in tensors for rule in layout(variant.config))
+    for name, layout in variant.family.LAYOUTS.items()
+  }
   best = max(shared, key=shared.get)
   if shared[best] < len(list(variant.family.LAYOUTS[best](variant.config))) / 2:
     names = ', '.join(list(tensors)[:3]) or 'nothing'
     raise rules.WeightMismatchError(
-      f'{where}: weights of another architecture, which share {shared[best]} tensor names with it (they hold {names}, ...); '
-      'choose the model that they belong to'
+      f'{where}: weights of another architecture, which share {shared[best]} tensor names with it '
+      f'(they hold {names}, ...); choose the model that they belong to'
     )
   rename = getattr(variant.family, 'LAYOUT_VARIANTS', {}).get(best, str)
   return best, catalog.variant(rename(variant.name))

@@ -1,8 +1,9 @@
-"""The command line as a new user meets it: every wrong input is one clear message and an exit code, never a traceback."""
+"""The command line as a new user meets it: a wrong input gives one clear message and an exit code, no traceback."""
 
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,8 +68,8 @@ def test_help_explains(tlx_run, command):
 
 def test_finetune_help_lists_every_option(tlx_run):
   out = tlx_run('finetune', '--help')[1]
-  for option in ('--model', '--data', '--strategy', '--out', '--weights', '--batch-size', '--lr', '--augment', '--json'):
-    assert f' {option} ' in out
+  for option in ('model', 'data', 'strategy', 'out', 'weights', 'batch-size', 'lr', 'augment', 'json'):
+    assert f' --{option} ' in out
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,10 @@ def spoil_every_image(root):
   return "class 'red': none of its 10 images can be decoded"
 
 
-@pytest.mark.parametrize('spoil', [spoil_missing, spoil_empty_class, spoil_one_class, spoil_unknown_class, spoil_every_image])
+SPOILS = (spoil_missing, spoil_empty_class, spoil_one_class, spoil_unknown_class, spoil_every_image)
+
+
+@pytest.mark.parametrize('spoil', SPOILS)
 def test_folders_that_cannot_be_trained_on(tlx_run, options, images, tmp_path, spoil):
   expected = spoil(images)
   code, _, err = tlx_run('finetune', *options, '--data', f'folder:{images}', '--out', tmp_path / 'run')
@@ -313,8 +317,8 @@ def test_export_loads_back(tlx_run, finished, tmp_path):
   assert code == 0 and json.loads(out) == {'folder': str(tmp_path / 'new')}
   one, two = tlx.load(str(tmp_path / 'new')), tlx.load(str(finished / 'model'))
   assert one.class_names == two.class_names == ('blue', 'green', 'red') and one.preprocess == two.preprocess
-  pixels = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
-  np.testing.assert_array_equal(one.module.apply(one.variables, pixels), two.module.apply(two.variables, pixels))
+  assert one.module == two.module
+  jax.tree.map(np.testing.assert_array_equal, one.variables, two.variables)
   (tmp_path / 'file').write_text('x')
   code, _, err = tlx_run('export', finished, '--out', tmp_path / 'file')
   assert code == 2 and 'is a file' in err

@@ -21,7 +21,11 @@ from tlx.types import Phase, Preprocess
 CLASSES, PIXELS, SIZE = 5, 32, 8
 NAMES = sorted(name for name in catalog.variants() if name.endswith('_test'))
 TINY = 'efficientnet_test'
-SGD = optax.sgd(1.0)  # its update is the gradient
+# Steps along the gradient and keeps it as its state: a difference of parameters would lose digits.
+SGD = optax.GradientTransformation(
+  lambda params: jax.tree.map(jnp.zeros_like, params),
+  lambda grads, _, params=None: (jax.tree.map(jnp.negative, grads), grads),
+)
 DEVICES = 4
 
 
@@ -43,7 +47,9 @@ def model(name=TINY, **options):
 
 
 def recipe(module, task=None, **changes):
-  return dataclasses.replace(step.Recipe(module, task or Classification(CLASSES), Preprocess(size=PIXELS, crop=1.0)), **changes)
+  return dataclasses.replace(
+    step.Recipe(module, task or Classification(CLASSES), Preprocess(size=PIXELS, crop=1.0)), **changes
+  )
 
 
 def phase_of(strategy, module) -> Phase:
@@ -60,12 +66,12 @@ def batch(seed=0, size=SIZE):
   }
 
 
-def close(a, b, limit):
-  """Largest difference over the largest value, each leaf."""
+def close(a, b, limit, floor=1e-12):
+  """Largest difference over the largest value of each leaf, or over `floor`."""
   a, b = trees.flatten(a), trees.flatten(b)
   assert a.keys() == b.keys()
   for path, x in b.items():
-    error = np.abs(np.asarray(a[path], np.float64) - np.asarray(x, np.float64)).max() / max(np.abs(x).max(), 1e-12)
+    error = np.abs(np.asarray(a[path], np.float64) - np.asarray(x, np.float64)).max() / max(np.abs(x).max(), floor)
     assert error < limit, f'{path}: {error:.1e}'
 
 
@@ -78,10 +84,9 @@ def begin(variables, phase, tx=SGD, ema=False):
 
 
 def run(made, variables, phase, data, tx=SGD):
-  """(gradient of the trainable leaves, new state, metrics) of one step."""
+  """(state of the optimizer, which is SGD's gradient, new state, metrics) of one step."""
   new, metrics = jax.jit(step.train_step(made, phase, tx))(begin(variables, phase, tx, bool(made.ema)), data)
-  before, after = (state.split(p, phase)[0] for p in (variables['params'], new.params))
-  return jax.tree.map(jnp.subtract, before, after), new, metrics
+  return new.opt_state, new, metrics
 
 
 @pytest.mark.parametrize('kind', ['linear_probe', 'full'])
@@ -91,13 +96,16 @@ def test_micro_batches_change_nothing(kind):
   learner = module if kind == 'linear_probe' else Frozen(module)
   made = recipe(learner, augment=dataclasses.replace(PRESETS['light'], mixup=0.2))
   data = batch() | {'mask': np.arange(SIZE) != 3}  # so that micro-batches differ in how many examples count
-  results = [run(dataclasses.replace(made, micro_batches=n), variables, phase_of(kind, module), data) for n in (1, 2, 4)]
+  results = [
+    run(dataclasses.replace(made, micro_batches=n), variables, phase_of(kind, module), data) for n in (1, 2, 4)
+  ]
   gradient, new, metrics = results[0]
-  assert metrics['count'] == SIZE - 1 and all(np.abs(x).max() > 1e-4 for x in jax.tree.leaves(gradient))
+  largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(gradient))
+  assert metrics['count'] == SIZE - 1 and largest > 1e-3
   for other, state_of_other, numbers in results[1:]:
     close(state_of_other.params, new.params, 1e-5)
     close(numbers, metrics, 1e-5)
-    close(other, gradient, 1e-4)  # a difference of parameters, which loses digits of small gradients
+    close(other, gradient, 1e-5, floor=1e-2 * largest)  # leaves whose terms cancel keep fewer digits
 
 
 @pytest.mark.parametrize('kind', ['linear_probe', 'full'])
@@ -107,7 +115,9 @@ def test_padding_has_no_influence(kind):
   real = SIZE - 3
   data = batch() | {'mask': np.arange(SIZE) < real}
   other = batch(seed=1)
-  changed = data | {name: np.concatenate([data[name][:real], other[name][real:]]) for name in ('image', 'label', 'aspect')}
+  changed = data | {
+    name: np.concatenate([data[name][:real], other[name][real:]]) for name in ('image', 'label', 'aspect')
+  }
   compiled = jax.jit(step.train_step(made, phase, SGD))
   start = begin(variables, phase)
   (one, numbers), (two, same_numbers) = compiled(start, data), compiled(start, changed)
@@ -149,7 +159,7 @@ def test_the_loss_is_the_tasks(task):
   assert float(metrics['loss']) == pytest.approx(loss(0.0), rel=1e-5)
   numeric = [(loss(h) - loss(-h)) / 2e-5 for h in 1e-5 * np.eye(CLASSES)]
   np.testing.assert_allclose(gradient['head']['logits']['bias'], numeric, atol=1e-5)
-  assert metrics['loss'] != pytest.approx(loss_of_plain(logits, data), rel=1e-2)
+  assert metrics['loss'] != pytest.approx(loss_of_plain(logits, data), rel=1e-4)
 
 
 def loss_of_plain(logits, data):
@@ -160,13 +170,21 @@ def loss_of_plain(logits, data):
 def test_bfloat16_keeps_what_is_stored_in_float32():
   module, variables = model()
   phase, tx = phase_of('full', module), optax.sgd(0.1, momentum=0.9)
-  results = [run(recipe(module, dtype=dtype, ema=0.9), variables, phase, batch(), tx) for dtype in (jnp.float32, jnp.bfloat16)]
+  results = [
+    run(recipe(module, dtype=dtype, ema=0.9), variables, phase, batch(), tx) for dtype in (jnp.float32, jnp.bfloat16)
+  ]
   (_, _, exact), (_, new, metrics) = results
-  for leaf in jax.tree.leaves((new.params, new.batch_stats, new.opt_state, new.ema, metrics['loss'], metrics['grad_norm'])):
+  for leaf in jax.tree.leaves(
+    (new.params, new.batch_stats, new.opt_state, new.ema, metrics['loss'], metrics['grad_norm'])
+  ):
     assert leaf.dtype == jnp.float32
   assert not same(new.batch_stats, variables['batch_stats'])
   assert metrics['loss'] != exact['loss'] and float(metrics['loss']) == pytest.approx(float(exact['loss']), rel=0.05)
-  text = str(jax.make_jaxpr(lambda v, x: module.apply(v, x))(variables, recipe(module, dtype=jnp.bfloat16).inputs(jnp.ones((1, PIXELS, PIXELS, 3)))))
+  text = str(
+    jax.make_jaxpr(lambda v, x: module.apply(v, x))(
+      variables, recipe(module, dtype=jnp.bfloat16).inputs(jnp.ones((1, PIXELS, PIXELS, 3)))
+    )
+  )
   assert 'bf16' in text
 
 
@@ -194,7 +212,9 @@ def test_a_step_is_pure_and_its_state_is_donated():
   old = [place.put_state(start) for _ in range(3)]
   (one, numbers), (two, again) = compiled(old[0], data), compiled(old[1], data)
   assert same((one, numbers), (two, again))
-  assert all(x.is_deleted() for x in jax.tree.leaves(old[0])) and not any(x.is_deleted() for x in jax.tree.leaves((start, data)))
+  assert all(x.is_deleted() for x in jax.tree.leaves(old[0])) and not any(
+    x.is_deleted() for x in jax.tree.leaves((start, data))
+  )
   # The step's number alone makes the next draw another one.
   _, later = compiled(old[2].replace(step=place.put_state(jnp.int32(1))), data)
   assert later['loss'] != numbers['loss']
@@ -220,8 +240,10 @@ def compare_placements(name):
   # Not Adam, which divides the rounding of a zero gradient by its own size.
   tx = optimizer.Optimizer('sgd', 0.05, warmup=0.0).build(phase, 10, trainable)
   places = [placement.make('jit'), placement.make('pmap'), placement.Jit(jax.devices()[:1])]
-  results = [advance(place, step.train_step(made, phase, tx), begin(variables, phase, tx, ema=True), data) for place in places]
-  for (numbers, after) in results[1:]:
+  results = [
+    advance(place, step.train_step(made, phase, tx), begin(variables, phase, tx, ema=True), data) for place in places
+  ]
+  for numbers, after in results[1:]:
     for ours, theirs in zip(numbers, results[0][0]):
       close(ours, theirs, 1e-5)
     for part in ('params', 'batch_stats', 'ema'):

@@ -96,7 +96,9 @@ def our_pass(model, train):
   named = {rule.target: rule for rule in table_of(model) if rule.target}
   leaves = trees.flatten({'params': gradients, 'batch_stats': stats})
   assert leaves.keys() == named.keys()
-  return np.asarray(logits), {named[path].source: named[path].transform.write(np.asarray(x)) for path, x in leaves.items()}
+  return np.asarray(logits), {
+    named[path].source: named[path].transform.write(np.asarray(x)) for path, x in leaves.items()
+  }
 
 
 @pytest.mark.parametrize('train', [False, True], ids=['eval', 'train'])
@@ -127,7 +129,10 @@ def test_logits_statistics_and_gradients(pair, train):
 
 def test_our_file_in_timm(pair, tmp_path):
   tuned = tlx.load(str(pair.folder), num_classes=5)
-  variables = {**tuned.variables, 'params': {**tuned.variables['params'], 'head': randomised(tuned.variables['params']['head'])}}
+  variables = {
+    **tuned.variables,
+    'params': {**tuned.variables['params'], 'head': randomised(tuned.variables['params']['head'])},
+  }
   folder = tlx.save(tmp_path / 'tuned', tuned.module, variables, source=tuned.source, preprocess=tuned.preprocess)
   reference = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
   by_path = timm.create_model(pair.name, num_classes=5, checkpoint_path=str(folder / 'model.safetensors')).eval()
