@@ -63,7 +63,7 @@ def save(
   preprocess: Preprocess | None = None,
   class_names: Sequence[str] = (),
 ) -> Path:
-  """Writes model.safetensors and config.json in timm's names, for `timm.create_model('local-dir:FOLDER')` and `tlx.load`.
+  """Writes model.safetensors and config.json under timm's names: `tlx.load` and timm's 'local-dir:FOLDER' read them.
 
   Returns: the folder. Raises TlxError when the disk is full; what lay there stays as it was.
   """

@@ -117,7 +117,8 @@ def flipped(path):
   path.write_bytes(data)
 
 
-DAMAGES = {'flipped': flipped, 'truncated': truncated, 'deleted': Path.unlink, 'emptied': lambda path: path.write_bytes(b'')}
+EMPTIED = lambda path: path.write_bytes(b'')
+DAMAGES = {'flipped': flipped, 'truncated': truncated, 'deleted': Path.unlink, 'emptied': EMPTIED}
 
 
 def largest(folder, pattern='*'):
@@ -131,7 +132,7 @@ def test_kill_stop_and_damage_one_after_the_other(runs, whole, tmp_path):
   assert saved(out) in ([], [3])
   # A checkpoint still on its way when the process died is made again, so the count of batches starts where it ended.
   start = (saved(out) or [0])[-1]
-  assert_stopped(runs.run(out, batch=15 - start, signum=signal.SIGTERM), 15 - 1 if start else 14)
+  assert_stopped(runs.run(out, batch=14 - start, signum=signal.SIGTERM), 14)
   assert saved(out)[-1] == 14 and all(json.loads(line)['step'] != 14 for line in lines(out))
   flipped(largest(out / 'checkpoints/14/state/d'))
   (out / 'checkpoints/15.orbax-checkpoint-tmp/state').mkdir(parents=True)
@@ -273,7 +274,7 @@ def test_every_damaged_file_is_noticed_or_harmless(two, tmp_path, damage):
     checkpoints.close()
     assert fingerprint(restored.state) == fingerprint(small(restored.step)), name
     if restored.step == 3:
-      assert (folder.parent / 'damaged_checkpoints/6').is_dir() or not (two / '6').is_dir(), name
+      assert (folder.parent / 'damaged_checkpoints/6').is_dir(), name
       assert not (folder / '6').exists(), name
       assert warnings and 'checkpoint 6 is damaged' in warnings[0] and '\n' not in warnings[0], name
 
@@ -305,7 +306,8 @@ def disk(tmp_path):
   """A disk of 1 MB."""
   folder = tmp_path / 'disk'
   folder.mkdir()
-  made = os.name == 'posix' and subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', folder], capture_output=True)
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', folder]
+  made = os.name == 'posix' and subprocess.run(mount, capture_output=True)
   if not made or made.returncode:
     pytest.skip('needs the right to mount a tmpfs')
   yield folder

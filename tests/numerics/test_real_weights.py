@@ -21,7 +21,8 @@ def check(found):
   assert coffee['classes'][0]['id'] == ESPRESSO and coffee['classes'][0]['name'] == 'espresso', coffee
   for row in (cat, coffee):
     probabilities = [item['probability'] for item in row['classes']]
-    assert len(probabilities) == 5 and probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) <= 1
+    assert len(probabilities) == 5 and probabilities == sorted(probabilities, reverse=True)
+    assert 0 < sum(probabilities) <= 1
     assert probabilities[0] > 0.2, row
 
 
