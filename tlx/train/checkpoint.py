@@ -48,7 +48,9 @@ class Checkpoints:
       return
     meta = {**meta, 'fingerprint': fingerprint(state)}
     with self._writing():
-      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)), meta=ocp.args.JsonSave(meta)))
+      self._manager.save(
+        step, args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)), meta=ocp.args.JsonSave(meta))
+      )
 
   def restore(self, like: Callable[[Mapping[str, Any]], Any]) -> Restored | None:
     """The newest sound checkpoint, or None where there is none.
@@ -68,7 +70,9 @@ class Checkpoints:
 
     meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
     abstract = like(meta)
-    flat = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(abstract))))['state']
+    flat = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(abstract))))[
+      'state'
+    ]
     state = jax.tree.unflatten(jax.tree.structure(abstract), [flat[name] for name in _flat(abstract)])
     if fingerprint(state) != meta['fingerprint']:
       raise TlxError('its bits differ from those that were saved')
@@ -124,14 +128,21 @@ def _checksums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 def _checksum(leaf: jax.Array) -> jax.Array:
   # Odd weights are invertible modulo 2^32, so a change of any single word changes the sum.
-  bits = jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]).astype(jnp.uint32).ravel()
+  bits = (
+    jax.lax.bitcast_convert_type(leaf, {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize])
+    .astype(jnp.uint32)
+    .ravel()
+  )
   weights = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435762) + jnp.uint32(1)
   return (bits * weights).sum(dtype=jnp.uint32)
 
 
 def _flat(state: Any) -> dict[str, Any]:
   """Leaves by the path they have in the state: what orbax stores knows nothing of our classes."""
-  return {jax.tree_util.keystr(path, simple=True, separator='.').replace('/', '.'): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.').replace('/', '.'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
 
 
 def _brief(error: BaseException) -> str:

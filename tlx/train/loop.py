@@ -86,7 +86,9 @@ def abstract_state(plan: Plan, variables: Variables, index: int) -> states.Train
     return states.create(variables, stretch.phase, tx, seed=0, ema=plan.recipe.ema > 0)
 
   sharding = Jit(tuple(jax.devices())).whole
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make, variables))
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make, variables)
+  )
 
 
 def fit(plan: Plan, variables: Variables) -> Outcome:
@@ -118,17 +120,17 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
   return Outcome(state, dict(watch.seconds), watch.examples)
 
 
-def _train(plan: Plan, index: int, tx, state, step: int, watch: 'Stopwatch', signals: '_Signals', pending: list):
-  """One phase, from after `step` to its end; pending: metrics of the steps up to there that are in no line yet."""
+def _train(plan: Plan, index: int, tx, state, start: int, watch: 'Stopwatch', signals: '_Signals', pending: list):
+  """One phase, from after `start` to its end; pending: metrics of the steps up to there that are in no line yet."""
   stretch = plan.stretches[index]
-  if step == stretch.end:
+  if start == stretch.end:
     return state
-  batches = plan.batches(step)
+  batches = plan.batches(start)
   try:
     batch = next(batches)
     with watch.of('compile'):
       compiled = plan.placement.train(train_step(plan.recipe, stretch.phase, tx), state, batch)
-    for step in range(step + 1, stretch.end + 1):
+    for step in range(start + 1, stretch.end + 1):
       stop, last = signals.received, step == stretch.end
       due = step % plan.eval_every == 0 or step == plan.steps
       save = last or step % plan.save_every == 0
@@ -182,7 +184,9 @@ def _rows(pending: list) -> dict[str, np.ndarray]:
 
 def _gathered(meta: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
   """The inverse of `_rows`, of what was stored in a checkpoint."""
-  columns = {name: np.asarray(values, np.int32 if name == 'count' else np.float32) for name, values in meta['unlogged'].items()}
+  columns = {
+    name: np.asarray(values, np.int32 if name == 'count' else np.float32) for name, values in meta['unlogged'].items()
+  }
   return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 

@@ -31,7 +31,12 @@ class Jit:
 
   def put_state(self, state: Any) -> Any:
     """A copy on every device; what it was made from stays usable when the copy is donated."""
-    return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), self.whole, lambda i, x=np.asarray(x): x[i]), state)
+
+    def put(x):
+      host = np.asarray(x)
+      return jax.make_array_from_callback(host.shape, self.whole, lambda index: host[index])
+
+    return jax.tree.map(put, state)
 
   def put_batch(self, batch: Any) -> Any:
     """This process's share of a global batch -> a global array."""
