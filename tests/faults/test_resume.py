@@ -138,7 +138,8 @@ def test_kill_stop_and_damage_one_after_the_other(runs, whole, tmp_path):
   (out / 'checkpoints/15.orbax-checkpoint-tmp/state').mkdir(parents=True)
   last = runs.run(out)
   assert last.returncode == 0, last.stderr
-  (warning,) = last.stderr.splitlines()
+  # Reads that orbax abandons in a damaged checkpoint complain on standard error when their event loop is gone.
+  (warning,) = [line for line in last.stderr.splitlines() if line.startswith('warning: ')]
   assert warning.startswith('warning: checkpoint 14 is damaged')
   assert (out / 'damaged_checkpoints/14/state').is_dir()
   assert_same(out, whole)
