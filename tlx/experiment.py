@@ -17,7 +17,7 @@ from tlx.tasks import classification
 from tlx.train import loop, optimizer, placement
 from tlx.train.checkpoint import Checkpoints
 from tlx.train.step import Recipe, eval_step
-from tlx.types import Dataset, Phase, Pretrained, UsageError
+from tlx.types import Dataset, Phase, Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +195,6 @@ def recipe(prepared: Prepared) -> Recipe:
 
 def augmentation(e: Experiment) -> augment.Augment | None:
   """The preset with what the options override; None where nothing is random."""
-  if e.augment not in augment.PRESETS:
-    raise UsageError(f'no augmentation {e.augment!r}{catalog.suggest(str(e.augment), augment.PRESETS)}')
   names = {'mixup': 'mixup', 'cutmix': 'cutmix', 'erasing': 'erasing', 'randaugment': 'randaugment_layers'}
   changes = {field: getattr(e, option) for option, field in names.items() if getattr(e, option) is not None}
   chosen = dataclasses.replace(augment.PRESETS[e.augment], **changes)

@@ -126,16 +126,8 @@ def _read(variant, location, config, preprocess, num_classes, dropout, drop_path
   fresh = HEAD + '/' if num_classes not in (None, found) else None
   like = abstract(module)
   if fresh:  # a fresh head starts at zero: the first steps then move the backbone little
-    like = jax.tree.map(
-      lambda x: x,
-      {
-        **like,
-        'params': {
-          **like['params'],
-          HEAD: jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like['params'].get(HEAD, {})),
-        },
-      },
-    )
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like['params'].get(HEAD, {}))
+    like = {**like, 'params': {**like['params'], HEAD: zeros}}
   variables, dropped = rules.read(tensors, table, like, fresh=fresh, where=where)
   names = _class_names(config, module.head.num_classes) if not fresh else ()
   licence = asked.checkpoint.license if asked.checkpoint else 'unknown'
@@ -150,12 +142,10 @@ def _read(variant, location, config, preprocess, num_classes, dropout, drop_path
 
 def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:
   """The layout whose names the tensors share most, and the variant that weights of this layout belong to."""
-  shared = {
-    name: sum(rule.source in tensors for rule in layout(variant.config))
-    for name, layout in variant.family.LAYOUTS.items()
-  }
+  tables = {name: tuple(layout(variant.config)) for name, layout in variant.family.LAYOUTS.items()}
+  shared = {name: sum(rule.source in tensors for rule in table) for name, table in tables.items()}
   best = max(shared, key=shared.get)
-  if shared[best] < len(list(variant.family.LAYOUTS[best](variant.config))) / 2:
+  if shared[best] < len(tables[best]) / 2:
     names = ', '.join(list(tensors)[:3]) or 'nothing'
     raise rules.WeightMismatchError(
       f'{where}: weights of another architecture, which share {shared[best]} tensor names with it '

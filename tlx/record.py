@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from tlx import trees
+from tlx import __version__, trees
 from tlx.report import events, folder
 from tlx.train.optimizer import Row
 from tlx.types import UsageError
@@ -27,7 +27,7 @@ def describe(prepared: Any, rows: Sequence[tuple[str, int, Sequence[Row]]]) -> d
     'experiment': dataclasses.asdict(e),
     'command': command(e),
     'environment': {
-      'tlx': __import__('tlx').__version__, 'python': platform.python_version(), **packages,
+      'tlx': __version__, 'python': platform.python_version(), **packages,
       'platform': platform.platform(), 'device': jax.devices()[0].device_kind, 'backend': jax.default_backend(),
       'devices': jax.device_count(), 'processes': jax.process_count(),
     },

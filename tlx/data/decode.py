@@ -114,7 +114,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
   try:
     return image.getexif().get(ORIENTATION, 1)
-  except Exception:
+  except Exception:  # damaged metadata does not spoil the pixels
     return 1
 
 

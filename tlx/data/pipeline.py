@@ -141,7 +141,7 @@ class Prefetch:
         if not self._offer((self._put(batch), self._read_state(), None)):
           return
       self._offer((None, None, StopIteration()))
-    except BaseException as error:
+    except BaseException as error:  # it belongs to the consumer
       self._offer((None, None, error))
 
   def _offer(self, entry) -> bool:

@@ -225,9 +225,10 @@ class Stopwatch:
     try:
       yield
     finally:
-      self.seconds[what] += time.perf_counter() - start
+      spent = time.perf_counter() - start
+      self.seconds[what] += spent
       if what != 'train':
-        self._lap += time.perf_counter() - start
+        self._lap += spent
 
   def lap(self, examples: int) -> float:
     """Examples a second since the last lap, in training alone."""
