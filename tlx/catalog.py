@@ -5,11 +5,11 @@ import difflib
 import fnmatch
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tlx.nn.model import Config
 from tlx.types import Checkpoint, Dataset, UsageError
@@ -54,6 +54,39 @@ def variant(name: str) -> Variant:
   if name not in variants():
     raise UsageError(f'no model {name!r}{suggest(name, list_models())}')
   return variants()[name]
+
+
+def of_config(config: Config, first: str | None = None) -> Variant:
+  """The variant whose config this is, at any input size and with any number of classes; `first` where it is one."""
+  ordered = sorted(variants().values(), key=lambda known: known.name != first)
+  for known in ordered:
+    if type(known.config) is type(config) and _same(known.config, config):
+      return known
+  family = next(v.family for v in ordered if isinstance(config, type(v.config)))
+  return Variant(_family_name(family), family, config, None)
+
+
+def of_transformers(config: Mapping[str, Any]) -> Variant:
+  """The variant that a complete config.json of transformers describes; raises UsageError for an unknown model type."""
+  readers = {kind: read for folder in names('models') for kind, read in _readers(folder).items()}
+  if config['model_type'] not in readers:
+    kind = config['model_type']
+    raise UsageError(f"no model of transformers' type {kind!r}{suggest(kind, readers)}")
+  ours = readers[config['model_type']](config)
+  return of_config(ours)._replace(config=ours)
+
+
+def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]:
+  return getattr(find('models', folder), 'TRANSFORMERS', {})
+
+
+def _same(known: Config, config: Config) -> bool:
+  loose = {name: getattr(config, name) for name in ('size', 'aux_classes') if hasattr(config, name)}
+  return dataclasses.replace(known, **loose) == config
+
+
+def _family_name(family: ModuleType) -> str:
+  return family.__name__.rpartition('.')[-1]
 
 
 def list_models(pattern: str = '*') -> list[str]:

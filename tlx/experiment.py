@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -149,7 +150,8 @@ def prepare(experiment: Experiment, show: console.Console) -> Prepared:
   pretrained.resolve(experiment.model)  # a misspelt model is found before a data set is read
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)
-  loaded = pretrained.load(
+  load = partial(
+    pretrained.load,
     experiment.model,
     weights=experiment.weights,
     num_classes=len(data.info.class_names),
@@ -158,15 +160,16 @@ def prepare(experiment: Experiment, show: console.Console) -> Prepared:
     drop_path=experiment.drop_path,
     seed=experiment.seed,
   )
+  loaded = load()
   phases = strategy.phases(loaded.module.backbone.names)
   facts = options.Facts(data.info, loaded.preprocess, phases, from_pretrained)
   experiment, why = options.resolve(
     dataclasses.replace(experiment, out=experiment.out or record.folder_name(experiment)), facts
   )
   show.defaults(why)
-  loaded = loaded._replace(
-    preprocess=loaded.preprocess._replace(size=experiment.image_size), class_names=data.info.class_names
-  )
+  if experiment.image_size != loaded.preprocess.size:
+    loaded = load(image_size=experiment.image_size)
+  loaded = loaded._replace(class_names=data.info.class_names)
   options.check_batch(experiment, jax.device_count())
   steps = schedules.steps(experiment.epochs, facts.examples, experiment.batch_size)
   return Prepared(experiment, why, data, loaded, phases, place, steps)

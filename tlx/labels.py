@@ -6,8 +6,6 @@ A label is a layer's name, or 'frozen'. Rates are a dict {layer: rate}; a layer 
 
 from collections.abc import Mapping, Sequence
 
-import jax
-
 from tlx import trees
 from tlx.types import Params, UsageError
 
@@ -51,5 +49,8 @@ def label_tree(params: Params, rates: Mapping[str, float]) -> Params:
 
 
 def decays(params: Params) -> Params:
-  """`params` with every leaf replaced by whether weight decay applies: kernels do, biases and norms never."""
-  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+  """`params` with every leaf replaced by whether weight decay applies.
+
+  Kernels do; biases, norms, class tokens, position tables and layer scales never.
+  """
+  return trees.unflatten({path: path.endswith('/kernel') for path in trees.flatten(params)})

@@ -1,19 +1,29 @@
 """Weights in and out: a name, a folder or a hub id to a model that is ready to use, and back."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx import catalog, weights
+from tlx import catalog, trees, weights
 from tlx.labels import HEAD
 from tlx.nn.model import Backbone, Head, TransferModel
 from tlx.types import Preprocess, Pretrained, Source, TlxError, UsageError, Variables
-from tlx.weights import rules
+from tlx.weights import records, rules
+
+
+class Found(NamedTuple):
+  """What a name turned out to be."""
+
+  variant: catalog.Variant
+  folder: Path | None  # of a folder or a hub id
+  config: Mapping[str, Any]  # its config.json
+  processor: Mapping[str, Any]  # its preprocessor_config.json
 
 
 def load(
@@ -21,6 +31,8 @@ def load(
   *,
   weights: str | None = None,
   num_classes: int | None = None,
+  image_size: int | None = None,
+  in_channels: int | None = None,
   pretrained: bool = True,
   dropout: float = 0.0,
   drop_path: float = 0.0,
@@ -29,29 +41,29 @@ def load(
   """A backbone with its weights, its preprocessing and its class names.
 
   Args:
-    name: a variant (`tlx.list_models()`), or a folder or 'hf-hub:OWNER/NAME' with config.json and weights as timm's.
+    name: a variant (`tlx.list_models()`), or a folder or 'hf-hub:OWNER/NAME' with config.json and weights, in timm's
+      layout or in transformers'.
     weights: a file, URL or folder to take the weights from instead of the variant's published ones.
     num_classes: None keeps the checkpoint's head; another number puts a fresh head (zeros) in its place; 0 leaves none.
+    image_size: pixels; None keeps the checkpoint's. Position tables are resampled to it.
+    in_channels: None keeps the checkpoint's; the first convolution is adapted to it.
     pretrained: False gives random weights drawn from `seed`.
     dropout: before the head. drop_path: stochastic depth of the last block.
   Raises: UsageError for an unknown name; WeightMismatchError listing everything that does not fit; TlxError if no
     weights can be had.
   """
-  variant, folder, config = resolve(name)
-  location = weights or (str(folder) if folder else None) or (variant.checkpoint and variant.checkpoint.location)
-  preprocess = _preprocess(config, variant)
+  found = resolve(name)
+  ask = Asked(num_classes, image_size, in_channels, dropout, drop_path)
+  checkpoint = found.variant.checkpoint
   if not pretrained:
-    if variant.checkpoint:  # the same model that the published weights belong to, so that the two compare
-      variant = catalog.variant(variant.checkpoint.variant)
-    module = build(variant, 1000 if num_classes is None else num_classes, dropout, drop_path)
-    variables = jax.jit(module.init)(jax.random.key(seed), _image())
-    return Pretrained(module, variables, preprocess, (), Source(variant.name, config=config))
+    return _random(found, ask, seed)
+  location = weights or (str(found.folder) if found.folder else None) or (checkpoint and checkpoint.location)
   if location is None:
     raise TlxError(
-      f'{variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), '
+      f'{found.variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), '
       'or start from random ones with pretrained=False (--strategy scratch)'
     )
-  return _read(variant, location, config, preprocess, num_classes, dropout, drop_path)
+  return _read(found, location, ask)
 
 
 def save(
@@ -62,20 +74,27 @@ def save(
   source: Source | None = None,
   preprocess: Preprocess | None = None,
   class_names: Sequence[str] = (),
+  layout: str | None = None,
 ) -> Path:
-  """Writes model.safetensors and config.json under timm's names: `tlx.load` and timm's 'local-dir:FOLDER' read them.
+  """Writes model.safetensors and config.json under the source's own names, which its own library and `tlx.load` read.
 
+  layout: a key of the family's LAYOUTS; by default the source's own if it is timm's or transformers', else timm's.
+  Tensors go back to the source's dtype where that loses nothing.
   Returns: the folder. Raises TlxError when the disk is full; what lay there stays as it was.
   """
-  variant = catalog.variant(source.variant) if source else _variant_of(module)
-  dropped = source.dropped if source and source.layout == 'timm' else {}
-  table = tuple(variant.family.LAYOUTS['timm'](module.backbone.config))
-  tensors = rules.write(jax.device_get(variables), table, dropped)
+  variant = catalog.of_config(module.backbone.config, source and source.variant)
+  source = source or Source(variant.name)
+  layout, table = _layout_to_write(variant, module, variables, source, layout)
+  tensors = rules.write(jax.device_get(variables), table, source.dropped if source.layout == layout else {})
+  if source.layout == layout:
+    tensors = {name: _narrowed(tensor, source.dtypes.get(name)) for name, tensor in tensors.items()}
+  config, processor = _records(variant, module, source, preprocess, class_names, layout)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   weights.write_safetensors(folder / 'model.safetensors', tensors, {'format': 'pt'})
-  config = _config(variant, module, preprocess or _preprocess({}, variant), class_names)
-  (folder / 'config.json').write_text(json.dumps({**(source.config if source else {}), **config}, indent=2) + '\n')
+  for name, record in (('config.json', config), ('preprocessor_config.json', processor)):
+    if record:
+      (folder / name).write_text(json.dumps(record, indent=2) + '\n')
   return folder
 
 
@@ -89,122 +108,217 @@ def imagenet_classes() -> tuple[str, ...]:
   return tuple((Path(__file__).parent / 'weights' / 'imagenet_classes.txt').read_text().splitlines())
 
 
-def abstract(module: TransferModel) -> Variables:
+def abstract(module: TransferModel, channels: int = 3) -> Variables:
   """Shapes and dtypes of the variables, without computing any."""
-  return jax.eval_shape(module.init, jax.random.key(0), _image())
+  return jax.eval_shape(module.init, jax.random.key(0), example(module, channels))
 
 
-def _image() -> jax.Array:
-  return jnp.zeros((1, 64, 64, 3))
+def example(module: TransferModel, channels: int = 3) -> jax.Array:
+  """A black image [1, s, s, c] of a size that the model takes."""
+  config = module.backbone.config
+  side = getattr(config, 'size', None) or max(64, getattr(config, 'smallest', 64))
+  return jnp.zeros((1, side, side, channels))
 
 
-def resolve(name: str) -> tuple[catalog.Variant, Path | None, Mapping[str, Any]]:
-  """The variant, and for a folder or hub id its place and config."""
+def resolve(name: str) -> Found:
+  """The variant that a name stands for, and for a folder or hub id its place and records."""
   if name in catalog.variants():
-    return catalog.variant(name), None, {}
+    return Found(catalog.variant(name), None, {}, {})
   if not (name.startswith(('hf-hub:', '.', '/', '~')) or Path(name).exists()):
     raise UsageError(f'no model {name!r}{catalog.suggest(name, catalog.list_models())}')
   folder = weights.fetch(name)
   config = weights.read_config(folder)
-  if 'architecture' not in config:
-    raise TlxError(f'{name}/config.json names no "architecture"; it has {", ".join(config)}')
-  return catalog.variant(config['architecture']), folder, config
+  if 'architecture' not in config and 'model_type' not in config:
+    raise TlxError(
+      f'{name}/config.json names no "architecture" (timm) and no "model_type" (transformers); '
+      f'it has {", ".join(config)}'
+    )
+  return Found(_described(config), folder, config, weights.read_processor(folder))
 
 
-def _read(variant, location, config, preprocess, num_classes, dropout, drop_path) -> Pretrained:
-  asked, where = variant, f'{location} -> {variant.name}'
-  record = variant.checkpoint if variant.checkpoint and location == variant.checkpoint.location else None
+def build(variant: catalog.Variant, num_classes: int, dropout: float = 0.0, drop_path: float = 0.0) -> TransferModel:
+  """The module of a variant, without weights; num_classes = 0 leaves out the head."""
+  config = variant.config
+  if hasattr(config, 'aux_classes'):  # a second head, inside the backbone
+    config = dataclasses.replace(config, aux_classes=num_classes)
+  head = Head(num_classes, dropout, getattr(config, 'spatial_head', False))
+  return TransferModel(Backbone(config, drop_path), head)
+
+
+class Asked(NamedTuple):
+  """How the model is to differ from its checkpoint."""
+
+  num_classes: int | None
+  image_size: int | None
+  in_channels: int | None
+  dropout: float
+  drop_path: float
+
+  def channels(self, config: Mapping[str, Any]) -> int:
+    return self.in_channels or records.channels(config)
+
+  def preprocess(self, record: Preprocess, variant: catalog.Variant, channels: int) -> Preprocess:
+    """The checkpoint's record for this size and number of channels."""
+    size = self.image_size or getattr(variant.config, 'size', None) or record.size
+    return record._replace(size=size, mean=_per_channel(record.mean, channels), std=_per_channel(record.std, channels))
+
+  def variant(self, variant: catalog.Variant) -> catalog.Variant:
+    if self.image_size is None or not hasattr(variant.config, 'size'):
+      return variant
+    return variant._replace(config=dataclasses.replace(variant.config, size=self.image_size))
+
+
+def _random(found: Found, ask: Asked, seed: int) -> Pretrained:
+  """Random weights for the same model that the published ones belong to, so that the two compare."""
+  variant, record = found.variant, _preprocess(found.config, found.processor, found.variant)
+  if variant.checkpoint:
+    variant = catalog.variant(variant.checkpoint.variant)
+  variant, channels = ask.variant(variant), ask.channels(found.config)
+  module = build(variant, 1000 if ask.num_classes is None else ask.num_classes, ask.dropout, ask.drop_path)
+  variables = jax.jit(module.init)(jax.random.key(seed), example(module, channels))
+  return Pretrained(
+    module,
+    variables,
+    ask.preprocess(record, variant, channels),
+    (),
+    Source(variant.name, config=found.config if 'architecture' in found.config else {}),
+  )
+
+
+def _read(found: Found, location: str, ask: Asked) -> Pretrained:
+  asked, config, processor = found.variant, found.config, found.processor
+  where = f'{location} -> {asked.name}'
+  record = asked.checkpoint if asked.checkpoint and location == asked.checkpoint.location else None
   path = weights.fetch(location, revision=record and record.revision, sha256=record and record.sha256)
   tensors = weights.read_tensors(path)
   if record and not config and location.startswith('hf-hub:'):
-    config = weights.read_config(path)
-    preprocess = _preprocess(config, variant)
-  layout, variant = _layout(variant, tensors, where)
+    config, processor = weights.read_config(path), weights.read_processor(path)
+  layout, variant = _layout(asked, tensors, where)
+  preprocess = _preprocess(config, processor, asked)
+  variant, channels = ask.variant(variant), ask.channels(config)
   table = tuple(variant.family.LAYOUTS[layout](variant.config))
-  found = _classes(table, tensors)
-  module = build(variant, found if num_classes is None else num_classes, dropout, drop_path)
-  fresh = HEAD + '/' if num_classes not in (None, found) else None
-  like = abstract(module)
-  if fresh:  # a fresh head starts at zero: the first steps then move the backbone little
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like['params'].get(HEAD, {}))
-    like = {**like, 'params': {**like['params'], HEAD: zeros}}
-  variables, dropped = rules.read(tensors, table, like, fresh=fresh, where=where)
-  names = _class_names(config, module.head.num_classes) if not fresh else ()
-  licence = asked.checkpoint.license if asked.checkpoint else 'unknown'
+  classes = _classes(table, tensors)
+  module = build(variant, classes if ask.num_classes is None else ask.num_classes, ask.dropout, ask.drop_path)
+  fresh = 'logits' if ask.num_classes not in (None, classes) else None
+  variables, dropped = rules.read(tensors, table, _blank(abstract(module, channels), fresh), fresh=fresh, where=where)
   return Pretrained(
     module,
     jax.tree.map(jnp.asarray, variables),
-    preprocess,
-    names,
-    Source(variant.name, layout, location, licence, config, dropped),
+    ask.preprocess(preprocess, variant, channels),
+    () if fresh else _class_names(config, module.head.num_classes),
+    Source(
+      variant.name,
+      layout,
+      location,
+      asked.checkpoint.license if asked.checkpoint else 'unknown',
+      config,
+      processor,
+      dropped,
+      {name: tensor.dtype.name for name, tensor in tensors.items() if tensor.dtype != np.float32},
+    ),
+  )
+
+
+def _described(config: Mapping[str, Any]) -> catalog.Variant:
+  """The variant that a config.json speaks of."""
+  if 'architecture' not in config:
+    return catalog.of_transformers(records.full_config(config))
+  arguments = dict(config.get('model_args') or {})
+  variant = catalog.variant(config['architecture'])
+  size = arguments.pop('img_size', None)
+  if unknown := arguments.keys() - {'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate'}:
+    raise TlxError(f'config.json of {variant.name} asks for {", ".join(sorted(unknown))} in model_args, unknown to tlx')
+  return Asked(None, size if size is None or isinstance(size, int) else size[0], None, 0, 0).variant(variant)
+
+
+def _blank(like: Variables, fresh: str | None) -> Variables:
+  """`like` with zeros for a fresh head: the first steps then move the backbone little."""
+  if fresh is None:
+    return like
+  flat = trees.flatten(like)
+  return trees.unflatten(
+    {path: np.zeros(x.shape, x.dtype) if fresh in path.split('/') else x for path, x in flat.items()}
   )
 
 
 def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:
   """The layout whose names the tensors share most, and the variant that weights of this layout belong to."""
   tables = {name: tuple(layout(variant.config)) for name, layout in variant.family.LAYOUTS.items()}
-  shared = {name: sum(rule.source in tensors for rule in table) for name, table in tables.items()}
+  wanted = {name: [rule.source for rule in table if rule.target] for name, table in tables.items()}
+  shared = {name: sum(source in tensors for source in sources) for name, sources in wanted.items()}
   best = max(shared, key=shared.get)
-  if shared[best] < len(tables[best]) / 2:
+  if shared[best] < len(wanted[best]) / 2:
     names = ', '.join(list(tensors)[:3]) or 'nothing'
     raise rules.WeightMismatchError(
       f'{where}: weights of another architecture, which share {shared[best]} tensor names with it '
       f'(they hold {names}, ...); choose the model that they belong to'
     )
   rename = getattr(variant.family, 'LAYOUT_VARIANTS', {}).get(best, str)
-  return best, catalog.variant(rename(variant.name))
+  if (name := rename(variant.name)) != variant.name:
+    variant = catalog.variant(name)
+  return best, variant
+
+
+def _layout_to_write(variant, module, variables, source: Source, asked: str | None) -> tuple[str, Sequence[rules.Rule]]:
+  """The layout asked for, else the source's own where a folder can hold it and it has a name for every leaf."""
+  layouts = variant.family.LAYOUTS
+  if asked is not None and asked not in layouts:
+    raise UsageError(f'{variant.name} cannot be written as {asked!r}; it can as {", ".join(layouts)}')
+  if asked and asked.startswith('transformers') and source.layout != asked:
+    raise UsageError(
+      f"only a checkpoint that came in transformers' layout is written as {asked!r}; this came as {source.layout!r}"
+    )
+  own = source.layout if source.layout.startswith('transformers') and source.config else 'timm'
+  leaves = trees.flatten(variables).keys()
+  for name in (asked,) if asked else (own, 'timm'):
+    table = tuple(layouts[name](module.backbone.config))
+    if leaves <= rules.by_target(table).keys():
+      break
+  return name, table
+
+
+def _narrowed(tensor: np.ndarray, dtype: str | None) -> np.ndarray:
+  """The tensor in the source's dtype, where no value changes by that."""
+  if dtype is None or tensor.dtype == np.dtype(dtype):
+    return tensor
+  narrow = tensor.astype(np.dtype(dtype))
+  return narrow if np.array_equal(narrow.astype(tensor.dtype), tensor) else tensor
+
+
+def _records(variant, module, source: Source, preprocess, class_names, layout) -> tuple[dict, dict]:
+  """config.json and preprocessor_config.json."""
+  classes = module.head.num_classes
+  if layout.startswith('transformers'):
+    return records.transformers_config(source.config, classes, class_names), dict(source.processor)
+  record = preprocess or _preprocess({}, {}, variant)
+  size = getattr(module.backbone.config, 'size', None)
+  arguments = {'img_size': size} if size and size != variant.config.size else {}
+  if len(record.mean) != 3:
+    arguments['in_chans'] = len(record.mean)
+  config = records.timm_config(
+    variant.name, module.backbone.config.width, record, classes, class_names, arguments
+  )
+  return {**(source.config if 'architecture' in source.config else {}), **config}, {}
 
 
 def _classes(table: Sequence[rules.Rule], tensors: Mapping[str, np.ndarray]) -> int:
   """Outputs of the checkpoint's head; 0 where it has none."""
-  bias = next(rule.source for rule in table if rule.target == f'params/{HEAD}/logits/bias')
-  return len(tensors[bias]) if bias in tensors else 0
+  bias = [rule.source for rule in table if rule.target == f'params/{HEAD}/logits/bias']
+  return len(tensors[bias[0]]) if bias and bias[0] in tensors else 0
 
 
-def build(variant: catalog.Variant, num_classes: int, dropout: float = 0.0, drop_path: float = 0.0) -> TransferModel:
-  """The module of a variant, without weights; num_classes = 0 leaves out the head."""
-  return TransferModel(Backbone(variant.config, drop_path), Head(num_classes, dropout))
+def _preprocess(config, processor, variant: catalog.Variant) -> Preprocess:
+  """What the records say, or else the variant's own."""
+  return records.preprocess(config, processor, variant.checkpoint.preprocess if variant.checkpoint else Preprocess())
 
 
-def _variant_of(module: TransferModel) -> catalog.Variant:
-  return next(v for v in catalog.variants().values() if v.config == module.backbone.config)
-
-
-def _preprocess(config: Mapping[str, Any], variant: catalog.Variant) -> Preprocess:
-  """What config.json records, or else the variant's own record."""
-  default = variant.checkpoint.preprocess if variant.checkpoint else Preprocess()
-  record = config.get('pretrained_cfg') or {}
-  size = record.get('input_size', (3, default.size, default.size))
-  return Preprocess(
-    size=int(size[-1]),
-    crop=float(record.get('crop_pct', default.crop)),
-    interpolation=record.get('interpolation', default.interpolation),
-    mean=tuple(record.get('mean', default.mean)),
-    std=tuple(record.get('std', default.std)),
-  )
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+  """Of RGB -> of any number of channels: the mean of the three for one, else repeated in turn."""
+  if len(values) == channels:
+    return values
+  return (sum(values) / len(values),) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))
 
 
 def _class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-  names = config.get('label_names') or (config.get('pretrained_cfg') or {}).get('label_names')
-  if names:
-    return tuple(names)
-  return imagenet_classes() if num_classes == 1000 else ()
-
-
-def _config(variant, module, preprocess: Preprocess, class_names: Sequence[str]) -> dict[str, Any]:
-  """timm's config.json."""
-  record = {
-    'input_size': [3, preprocess.size, preprocess.size],
-    'crop_pct': preprocess.crop,
-    'interpolation': preprocess.interpolation,
-    'mean': list(preprocess.mean),
-    'std': list(preprocess.std),
-    'num_classes': module.head.num_classes,
-  }
-  return {
-    'architecture': variant.name,
-    'num_classes': module.head.num_classes,
-    'num_features': module.backbone.config.width,
-    'label_names': list(class_names),
-    'pretrained_cfg': record,
-  }
+  names = records.class_names(config)
+  return names if len(names) == num_classes else imagenet_classes() if num_classes == 1000 else ()

@@ -27,6 +27,7 @@ class Preprocess(NamedTuple):
   interpolation: str = 'bicubic'  # nearest, bilinear, bicubic or lanczos (Pillow's, antialiased)
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
   std: tuple[float, ...] = (0.229, 0.224, 0.225)
+  mode: str = 'center'  # 'center' keeps the aspect and crops the centre; 'squash' resizes both sides
 
 
 class Checkpoint(NamedTuple):
@@ -42,6 +43,15 @@ class Checkpoint(NamedTuple):
   sha256: str | None = None  # of the weights file
 
 
+class Figures(NamedTuple):
+  """What is known of a variant without building it."""
+
+  parameters: int  # with the published head
+  gmacs: float  # 1e9 multiply-adds of one forward pass at `size`
+  size: int  # native input, pixels, height = width
+  top1: float | None = None  # ImageNet-1k accuracy of the named checkpoint at `size`, percent, as its source states it
+
+
 class Source(NamedTuple):
   """Where loaded weights came from, and what writing them back needs."""
 
@@ -50,7 +60,9 @@ class Source(NamedTuple):
   location: str = 'random'
   license: str = 'unknown'
   config: Mapping[str, Any] = {}  # the source's own config.json
+  processor: Mapping[str, Any] = {}  # its preprocessor_config.json, where it has one
   dropped: Mapping[str, np.ndarray] = {}  # tensors that the model has no use for, kept for export
+  dtypes: Mapping[str, str] = {}  # of the tensors that are not float32
 
 
 class Pretrained(NamedTuple):

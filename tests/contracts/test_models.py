@@ -14,20 +14,6 @@ from tlx.weights import rules
 TINY = [name for name in catalog.variants() if name.endswith('_test')]
 IMAGES = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
-# Published counts, with a 1,000-class head: what timm 1.0.31 builds under each name.
-LITE = [4_652_008, 5_416_680, 6_092_072, 8_197_096, 13_006_568]
-B = [5_288_548, 7_794_184, 9_109_994, 12_233_232, 19_341_616, 30_389_784, 43_040_704, 66_347_960]
-PARAMETERS = {
-  'resnet18': 11_689_512,
-  'resnet34': 21_797_672,
-  'resnet50': 25_557_032,
-  'resnet101': 44_549_160,
-  'resnet152': 60_192_808,
-  **{f'{prefix}efficientnet_lite{i}': n for prefix in ('', 'tf_') for i, n in enumerate(LITE)},
-  **{f'{prefix}efficientnet_b{i}': n for prefix in ('', 'tf_') for i, n in enumerate(B)},
-}
-
-
 @pytest.fixture(scope='module', params=TINY)
 def model(request):
   loaded = tlx.load(request.param, pretrained=False, num_classes=5)
@@ -36,12 +22,6 @@ def model(request):
 
 def test_every_family_has_a_tiny_variant():
   assert {catalog.variant(name).family.__name__.split('.')[-1] for name in TINY} == set(catalog.names('models'))
-
-
-@pytest.mark.parametrize('name', tlx.list_models())
-def test_variant_has_its_published_parameters(name):
-  module = pretrained.build(catalog.variant(name), 1000)
-  assert trees.count(pretrained.abstract(module)['params']) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize('name', catalog.variants())

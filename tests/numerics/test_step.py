@@ -143,7 +143,7 @@ def test_the_loss_is_the_tasks(task):
   data = batch() | {'mask': np.arange(SIZE) != 3}
   gradient, _, metrics = run(recipe(module, task), variables, phase_of('linear_probe', module), data)
   inputs = recipe(module).inputs(data['image'].astype(np.float32) / 255)
-  pooled = np.asarray(module.apply(variables, inputs, method='pooled'), np.float64)
+  pooled = np.asarray(pretrained.features(module, variables, inputs)['pooled'], np.float64)
   head = variables['params']['head']['logits']
   logits = pooled @ np.asarray(head['kernel'], np.float64) + np.asarray(head['bias'], np.float64)
 

@@ -18,23 +18,27 @@ INTERPOLATIONS = {
   'bicubic': Image.Resampling.BICUBIC,
   'lanczos': Image.Resampling.LANCZOS,
 }
+MODES = ('center', 'squash')
 LONGEST = 16  # a strip more than this many times longer than wide is cut around its centre before it is resized
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Resize the shorter side to floor(size / crop), then crop the centre; see `evaluation`."""
+  """Resize the shorter side (mode 'squash': both) to floor(size / crop), then crop the centre; see `evaluation`."""
 
   size: int  # pixels, height = width of the result
   crop: float
   interpolation: str
+  mode: str = 'center'
   min_size: None = None  # decode every pixel
 
   def __call__(self, image: np.ndarray) -> np.ndarray:
     short = math.floor(self.size / self.crop)
-    image = Image.fromarray(_centre_of_strip(image))
+    image = Image.fromarray(image if self.mode == 'squash' else _centre_of_strip(image))
     width, height = image.size
-    if width <= height:
+    if self.mode == 'squash':
+      width = height = short
+    elif width <= height:
       width, height = short, int(short * height / width)
     else:
       width, height = int(short * width / height), short
@@ -63,15 +67,18 @@ class Canvas:
 def evaluation(preprocess: Preprocess) -> Evaluation:
   """uint8 [h, w, 3] -> uint8 [size, size, 3], as `preprocess` says; mean and std are applied on the device.
 
-  Raises: UsageError for an interpolation that is not one of INTERPOLATIONS, or a crop outside (0, 1].
+  Raises: UsageError for an interpolation that is not one of INTERPOLATIONS, a mode that is not one of MODES, or a crop
+    outside (0, 1].
   """
   if preprocess.interpolation not in INTERPOLATIONS:
     raise UsageError(f'unknown interpolation {preprocess.interpolation!r}; available: {", ".join(INTERPOLATIONS)}')
+  if preprocess.mode not in MODES:
+    raise UsageError(f'unknown crop mode {preprocess.mode!r}; available: {", ".join(MODES)}')
   if not 0 < preprocess.crop <= 1:
     raise UsageError(
       f'crop {preprocess.crop} is outside (0, 1]: the share of the resized image that the centre crop keeps'
     )
-  return Evaluation(preprocess.size, preprocess.crop, preprocess.interpolation)
+  return Evaluation(preprocess.size, preprocess.crop, preprocess.interpolation, preprocess.mode)
 
 
 def canvas(size: int) -> Canvas:

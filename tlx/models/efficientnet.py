@@ -145,7 +145,8 @@ def _unit(conv: str, norm: str, target: str) -> Iterator[rules.Rule]:
 def _layout(config: EfficientNetConfig, ends: tuple[str, ...], units, block_name) -> Iterator[rules.Rule]:
   """The table shared by both layouts: `ends` names stem, final convolution and head; `units` a block's parts."""
   stem, stem_norm, final, final_norm, head = ends
-  yield from _unit(stem, stem_norm, 'backbone/stem')
+  yield from rules.stem(stem, 'backbone/stem/conv')
+  yield from rules.norm(stem_norm, 'backbone/stem/norm')
   for i, (s, b) in enumerate(config.blocks()):
     source, target = block_name(i, s, b), f'backbone/stage{s}_block{b}'
     parts, gate = units(expanded=config.stages[s][2] > 1)

@@ -88,7 +88,7 @@ class Bottleneck(BasicBlock):
 
 def timm(config: ResNetConfig) -> Iterator[rules.Rule]:
   """timm's and torchvision's names: conv1, layer1.0.conv1, layer1.0.downsample.0, fc."""
-  yield from rules.conv('conv1', 'backbone/stem/conv')
+  yield from rules.stem('conv1', 'backbone/stem/conv')
   yield from rules.norm('bn1', 'backbone/stem/norm')
   for s, b in config.blocks():
     source, target = f'layer{s + 1}.{b}', f'backbone/stage{s}_block{b}'

@@ -21,7 +21,11 @@ class Layer(NamedTuple):
 
 
 class Config(Protocol):
-  """What a family's frozen dataclass states: its layers in order, and the width of what comes out."""
+  """What a family's frozen dataclass states: its layers in order, and the width of what comes out.
+
+  It may also have `size`, pixels: the only input that the model takes (its position tables depend on it); `smallest`,
+  the least side of an input, 32 where unstated; and `spatial_head` (see `Head`).
+  """
 
   width: int  # channels of the last layer
 
@@ -60,7 +64,7 @@ class Backbone(nn.Module):
 
   def pool(self, x: jax.Array) -> jax.Array:
     """The last layer's output as one vector an image, float32 [b, d]; global average pooling for feature maps."""
-    return x.astype(jnp.float32).mean(axis=tuple(range(1, x.ndim - 1)))
+    return x.astype(at_least_float32(x.dtype)).mean(axis=tuple(range(1, x.ndim - 1)))
 
   def _check(self, names) -> None:
     wrong = [name for name in names if name not in self.names]
@@ -69,15 +73,20 @@ class Backbone(nn.Module):
 
 
 class Head(nn.Module):
-  """Dropout and one linear layer, in float32: pooled [b, d] -> logits [b, k]; k = 0 passes `pooled` on."""
+  """Dropout and one linear layer, in float32: pooled [b, d] -> logits [b, k]; k = 0 passes `pooled` on.
+
+  spatial: it sees the map [b, h, w, d] instead, and the rectified logits of all places are averaged (SqueezeNet).
+  """
 
   num_classes: int
   dropout: float = 0.0
+  spatial: bool = False
 
   @nn.compact
-  def __call__(self, pooled: jax.Array, train: bool = False) -> jax.Array:
-    pooled = Dropout(self.dropout, name='dropout')(pooled, train)
-    return Dense(self.num_classes, name='logits')(pooled) if self.num_classes else pooled
+  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+    x = Dropout(self.dropout, name='dropout')(x.astype(at_least_float32(x.dtype)), train)
+    x = Dense(self.num_classes, name='logits')(x) if self.num_classes else x
+    return nn.relu(x).mean(axis=(1, 2)) if self.spatial and self.num_classes else x
 
 
 class TransferModel(nn.Module):
@@ -88,16 +97,19 @@ class TransferModel(nn.Module):
 
   def __call__(self, images: jax.Array, *, train: bool | Collection[str] = False) -> jax.Array:
     """train: layer names (the head's is 'head') in training mode, or all or none."""
-    return self.head(self.pooled(images, train=train), trains(train, HEAD))
+    features = self.features(images, train=train)
+    spatial = self.head.spatial and self.head.num_classes
+    return self.head(features[self.backbone.names[-1]] if spatial else features['pooled'], trains(train, HEAD))
 
   def features(self, images: jax.Array, *, train: bool | Collection[str] = False) -> dict[str, jax.Array]:
     """Every layer's output by name, in order, and 'pooled' [b, d]."""
     features = self.backbone(images, train=train)
     return {**features, 'pooled': self.backbone.pool(features[self.backbone.names[-1]])}
 
-  def pooled(self, images: jax.Array, *, train: bool | Collection[str] = False) -> jax.Array:
-    """What the head sees: float32 [b, d]."""
-    return self.features(images, train=train)['pooled']
+
+def at_least_float32(dtype: Any) -> Any:
+  """The dtype of sums over many values: float32, or float64 for float64."""
+  return jnp.promote_types(dtype, jnp.float32)
 
 
 def trains(train: bool | Collection[str], name: str) -> bool:

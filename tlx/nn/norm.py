@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's arithmetic; its statistics are float32 and move only in train mode."""
+"""Normalisation with PyTorch's arithmetic; batch statistics are float32 and move only in train mode."""
 
 import jax
 import jax.numpy as jnp
@@ -49,3 +49,49 @@ def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   axes = tuple(range(x.ndim - 1))
   mean = mean_over_devices(x.mean(axes))
   return mean, mean_over_devices(jnp.square(x - mean).mean(axes))
+
+
+class LayerNorm(nn.Module):
+  """Normalises each position over its channels, the last axis (Ba et al. 2016); `scale`, `bias` float32 [c]."""
+
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return _affine(self, x, _standardised(x, (-1,), self.epsilon))
+
+
+class GroupNorm(nn.Module):
+  """Normalises each image over its places and `groups` groups of channels (Wu and He 2018): [b, ..., c]."""
+
+  groups: int = 32
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    grouped = x.reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+    return _affine(self, x, _standardised(grouped, (1, 3), self.epsilon).reshape(x.shape))
+
+
+class LayerScale(nn.Module):
+  """Multiplies each channel by a learnt factor (Touvron et al. 2021, https://arxiv.org/abs/2103.17239); `scale`."""
+
+  initial: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return x * self.param('scale', nn.initializers.constant(self.initial), (x.shape[-1],)).astype(x.dtype)
+
+
+def _standardised(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
+  """Mean 0 and variance 1 over `axes`, at least float32."""
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  centred = x - x.mean(axes, keepdims=True)
+  return centred * lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + epsilon)
+
+
+def _affine(module: nn.Module, x: jax.Array, standardised: jax.Array) -> jax.Array:
+  """standardised * scale + bias, with the module's parameters, in the dtype of x."""
+  scale = module.param('scale', nn.initializers.ones, (x.shape[-1],))
+  bias = module.param('bias', nn.initializers.zeros, (x.shape[-1],))
+  return (standardised * scale + bias).astype(x.dtype)

@@ -20,6 +20,7 @@ from tlx.train.state import TrainState, split
 from tlx.types import Batch, Params, Phase, Preprocess
 
 Metrics = dict[str, jax.Array]
+AUX_WEIGHT = 0.4  # of auxiliary logits (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567; torchvision's recipe)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +57,12 @@ def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -
         recipe.inputs(part['image']),
         train=frozenset(phase.rates),
         rngs={'dropout': key},
-        mutable=['batch_stats'],
+        mutable=['batch_stats', 'aux'],
       )
-      each = jnp.where(part['mask'], recipe.task.losses(logits, part['target']), 0)
-      loss = each.sum() / jnp.maximum(total, 1)
+      each = recipe.task.losses(logits, part['target'])
+      for side in jax.tree.leaves(changed.get('aux', {})):  # a second head inside the backbone
+        each = each + AUX_WEIGHT * recipe.task.losses(side, part['target'])
+      loss = jnp.where(part['mask'], each, 0).sum() / jnp.maximum(total, 1)
       correct = (part['mask'] & (logits.argmax(-1) == part['label'])).sum() / jnp.maximum(total, 1)
       return loss, ({**batch_stats, **changed.get('batch_stats', {})}, correct)
 

@@ -53,17 +53,27 @@ def fetch(location: str, *, revision: str | None = None, sha256: str | None = No
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
   """config.json of a folder. Raises: TlxError if it is missing, unreadable or no JSON object."""
   path = pathlib.Path(folder) / 'config.json'
+  if not path.exists():
+    raise TlxError(f'{folder}: no config.json, which names the architecture{_present(path.parent)}')
+  return _read_json(path)
+
+
+def read_processor(folder: str | pathlib.Path) -> dict[str, Any]:
+  """preprocessor_config.json of a folder, {} where there is none. Raises: TlxError if it is no JSON object."""
+  path = pathlib.Path(folder) / 'preprocessor_config.json'
+  return _read_json(path) if path.exists() else {}
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    config = json.loads(path.read_text('utf-8'))
-  except FileNotFoundError:
-    raise TlxError(f'{folder}: no config.json, which names the architecture{_present(path.parent)}') from None
+    record = json.loads(path.read_text('utf-8'))
   except OSError as error:
     raise TlxError(f'{path}: {error.strerror or error}') from None
   except (ValueError, RecursionError) as error:
     raise TlxError(f'{path}: not JSON ({" ".join(str(error).split())}); download or write it again') from None
-  if not isinstance(config, dict):
-    raise TlxError(f'{path}: a JSON {type(config).__name__}, not an object with the name of the architecture')
-  return config
+  if not isinstance(record, dict):
+    raise TlxError(f'{path}: a JSON {type(record).__name__}, not an object')
+  return record
 
 
 def _present(folder: pathlib.Path) -> str:

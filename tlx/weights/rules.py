@@ -3,6 +3,7 @@
 Every tensor is accounted for: read, or dropped by a rule that says so. Nothing is skipped in silence.
 """
 
+import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from tlx import trees
 from tlx.types import TlxError, Variables
+from tlx.weights import resample
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -28,33 +30,60 @@ class Transform(NamedTuple):
 SAME = Transform(lambda x: x, lambda x: x)
 CONV = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
 DENSE = Transform(lambda x: x.T, lambda x: x.T)  # [out, in] <-> [in, out]
+POINTWISE = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])  # [out, in, 1, 1] <-> [in, out]
+
+
+def reshape(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
+  """The same values in another shape; one -1 in each stands for what is left over."""
+  return Transform(lambda x: x.reshape(ours), lambda x: x.reshape(theirs))
+
+
+Fit = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]  # a leaf's value and the shape it must have -> resampled
 
 
 class Rule(NamedTuple):
-  """`source` is the checkpoint's name; `target` the leaf's path, 'params/...' or 'batch_stats/...'; None drops it."""
+  """One tensor of a checkpoint.
+
+  source: its name; where it is dropped also a pattern such as 'text_model.*'. target: the leaf's path, 'params/...' or
+  'batch_stats/...'; None drops it. Several rules with one target are equal parts of the leaf, joined along its last
+  axis in the order of the table (query, key and value). fit: makes a leaf of another shape fit, where the input's size
+  or channels differ from the checkpoint's.
+  """
 
   source: str
   target: str | None
   transform: Transform = SAME
+  fit: Fit | None = None
 
 
-def conv(source: str, target: str, bias: bool = False) -> Iterator[Rule]:
+def conv(source: str, target: str, bias: bool = False, fit: Fit | None = None) -> Iterator[Rule]:
   """A convolution, grouped and depthwise ones too."""
-  yield Rule(f'{source}.weight', f'params/{target}/kernel', CONV)
+  yield Rule(f'{source}.weight', f'params/{target}/kernel', CONV, fit)
   if bias:
     yield Rule(f'{source}.bias', f'params/{target}/bias')
 
 
-def dense(source: str, target: str) -> Iterator[Rule]:
-  """A linear layer with its bias."""
+def stem(source: str, target: str, bias: bool = False) -> Iterator[Rule]:
+  """The convolution that sees the image, which adapts to another number of channels."""
+  return conv(source, target, bias, lambda kernel, shape: resample.input_channels(kernel, shape[2]))
+
+
+def dense(source: str, target: str, bias: bool = True) -> Iterator[Rule]:
+  """A linear layer."""
   yield Rule(f'{source}.weight', f'params/{target}/kernel', DENSE)
+  if bias:
+    yield Rule(f'{source}.bias', f'params/{target}/bias')
+
+
+def affine(source: str, target: str) -> Iterator[Rule]:
+  """A norm without statistics: layer norm, group norm."""
+  yield Rule(f'{source}.weight', f'params/{target}/scale')
   yield Rule(f'{source}.bias', f'params/{target}/bias')
 
 
 def norm(source: str, target: str) -> Iterator[Rule]:
   """A batch norm: parameters, statistics, and PyTorch's step counter, which no inference needs."""
-  yield Rule(f'{source}.weight', f'params/{target}/scale')
-  yield Rule(f'{source}.bias', f'params/{target}/bias')
+  yield from affine(source, target)
   yield Rule(f'{source}.running_mean', f'batch_stats/{target}/mean')
   yield Rule(f'{source}.running_var', f'batch_stats/{target}/var')
   yield Rule(f'{source}.num_batches_tracked', None)
@@ -65,28 +94,29 @@ def read(
 ) -> tuple[Variables, dict[str, np.ndarray]]:
   """Checkpoint tensors -> variables of `like`'s shapes in its dtypes, and the tensors that the rules drop.
 
-  fresh: a path prefix such as 'head/' whose leaves are taken from `like` as they are, whatever the checkpoint says.
+  fresh: a module such as 'logits' whose leaves are taken from `like` as they are, whatever the checkpoint says.
   Raises WeightMismatchError listing all problems: missing, unexpected, wrongly shaped, never written.
   """
   wanted = trees.flatten(like)
-  is_fresh = lambda path: fresh is not None and path.split('/', 1)[1].startswith(fresh)
+  is_fresh = lambda path: fresh in path.split('/')
   leaves = {path: leaf for path, leaf in wanted.items() if is_fresh(path)}
-  problems, dropped = [], {}
-  known = {rule.source for rule in rules}
-  problems += [f'{name} {tensors[name].shape}: the model has no place for it' for name in tensors if name not in known]
-  for rule in rules:
-    if rule.target is None or is_fresh(rule.target):
-      if rule.source in tensors and rule.target is None:
-        dropped[rule.source] = np.asarray(tensors[rule.source])
-    elif rule.source not in tensors:
-      problems.append(f'{rule.source} -> {rule.target}: not in the checkpoint')
-    elif (value := _fit(rule, tensors[rule.source], wanted[rule.target])) is None:
-      problems.append(
-        f'{rule.source} {tensors[rule.source].shape} -> {rule.target} {wanted[rule.target].shape}: shapes differ'
-      )
+  targets, drops = by_target(rules), _dropping(rules)
+  dropped = {name: np.asarray(tensor) for name, tensor in tensors.items() if drops(name)}
+  known = {rule.source for rule in rules} | dropped.keys()
+  problems = [f'{name} {tensors[name].shape}: the model has no place for it' for name in tensors if name not in known]
+  for path, parts in targets.items():
+    missing = [rule.source for rule in parts if rule.source not in tensors]
+    if is_fresh(path) or (path not in wanted and len(missing) == len(parts)):
+      continue
+    if path not in wanted:
+      problems.append(f'{parts[0].source} -> {path}: the model has no such leaf')
+    elif missing:
+      problems.append(f'{", ".join(missing)} -> {path}: not in the checkpoint')
+    elif (value := _join(parts, tensors, wanted[path])) is None:
+      shapes = ', '.join(f'{rule.source} {tensors[rule.source].shape}' for rule in parts)
+      problems.append(f'{shapes} -> {path} {wanted[path].shape}: shapes differ')
     else:
-      leaves[rule.target] = value
-  targets = {rule.target for rule in rules}
+      leaves[path] = value
   problems += [f'{path}: no rule writes it' for path in wanted if path not in leaves and path not in targets]
   if problems:
     raise WeightMismatchError(_report(where, problems))
@@ -95,28 +125,46 @@ def read(
 
 def write(variables: Variables, rules: Sequence[Rule], dropped: Tensors | None = None) -> dict[str, np.ndarray]:
   """The inverse of `read`: the checkpoint's names, shapes and order of axes; raises if a leaf has no rule."""
-  leaves = trees.flatten(variables)
-  targets = {rule.target: rule for rule in rules if rule.target in leaves}
-  homeless = [f'{path}: no rule names it' for path in leaves if path not in targets]
-  if homeless:
+  leaves, targets = trees.flatten(variables), by_target(rules)
+  if homeless := [f'{path}: no rule names it' for path in leaves if path not in targets]:
     raise WeightMismatchError(_report('export', homeless))
-  tensors = {
-    rule.source: np.ascontiguousarray(rule.transform.write(np.asarray(leaves[path]))) for path, rule in targets.items()
-  }
-  kept = dropped or {}
-  return {
-    rule.source: tensors[rule.source] if rule.source in tensors else kept[rule.source]
-    for rule in rules
-    if rule.source in tensors or rule.source in kept
-  }
+  tensors = dict(dropped or {})
+  for path, leaf in leaves.items():
+    parts = targets[path]
+    values = np.split(np.asarray(leaf), len(parts), axis=-1) if parts[1:] else [np.asarray(leaf)]
+    for rule, value in zip(parts, values):
+      tensors[rule.source] = np.ascontiguousarray(rule.transform.write(value))
+  order = {rule.source: i for i, rule in enumerate(rules)}
+  return {name: tensors[name] for name in sorted(tensors, key=lambda name: order.get(name, len(order)))}
 
 
-def _fit(rule: Rule, tensor: np.ndarray, leaf) -> np.ndarray | None:
-  """The tensor as the leaf wants it, or None where the shapes differ."""
-  if tensor.ndim != len(leaf.shape):
+def by_target(rules: Sequence[Rule]) -> dict[str, list[Rule]]:
+  """{path of a leaf: the rules that make it, in order}."""
+  targets: dict[str, list[Rule]] = {}
+  for rule in rules:
+    if rule.target is not None:
+      targets.setdefault(rule.target, []).append(rule)
+  return targets
+
+
+def _dropping(rules: Sequence[Rule]) -> Callable[[str], bool]:
+  """Whether the table drops a tensor of that name."""
+  sources = {rule.source for rule in rules if rule.target is None}
+  patterns = [source for source in sources if '*' in source]
+  return lambda name: name in sources or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _join(parts: Sequence[Rule], tensors: Tensors, leaf) -> np.ndarray | None:
+  """The tensors as the leaf wants them, or None where the shapes differ."""
+  try:
+    values = [rule.transform.read(np.asarray(tensors[rule.source])) for rule in parts]
+    value = np.concatenate(values, axis=-1) if values[1:] else values[0]
+    if value.shape != leaf.shape and parts[0].fit and value.ndim == len(leaf.shape):
+      value = parts[0].fit(value, leaf.shape)
+  except (ValueError, IndexError):  # a tensor of another rank
     return None
-  value = rule.transform.read(np.asarray(tensor))
-  return np.ascontiguousarray(value, dtype=leaf.dtype) if value.shape == leaf.shape else None
+  equal = len({value.shape for value in values}) == 1
+  return np.ascontiguousarray(value, dtype=leaf.dtype) if equal and value.shape == leaf.shape else None
 
 
 def _report(where: str, problems: list[str]) -> str:

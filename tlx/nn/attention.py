@@ -1,0 +1,51 @@
+"""Attention and the perceptron beside it, as every transformer here uses them."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tlx.nn.conv import Dense
+
+gelu = partial(nn.gelu, approximate=False)  # with the error function, as PyTorch computes it
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """x * sigmoid(1.702 x): the activation of OpenAI's CLIP."""
+  return x * nn.sigmoid(1.702 * x)
+
+
+def attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None, scale: float | None = None
+) -> jax.Array:
+  """softmax(scale * q k' + bias) v of each head (Vaswani et al. 2017): fused where the platform can.
+
+  Args: query [b, n, heads, d], key and value [b, m, heads, d]; bias broadcast to [b, heads, n, m], added to the scaled
+    logits; scale: 1 / sqrt(d) by default. Returns: [b, n, heads, d] in the dtype of query; the softmax is float32.
+  """
+  bias = None if bias is None else bias.astype(jnp.promote_types(query.dtype, jnp.float32))
+  return jax.nn.dot_product_attention(query, key, value, bias=bias, scale=scale)
+
+
+def split_heads(qkv: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """[b, n, 3 * heads * d] -> query, key and value [b, n, heads, d]."""
+  return tuple(x.reshape(*x.shape[:-1], heads, -1) for x in jnp.split(qkv, 3, axis=-1))
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+  """[b, n, heads, d] -> [b, n, heads * d]."""
+  return x.reshape(*x.shape[:-2], -1)
+
+
+class Mlp(nn.Module):
+  """Two linear layers around an activation: [..., d] -> [..., d]; `fc1`, `fc2`."""
+
+  hidden: int
+  activation: Callable[[jax.Array], jax.Array] = gelu
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    hidden = self.activation(Dense(self.hidden, name='fc1')(x))
+    return Dense(x.shape[-1], name='fc2')(hidden)

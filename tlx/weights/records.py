@@ -1,0 +1,110 @@
+"""What config.json and preprocessor_config.json say of a checkpoint, in timm's words and in transformers'."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tlx.types import Preprocess, TlxError
+
+Record = Mapping[str, Any]
+PILLOW = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}  # PIL.Image.Resampling
+SQUASHED_FROM = 384  # pixels: from here on ConvNextImageProcessor resizes without a crop
+
+
+def preprocess(config: Record, processor: Record, default: Preprocess) -> Preprocess:
+  """What the records say; where they say nothing, `default`."""
+  return _of_processor(processor, default) if processor else _of_timm(config.get('pretrained_cfg') or {}, default)
+
+
+def channels(config: Record) -> int:
+  """Input channels of the checkpoint."""
+  return int((config.get('pretrained_cfg') or {}).get('input_size', (3,))[0])
+
+
+def class_names(config: Record) -> tuple[str, ...]:
+  """Class names in the order of their ids; empty where the records have none."""
+  if 'id2label' in config:
+    return tuple(name for _, name in sorted((int(i), name) for i, name in config['id2label'].items()))
+  return tuple(config.get('label_names') or (config.get('pretrained_cfg') or {}).get('label_names') or ())
+
+
+def full_config(config: Record) -> dict[str, Any]:
+  """A config.json of transformers with the defaults that it leaves out. Raises TlxError without the package."""
+  try:
+    from transformers import AutoConfig  # slow to import, and only this needs it
+  except ImportError:
+    raise TlxError(
+      f'a checkpoint in transformers\' layout ({config["model_type"]}): run: pip install "tlx[transformers]"'
+    ) from None
+  given = {name: value for name, value in config.items() if name != 'model_type'}
+  return AutoConfig.for_model(config['model_type'], **given).to_dict()
+
+
+def timm_config(
+  name: str, width: int, record: Preprocess, num_classes: int, names: Sequence[str], arguments: Record
+) -> dict[str, Any]:
+  """timm's config.json; arguments: of the model's constructor, where they differ from the variant's."""
+  pretrained = {
+    'input_size': [len(record.mean), record.size, record.size],
+    'crop_pct': record.crop,
+    'crop_mode': record.mode,
+    'interpolation': record.interpolation,
+    'mean': list(record.mean),
+    'std': list(record.std),
+    'num_classes': num_classes,
+  }
+  config = {'architecture': name, 'num_classes': num_classes, 'num_features': width, 'label_names': list(names)}
+  return {**config, 'pretrained_cfg': pretrained} | ({'model_args': dict(arguments)} if arguments else {})
+
+
+def transformers_config(config: Record, num_classes: int, names: Sequence[str]) -> dict[str, Any]:
+  """The source's own config.json with the classes of the fine-tuned model."""
+  labels = list(names) or [f'LABEL_{i}' for i in range(num_classes)]
+  if list(class_names(config)) == labels:
+    return dict(config)
+  ids = {'id2label': {str(i): name for i, name in enumerate(labels)}, 'label2id': {n: i for i, n in enumerate(labels)}}
+  return {**config, **ids, 'num_labels': num_classes}
+
+
+def _of_timm(record: Record, default: Preprocess) -> Preprocess:
+  size = record.get('input_size', (3, default.size, default.size))
+  return Preprocess(
+    size=int(size[-1]),
+    crop=float(record.get('crop_pct', default.crop)),
+    interpolation=record.get('interpolation', default.interpolation),
+    mean=tuple(record.get('mean', default.mean)),
+    std=tuple(record.get('std', default.std)),
+    mode=record.get('crop_mode', default.mode),
+  )
+
+
+def _of_processor(record: Record, default: Preprocess) -> Preprocess:
+  """An image processor of transformers: resize, perhaps a centre crop, rescale, normalise."""
+  size, mode, resized = _sides(record, default)
+  scaled = record.get('do_normalize', True)
+  return Preprocess(
+    size=size,
+    # such that floor(size / crop) is `resized` whatever the rounding
+    crop=1.0 if resized == size else size / (resized + 0.5),
+    interpolation=PILLOW.get(record.get('resample'), 'bilinear'),
+    mean=tuple(record.get('image_mean', default.mean)) if scaled else (0.0, 0.0, 0.0),
+    std=tuple(record.get('image_std', default.std)) if scaled else (1.0, 1.0, 1.0),
+    mode=mode,
+  )
+
+
+def _sides(record: Record, default: Preprocess) -> tuple[int, str, int]:
+  """(side of the result, how it is cropped, side that the image is resized to first)."""
+  size = record.get('size', default.size)
+  cropped = record.get('do_center_crop', False)
+  if isinstance(size, int):  # the form of old files: a square, or the shorter edge where a crop follows
+    size = {'shortest_edge': size} if cropped or 'crop_pct' in record else {'height': size, 'width': size}
+  resized = int(size.get('shortest_edge') or size.get('height'))
+  mode = 'center' if 'shortest_edge' in size else 'squash'
+  if cropped:
+    crop = record.get('crop_size', resized)
+    return int(crop if isinstance(crop, int) else crop['height']), mode, resized
+  kind = record.get('image_processor_type') or record.get('feature_extractor_type') or ''
+  if 'crop_pct' in record or 'ConvNext' in kind:
+    share = record.get('crop_pct') or 224 / 256
+    return (resized, 'center', int(resized / share)) if resized < SQUASHED_FROM else (resized, 'squash', resized)
+  return resized, mode, resized
