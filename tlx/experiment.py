@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tlx import catalog, console, labels, options, pretrained, record, schedules, trees
+from tlx import catalog, console, labels, options, pretrained, processes, record, schedules, trees
 from tlx.data import augment, pipeline, transforms
 from tlx.evaluate import exact, mistakes
 from tlx.report import folder, page
@@ -126,6 +126,7 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   prepared = prepare(experiment, show)
   out = Path(prepared.experiment.out)
   record.claim(out, prepared.experiment)
+  processes.wait('claimed')  # so that nobody finds the first process's files before it has looked
   if (out / 'result.json').exists():
     show.line(f'{out} is complete; choose another --out to train again')
     metrics = folder.read_json(out / 'result.json')

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from tlx import processes
 from tlx.train import state as states
 from tlx.train.checkpoint import Checkpoints
 from tlx.train.optimizer import Optimizer
@@ -115,8 +116,8 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
       state = plan.placement.one(_train(plan, index, tx, placed, step, watch, signals, pending))
       step = stretch.end
     plan.checkpoints.wait()
-    if signals.received:  # too late for the last step to see it
-      raise Stopped(step, signals.received)
+    if late := processes.largest(signals.received):  # too late for the last step to see it
+      raise Stopped(step, late)
   return Outcome(state, dict(watch.seconds), watch.examples)
 
 
@@ -131,13 +132,15 @@ def _train(plan: Plan, index: int, tx, state, start: int, watch: 'Stopwatch', si
     with watch.of('compile'):
       compiled = plan.placement.train(train_step(plan.recipe, stretch.phase, tx), state, batch)
     for step in range(start + 1, stretch.end + 1):
-      stop, last = signals.received, step == stretch.end
+      last = step == stretch.end
       due = step % plan.eval_every == 0 or step == plan.steps
       save = last or step % plan.save_every == 0
+      told = save or due or step % plan.log_every == 0  # the steps after which the host waits for the device
+      stop = processes.largest(signals.received) if told or jax.process_count() == 1 else 0
       with watch.of('train'):
         state, metrics = compiled(state, batch)
         pending.append(metrics)
-        if save or due or step % plan.log_every == 0:
+        if told:
           _log(plan, pending, step, stretch, watch)
         elif stop:  # no line that an uninterrupted run would not have
           _check(plan, _rows(pending), step, stretch)
