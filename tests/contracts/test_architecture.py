@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ALTERNATIVES = {'models', 'strategies', 'tasks', 'datasets'}
 LEVELS = {
-  'types': 0, 'trees': 0, '': 0,
+  'types': 0, 'trees': 0, 'files': 0, 'processes': 0, '': 0,
   'labels': 1, 'schedules': 1, 'metrics': 1, 'nn': 1, 'weights': 1, 'data': 1,
   **dict.fromkeys([*ALTERNATIVES, 'train', 'evaluate', 'report'], 2),
   **dict.fromkeys(['catalog', 'pretrained', 'options', 'record', 'console'], 3),
