@@ -3,35 +3,77 @@
 Usage errors exit with 2, other failures with 1, a run stopped by a signal with 128 + its number.
 """
 
+import ast
 import dataclasses
+import inspect
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import pairwise
+from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from tlx import catalog, console
+from tlx import __version__, catalog, console, options
 from tlx.experiment import Experiment
 from tlx.report.folder import plain
 from tlx.types import TlxError, UsageError
 
-Json = Annotated[bool, tyro.conf.arg(help='print the result as JSON, and nothing else on standard output')]
-Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar='RUN', help='the folder of a finished run')]
+arg, Positional = tyro.conf.arg, tyro.conf.Positional
+Json = Annotated[
+  bool, arg(help='Print the result as JSON, and nothing else on standard output.', help_behavior_hint='')
+]
+Run = Annotated[Positional[Path], arg(metavar='RUN', help='The folder of a finished run.')]
+
+
+def _groups(cls: type, firsts: dict[str, str]) -> dict[str, type]:
+  """{group: a dataclass of its options}: the fields of `cls` with their texts, cut before each of `firsts`."""
+  body = ast.parse(inspect.getsource(cls)).body[0].body
+  texts = {a.target.id: b.value.value for a, b in pairwise(body) if isinstance(b, ast.Expr) and hasattr(a, 'target')}
+  found: dict[str, list] = {}
+  for field in dataclasses.fields(cls):
+    group = firsts[field.name] if field.name in firsts else list(found)[-1]
+    option = arg(help=texts.get(field.name), help_behavior_hint=_default(field, group))
+    found.setdefault(group, []).append((field.name, Annotated[field.type, option], field.default))
+  return {name: dataclasses.make_dataclass(name, fields, frozen=True) for name, fields in found.items()}
+
+
+def _default(field: dataclasses.Field, group: str) -> str:
+  """What `--help` says of an option that is not given."""
+  if field.default is not None:
+    return f'(default: {field.default})'
+  if field.name in options.CHOICES:
+    return '(default: automatic)'
+  return '(default: set by --augment)' if group == 'augmentation' else ''
+
+
+# The first option of each group of `tlx finetune --help`, and what the group is called.
+GROUPS = {'model': '', 'optimizer': 'optimisation', 'augment': 'augmentation', 'workers': 'running'}
+GENERAL, OPTIMISATION, AUGMENTATION, RUNNING = _groups(Experiment, GROUPS).values()
+Bare = tyro.conf.OmitArgPrefixes  # --lr, not --optimisation.lr
 
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
   """Fine-tune a pretrained backbone on your images; resumes the run that lies in --out."""
 
-  experiment: Annotated[Experiment, tyro.conf.arg(name='')] = Experiment()
+  general: Annotated[GENERAL, arg(name='')] = GENERAL()
+  optimisation: Bare[OPTIMISATION] = OPTIMISATION()
+  augmentation: Bare[AUGMENTATION] = AUGMENTATION()
+  running: Bare[RUNNING] = RUNNING()
   json: Json = False
 
   def __call__(self) -> None:
     from tlx.experiment import run
 
-    result = run(self.experiment, quiet=self.json)
+    given = vars(self.general) | vars(self.optimisation) | vars(self.augmentation) | vars(self.running)
+    result = run(Experiment(**given), quiet=self.json)
     if self.json:
       _print({**result.metrics, 'run': str(result.folder), 'report': str(result.folder / 'report.html')})
 
@@ -41,10 +83,12 @@ class Evaluate:
   """Evaluate a finished run, on its own validation split or on another data set of the same classes."""
 
   run: Run
-  data: str | None = None
-  """folder:PATH, tfds:NAME, ...; the run's own by default."""
+  data: Annotated[str | None, arg(help_behavior_hint="(default: the run's own)")] = None
+  """folder:PATH, tfds:NAME, ... of the same classes."""
   split: str = 'validation'
-  batch_size: int | None = None
+  """validation, train, or test where there is one."""
+  batch_size: Annotated[int | None, arg(help_behavior_hint="(default: the run's own)")] = None
+  """Images a step; the numbers are the same."""
   json: Json = False
 
   def __call__(self) -> None:
@@ -63,11 +107,11 @@ class Predict:
   """Name what is in photographs: the top classes with their probabilities."""
 
   run: Annotated[
-    tyro.conf.Positional[str],
-    tyro.conf.arg(metavar='RUN', help='a run folder, or a pretrained model such as efficientnet_lite0'),
+    Positional[str], arg(metavar='RUN', help='A run folder, or a pretrained model such as efficientnet_lite0.')
   ]
   images: Annotated[
-    tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar='IMAGE...', help='files, or folders of them')
+    Positional[tuple[Path, ...]],
+    arg(metavar='IMAGE...', help='Files, or folders of them.', help_behavior_hint='(required)'),
   ]
   top: int = 5
   """Classes shown for each image."""
@@ -97,18 +141,38 @@ class Predict:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-  """List the models, by a pattern such as 'resnet*'."""
+  """List the models; of a single one, say what each of its layers costs."""
 
-  pattern: tyro.conf.Positional[str] = '*'
+  pattern: Annotated[
+    Positional[str], arg(metavar='[PATTERN]', help="A name, or a pattern such as 'resnet*'.", help_behavior_hint='')
+  ] = '*'
+  sort: Literal['name', 'parameters', 'gmacs', 'top1', 'size'] = 'name'
+  """top1 lists the most accurate first, the others the smallest."""
+  max_parameters: Annotated[str | None, arg(metavar='N', help_behavior_hint='')] = None
+  """Only models of at most so many, such as 25M."""
+  license: Annotated[str | None, arg(help_behavior_hint='')] = None
+  """Only models whose weights have this licence, such as 'apache*'; none: without published weights."""
   json: Json = False
 
   def __call__(self) -> None:
-    from tlx.inference import model_table
+    from tlx.inference import layer_table, model_table
 
-    rows = model_table(self.pattern)
+    most = None if self.max_parameters is None else quantity('--max-parameters', self.max_parameters)
+    rows = model_table(self.pattern, sort=self.sort, max_parameters=most, license=self.license)
+    layers = layer_table(rows[0]['name']) if len(rows) == 1 else []
     if self.json:
-      return _print(rows)
-    console.Console().rows('models', rows)
+      return _print([{**rows[0], 'layers': layers}] if layers else rows)
+    show = console.Console()
+    show.model(rows[0], layers) if layers else show.models(rows)
+
+
+def quantity(option: str, text: str) -> float:
+  """'25M' -> 25e6; k, M and B stand for thousands, millions and billions."""
+  factor = {'k': 1e3, 'm': 1e6, 'b': 1e9}.get(text[-1:].lower())
+  try:
+    return float(text[:-1] if factor else text) * (factor or 1)
+  except ValueError:
+    raise UsageError(f'{option} {text}: must be a number such as 5000000, 5M or 1.2B') from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +181,8 @@ class Export:
 
   run: Run
   format: Literal['timm'] = 'timm'
-  out: Path | None = None
-  """The folder to write; RUN/export/FORMAT by default."""
+  out: Annotated[Path | None, arg(help_behavior_hint='(default: RUN/export/FORMAT)')] = None
+  """The folder to write."""
   json: Json = False
 
   def __call__(self) -> None:
@@ -155,7 +219,10 @@ def run(arguments: list[str]) -> int:
 
   try:
     _known(arguments)
-    _parse(arguments)()
+    if arguments[:1] == ['--version']:
+      print(f'tlx {__version__}')
+    else:
+      _parse(arguments)()
     return 0
   except SystemExit as done:  # of the parser: 0 after --help, 2 for a wrong option, which it has explained
     return int(done.code or 0)
@@ -176,21 +243,62 @@ def run(arguments: list[str]) -> int:
 
 
 def _known(arguments: list[str]) -> None:
-  """Refuses a misspelt command, with the nearest."""
-  names = [command.__name__.lower() for command in COMMANDS]
-  if arguments and not arguments[0].startswith('-') and arguments[0] not in names:
-    raise UsageError(f'no command {arguments[0]!r}{catalog.suggest(arguments[0], names)}')
+  """Refuses misspelt commands and options, with the nearest."""
+  names = {command.__name__.lower(): command for command in COMMANDS}
+  first = arguments[0] if arguments else '-'
+  if not first.startswith('-') and first not in names:
+    raise UsageError(f'no command {first!r}{catalog.suggest(first, names)}')
+  known = ['--help', *_options(names[first])] if first in names else ['--help', '--version']
+  given = [word.partition('=')[0] for word in arguments if word.startswith('--') and not word.startswith('--tyro')]
+  where = f'tlx {first}' if first in names else 'tlx'
+  wrong = [name for name in given if name.replace('_', '-') not in known]
+  if wrong:
+    raise UsageError('\n'.join(f'{where} has no option {name}{catalog.suggest(name, known)}' for name in wrong))
+
+
+def _options(command: type) -> Iterator[str]:
+  for field in dataclasses.fields(command):
+    if dataclasses.is_dataclass(field.default):
+      yield from _options(type(field.default))
+    elif Positional not in get_args(field.type):
+      yield '--' + field.name.replace('_', '-')
 
 
 def _parse(arguments: list[str]) -> Any:
-  from functools import reduce
-  from operator import or_
-
   commands = [Annotated[c, tyro.conf.subcommand(c.__name__.lower(), description=c.__doc__)] for c in COMMANDS]
   return tyro.cli(
-    reduce(or_, commands), args=arguments, prog='tlx', description='Transfer learning in computer vision with JAX.',
-    config=(tyro.conf.FlagCreatePairsOff,),
+    reduce(or_, commands), args=arguments, prog='tlx', config=(tyro.conf.FlagCreatePairsOff,), registry=VALUES,
+    description=f'Transfer learning in computer vision with JAX. Version {__version__} (--version).',
   )  # fmt: skip
+
+
+VALUES = ConstructorRegistry()
+
+
+@VALUES.primitive_rule
+def _value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+  """Numbers and text, optional or not, read alike; 'None' is never typed: leaving the option out says it."""
+  optional = info.type_origin in (Union, UnionType) and type(None) in get_args(info.type)
+  kind = reduce(or_, (t for t in get_args(info.type) if t is not type(None))) if optional else info.type
+  if kind not in PLAIN:
+    return None
+  return PrimitiveConstructorSpec(
+    nargs=1,
+    metavar=PLAIN[kind],
+    instance_from_str=lambda words: _converted(kind, words[0]),
+    is_instance=lambda value: value is None or isinstance(value, kind),
+    str_from_instance=lambda value: [str(value)],
+  )
+
+
+PLAIN: dict[Callable, str] = {int: 'INT', float: 'FLOAT', str: 'STR', Path: 'PATH'}
+
+
+def _converted(kind: Callable, word: str) -> Any:
+  try:
+    return kind(word)
+  except ValueError:
+    raise ValueError(f'{word!r} is no {"whole number" if kind is int else "number"}') from None
 
 
 def _print(value: Any) -> None:

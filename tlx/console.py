@@ -1,12 +1,14 @@
 """What a run tells the person at the terminal; with `quiet`, nothing but warnings."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console as Rich
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,12 +16,17 @@ from rich.table import Table
 
 from tlx.types import DatasetInfo
 
+NUMBERS = ('images', 'classes', 'tensors', 'parameters', 'peak lr', 'gmacs', 'size', 'top-1')  # columns of numbers
+WIDE = 200  # columns
+
 
 class Console:
   """Tables and lines on standard output, warnings on standard error."""
 
   def __init__(self, quiet: bool = False):
-    self.rich = Rich(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+    terminal = sys.stdout.isatty()
+    width = None if terminal or 'COLUMNS' in os.environ else WIDE  # a file or a pipe has no edge to wrap at
+    self.rich = Rich(quiet=quiet, highlight=False, soft_wrap=not terminal, width=width)
     self.quiet = quiet
 
   def line(self, text: str) -> None:
@@ -32,7 +39,7 @@ class Console:
     """Split sizes, classes and their balance; what was left out, and why."""
     table = _table(f'data: {info.name}', 'split', 'images', 'classes', 'fewest', 'most')
     for split, counts in info.counts.items():
-      fewest, most = (f'{f(counts)} {info.class_names[counts.index(f(counts))]}' for f in (min, max))
+      fewest, most = (f'{f(counts):,} {info.class_names[counts.index(f(counts))]}' for f in (min, max))
       table.add_row(split, f'{sum(counts):,}', str(sum(c > 0 for c in counts)), escape(fewest), escape(most))
     self.rich.print(table)
     shown = ', '.join(info.class_names[:12]) + (
@@ -55,10 +62,9 @@ class Console:
   def learning(self, phases: Sequence[tuple[str, int, Sequence[Any]]]) -> None:
     """What learns, phase by phase, before the first step."""
     for name, steps, rows in phases:
-      table = _table(f'what learns: {name}, {steps:,} steps', 'label', 'tensors', 'parameters', 'peak lr', 'first path')
+      table = _table(f'what learns: {name}, {steps:,} steps', 'label', 'tensors', 'parameters', 'peak lr')
       for row in rows:
-        rate = f'{row.learning_rate:.3g}'
-        table.add_row(row.label, str(row.tensors), f'{row.parameters:,}', rate, row.first_path)
+        table.add_row(row.label, str(row.tensors), f'{row.parameters:,}', f'{row.learning_rate:.3g}')
       self.rich.print(table)
 
   def result(self, metrics: Mapping[str, Any], out: Path) -> None:
@@ -82,15 +88,43 @@ class Console:
     table.add_row('images_per_second', f'{metrics["images_per_second"]:.1f}')
     table.add_row('waiting for data', f'{metrics["data_wait"]:.1%}')
     self.rich.print(table)
-    self.line(f'model:  {out / "model"}')
+    self.line(f'\nmodel:  {out / "model"}')
     self.line(f'report: {out / "report.html"}')
 
-  def rows(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of dicts that share their keys."""
-    table = _table(title, *rows[0])
-    for row in rows:
-      table.add_row(*(f'{value:,}' if isinstance(value, int) else escape(str(value)) for value in row.values()))
+  def models(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    """What there is, a line each; a narrow terminal leaves out what `tlx models NAME` prints."""
+    cells = {
+      'name': lambda row: row['name'],
+      'parameters': lambda row: _number(row['parameters'], ',d'),
+      'gmacs': lambda row: _number(row['gmacs'], ',.3f'),
+      'size': lambda row: _number(row['size'], 'd'),
+      'top-1': lambda row: _number(row['top1'], '.2f'),
+      'license': lambda row: row['license'] or '-',
+      'source': lambda row: row['source'] or 'no published weights',
+    }
+    for leave_out in (None, 'source', 'license', 'size'):
+      cells.pop(leave_out, None)
+      table = _table('', *cells)
+      for row in rows:
+        table.add_row(*(escape(cell(row)) for cell in cells.values()))
+      if self._natural_width(table) <= self.rich.width:
+        break
     self.rich.print(table)
+
+  def model(self, row: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> None:
+    """All that is known of one model, layer by layer."""
+    self.models([row])
+    source = f'{row["source"]}, license {row["license"]}' if row['source'] else 'no published weights'
+    self.line(f'\nsource: {source}')
+    table = _table(f'layers, for one image of {row["size"]} x {row["size"]} pixels',
+                   'layer', 'output', 'parameters', 'gmacs')  # fmt: skip
+    for layer in layers:
+      output = ' x '.join(map(str, layer['output']))
+      table.add_row(layer['layer'], output, f'{layer["parameters"]:,}', f'{layer["gmacs"]:.4f}')
+    self.rich.print(table)
+
+  def _natural_width(self, table: Table) -> int:
+    return self.rich.measure(table, options=self.rich.options.update(width=10 * WIDE)).maximum
 
   @contextlib.contextmanager
   def progress(self, steps: int) -> Iterator['_Progress']:
@@ -133,9 +167,15 @@ class _Progress:
       )
 
 
+def _number(value: float | None, form: str) -> str:
+  return '-' if value is None else format(value, form)
+
+
 def _table(title: str, *columns: str) -> Table:
-  table = Table(title=title, title_justify='left', title_style='bold')
-  for i, column in enumerate(columns):
-    numeric = column in ('images', 'classes', 'tensors', 'parameters', 'peak lr')
-    table.add_column(column, justify='right' if numeric and i else 'left', overflow='fold')
+  """Numbers stay whole and to the right; words wrap, and only a word longer than its column is folded."""
+  style = {'title_justify': 'left', 'title_style': 'bold', 'box': box.SIMPLE_HEAD, 'padding': (0, 1, 0, 0)}
+  table = Table(title=f'\n{title}' if title else None, show_edge=False, pad_edge=False, **style)
+  for column in columns:
+    number = column in NUMBERS
+    table.add_column(column, justify='right' if number else 'left', overflow='fold', no_wrap=number)
   return table

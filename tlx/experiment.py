@@ -49,6 +49,7 @@ class Experiment:
   """Of the compute; parameters stay float32."""
 
   optimizer: Literal['adamw', 'sgd'] = 'adamw'
+  """sgd has momentum."""
   lr: float | None = None
   """Peak learning rate of the head; a strategy scales each layer's."""
   schedule: str = 'cosine'
@@ -66,6 +67,7 @@ class Experiment:
   ema: float = 0.0
   """Decay of the moving average of what learns; 0 = none."""
   label_smoothing: float | None = None
+  """Share of each target that is spread over all classes."""
   dropout: float = 0.0
   """Before the head."""
   drop_path: float = 0.0
@@ -80,11 +82,13 @@ class Experiment:
   augment: str | None = None
   """none, light, medium, strong or glyph."""
   mixup: float | None = None
-  """Alpha; None leaves it to --augment, as for the three below."""
+  """Alpha of mixup; 0 = off. This and the three below are left to --augment unless given."""
   cutmix: float | None = None
+  """Alpha of cutmix; 0 = off."""
   erasing: float | None = None
+  """Probability of a random rectangle of noise."""
   randaugment: int | None = None
-  """Operations an image."""
+  """RandAugment's operations an image; 0 = off."""
 
   workers: int | None = None
   """Threads that decode images."""
@@ -322,8 +326,8 @@ def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def _learning(prepared: Prepared) -> list[tuple[str, int, list[optimizer.Row]]]:
   """(phase, steps, table) of every phase."""
-  params = prepared.pretrained.variables['params']
+  params, names = prepared.pretrained.variables['params'], prepared.pretrained.module.backbone.names
   return [
-    (s.phase.name, s.end - s.start, optimizer.describe(params, s.phase, prepared.experiment.lr))
+    (s.phase.name, s.end - s.start, optimizer.describe(params, s.phase, prepared.experiment.lr, names))
     for s in loop.stretches(prepared.phases, prepared.steps)
   ]

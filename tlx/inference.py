@@ -1,9 +1,12 @@
-"""What a finished run, or a pretrained model, is used for: evaluate, predict, export."""
+"""What a finished run, or a pretrained model, is used for: evaluate, predict, export; and what models there are."""
 
 import difflib
+import fnmatch
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx import catalog, pretrained, trees
+from tlx import catalog, pretrained
+from tlx.cost import flops
 from tlx.data import augment, decode, pipeline, transforms
 from tlx.evaluate import exact
 from tlx.tasks.classification import Classification
 from tlx.train import placement
 from tlx.train.step import Recipe, eval_step
-from tlx.types import Pretrained, TlxError, UsageError
+from tlx.types import Preprocess, Pretrained, TlxError, UsageError
 
 
 def run_folder(path: str | Path) -> Path:
@@ -120,24 +124,59 @@ def export(run: Path, out: Path) -> Path:
   )
 
 
-def model_table(pattern: str) -> list[dict[str, Any]]:
-  """One row a model: name, family, parameters with a 1,000-class head, layers, input size, where its weights are."""
+def model_table(
+  pattern: str = '*', *, sort: str = 'name', max_parameters: float | None = None, license: str | None = None
+) -> list[dict[str, Any]]:
+  """One row a model: what its family states of it, its licence, and where its weights come from; None = unknown.
+
+  sort: a key of the rows; the most accurate comes first, else the smallest, and what is unknown last. license: a shell
+  pattern, whatever the case. Raises UsageError where no model fits.
+  """
   names = catalog.list_models(pattern)
   if not names:
-    raise UsageError(f'no model matches {pattern!r}{catalog.suggest(pattern, catalog.list_models())}')
-  return [_model_row(catalog.variant(name)) for name in names]
+    raise UsageError(f'no model fits {pattern!r}{catalog.suggest(pattern, catalog.list_models())}')
+  rows = [_model_row(catalog.variant(name)) for name in names]
+  if license:
+    known = {row['license'] or 'none' for row in rows}
+    rows = [row for row in rows if fnmatch.fnmatch((row['license'] or 'none').lower(), license.lower())]
+    if not rows:
+      raise UsageError(f'no model fits --license {license}{catalog.suggest(license, sorted(known))}')
+  if max_parameters is not None:
+    least = min(row['parameters'] or math.inf for row in rows)
+    rows = [row for row in rows if (row['parameters'] or math.inf) <= max_parameters]
+    if not rows:
+      raise UsageError(f'no model fits --max-parameters {max_parameters:,.0f}; the smallest here has {least:,}')
+  return sorted(rows, key=lambda row: _rank(row, sort))
+
+
+def layer_table(name: str) -> list[dict[str, Any]]:
+  """One row a layer of a model, in order, the head last: its output for one image of the native size, and its cost."""
+  variant = catalog.variant(name)
+  costs = flops.layers(pretrained.build(variant, 1000), _model_row(variant)['size'])
+  return [
+    {'layer': c.name, 'output': c.shape, 'parameters': c.parameters, 'gmacs': c.multiply_adds / 1e9} for c in costs
+  ]
 
 
 def _model_row(variant: catalog.Variant) -> dict[str, Any]:
-  module = pretrained.build(variant, 1000)
+  figures, checkpoint = getattr(variant.family, 'FIGURES', {}).get(variant.name), variant.checkpoint
+  native = checkpoint.preprocess.size if checkpoint else Preprocess().size
   return {
     'name': variant.name,
-    'family': variant.family.__name__.split('.')[-1],
-    'parameters': trees.count(pretrained.abstract(module)['params']),
-    'layers': len(module.backbone.names),
-    'weights': variant.checkpoint.location if variant.checkpoint else 'none published',
-    'license': variant.checkpoint.license if variant.checkpoint else '',
+    'parameters': figures and figures.parameters,
+    'gmacs': figures and figures.gmacs,
+    'size': figures.size if figures else getattr(variant.config, 'size', native),
+    'top1': figures and figures.top1,
+    'license': checkpoint and checkpoint.license,
+    'source': checkpoint and checkpoint.location,
   }
+
+
+def _rank(row: Mapping[str, Any], key: str) -> tuple:
+  """Of a row among others: by the value, then by the name with its numbers read as numbers."""
+  value = row[key] if key != 'name' else 0
+  name = [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', row['name'])]
+  return value is None, -(value or 0) if key == 'top1' else value or 0, name
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

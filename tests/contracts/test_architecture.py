@@ -12,7 +12,7 @@ ALTERNATIVES = {'models', 'strategies', 'tasks', 'datasets'}
 LEVELS = {
   'types': 0, 'trees': 0, 'files': 0, 'processes': 0, '': 0,
   'labels': 1, 'schedules': 1, 'metrics': 1, 'nn': 1, 'weights': 1, 'data': 1,
-  **dict.fromkeys([*ALTERNATIVES, 'train', 'evaluate', 'report'], 2),
+  **dict.fromkeys([*ALTERNATIVES, 'train', 'cost', 'evaluate', 'report'], 2),
   **dict.fromkeys(['catalog', 'pretrained', 'options', 'record', 'console'], 3),
   **dict.fromkeys(['experiment', 'inference', 'cli', '__main__'], 3),
 }  # fmt: skip

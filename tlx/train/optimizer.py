@@ -66,14 +66,15 @@ class Row(NamedTuple):
   first_path: str
 
 
-def describe(params: Params, phase: Phase, peak_lr: float) -> list[Row]:
+def describe(params: Params, phase: Phase, peak_lr: float, layers: Sequence[str] = ()) -> list[Row]:
   """Every leaf under exactly one row: 'frozen' first, then the layers that learn, neighbours of one rate together.
 
+  layers: the backbone's order, for the first path of what is frozen; what learns is in order without it.
   Raises UsageError where the phase names a layer that has no parameters.
   """
   groups: dict[str, list[str]] = {}
   flat = trees.flatten(params)
-  for path in _ordered(flat, phase.rates):
+  for path in _ordered(flat, [*layers, labels.HEAD] if layers else list(phase.rates)):
     groups.setdefault(labels.label(path, phase.rates), []).append(path)
   if missing := [name for name in phase.rates if name not in groups]:
     raise UsageError(
@@ -83,9 +84,9 @@ def describe(params: Params, phase: Phase, peak_lr: float) -> list[Row]:
   return sorted(_joined(rows), key=lambda row: row.label != labels.FROZEN)
 
 
-def _ordered(flat: Mapping[str, Any], rates: Mapping[str, float]) -> list[str]:
-  """Paths in the order of the layers, which the phase's rates keep."""
-  place = {name: i for i, name in enumerate(rates)}
+def _ordered(flat: Mapping[str, Any], layers: Sequence[str]) -> list[str]:
+  """Paths in the order of the layers, those of others first."""
+  place = {name: i for i, name in enumerate(layers)}
   return sorted(flat, key=lambda path: place.get(labels.layer_of(path), -1))
 
 
