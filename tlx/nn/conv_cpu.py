@@ -1,6 +1,6 @@
 """Convolution forms for CPUs, where XLA's own are slow: depthwise, 1x1, and strided input gradients.
 
-Arrays are [b, h, w, c], kernels HWIO [kh, kw, c / groups, out]. Depthwise sums are kept in float32 whatever the input.
+Arrays are [b, h, w, c], kernels HWIO [kh, kw, c / groups, out]. Sums of bfloat16 are kept in float32.
 No form loops over examples, so a batch that is sharded over devices stays so. Padding stands behind an optimisation
 barrier: fused into the taps it would be recomputed for each of them.
 """
@@ -21,6 +21,11 @@ class Spec(NamedTuple):
   padding: tuple[tuple[int, int], tuple[int, int]]  # (before, after) of height and of width
   groups: int
   dilation: tuple[int, int]
+
+
+def wide(x: jax.Array) -> jnp.dtype:
+  """In what a sum of x is kept: float32, or float64 where x is."""
+  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def is_depthwise(x_shape: tuple[int, ...], spec: Spec) -> bool:
@@ -58,19 +63,19 @@ def taps(x: jax.Array, window: tuple[int, int], out: tuple[int, int], spec: Spec
 def depthwise(x: jax.Array, kernel: jax.Array, out: tuple[int, int], spec: Spec) -> jax.Array:
   """[b, h, w, c] -> [b, *out, c * multiplier]."""
   x = jnp.repeat(x, kernel.shape[3] // x.shape[3], axis=3)
-  weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[3])
+  weights = kernel.astype(wide(kernel)).reshape(-1, kernel.shape[3])
   return sum(tap * weight for tap, weight in zip(taps(x, kernel.shape[:2], out, spec), weights)).astype(x.dtype)
 
 
 def depthwise_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """One pass over x and dy feeds a sum for every tap; float32, then rounded to the dtype of x."""
-  repeated, dy = jnp.repeat(x, dy.shape[3] // x.shape[3], axis=3), dy.astype(jnp.float32)
+  """One pass over x and dy feeds a sum for every tap, which is then rounded to the dtype of x."""
+  repeated, dy = jnp.repeat(x, dy.shape[3] // x.shape[3], axis=3), dy.astype(wide(dy))
   products = tuple(tap * dy for tap in taps(repeated, kernel_shape[:2], dy.shape[1:3], spec))
 
   def add(a, b):
     return tuple(u + v for u, v in zip(a, b))
 
-  sums = lax.reduce(products, (jnp.float32(0),) * len(products), add, (1, 2))  # kh * kw of [b, c * multiplier]
+  sums = lax.reduce(products, (jnp.zeros((), dy.dtype),) * len(products), add, (1, 2))  # kh * kw of [b, c * multiplier]
   return jnp.stack(sums).sum(1).reshape(kernel_shape).astype(x.dtype)
 
 
@@ -85,7 +90,7 @@ def input_gradient(
 ) -> jax.Array:
   """One stride-1 sum for each remainder of position modulo stride, interleaved: no zero is multiplied.
 
-  `apply(shifted dy, i, j)` is what tap (i, j) contributes, [b, q, q, channels] in float32.
+  `apply(shifted dy, i, j)` is what tap (i, j) contributes, [b, q, q, channels] in `wide(dy)`.
   """
   args = zip(x_shape[1:3], window, spec.strides, (before for before, _ in spec.padding), spec.dilation)
   rows, columns = (phases(*axis) for axis in args)
@@ -113,7 +118,7 @@ def input_gradient(
 
 def depthwise_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], spec: Spec) -> jax.Array:
   """[b, h', w', c * multiplier] -> x_shape."""
-  weights = kernel.astype(jnp.float32)[:, :, 0]
+  weights = kernel.astype(wide(kernel))[:, :, 0]
   dx = input_gradient(dy, x_shape, kernel.shape[:2], spec, lambda shifted, i, j: shifted * weights[i, j])
   return dx if dx.shape == x_shape else dx.reshape(*x_shape, -1).sum(-1)
 
@@ -122,8 +127,8 @@ def depthwise_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[in
 
 
 def product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """Einsum of two arrays with a float32 result."""
-  return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+  """Einsum of two arrays of one dtype, with the result left `wide`."""
+  return jnp.einsum(equation, a, b, preferred_element_type=wide(a))
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, out: tuple[int, int], spec: Spec) -> jax.Array:

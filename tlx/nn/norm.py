@@ -37,15 +37,15 @@ class BatchNorm(nn.Module):
       mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
       var.value = self.momentum * var.value + (1 - self.momentum) * unbiased
     factor = scale * lax.rsqrt(batch_var + self.epsilon)
-    return ((x.astype(jnp.float32) - batch_mean) * factor + bias).astype(x.dtype)
+    return ((x.astype(batch_mean.dtype) - batch_mean) * factor + bias).astype(x.dtype)
 
 
 def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """float32 (mean, biased variance) [c] over all other axes and all devices.
+  """(mean, biased variance) [c] over all other axes and all devices, in float32, or float64 where x is.
 
   Two passes: the mean of squares less the squared mean loses all digits where the mean is large.
   """
-  x = x.astype(jnp.float32)
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   axes = tuple(range(x.ndim - 1))
   mean = mean_over_devices(x.mean(axes))
   return mean, mean_over_devices(jnp.square(x - mean).mean(axes))

@@ -1,0 +1,135 @@
+"""VGG 11 to 19, with and without batch norm (Simonyan & Zisserman 2014, https://arxiv.org/abs/1409.1556).
+
+The two hidden layers of the classifier are the backbone's layer 'pre_logits', as a 7x7 and a 1x1 convolution: maps
+smaller than 7x7 are pooled up to it, on larger ones it slides and the mean of all places is classified. A layer begins
+with the max pool before it, so that features are those of timm's taps, of strides 1, 2, 4, 8 and 16. There is no
+residual branch that stochastic depth could drop.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+
+import flax.linen as nn
+import jax
+
+from tlx.nn.conv import Conv, Dense
+from tlx.nn.model import Layer
+from tlx.nn.norm import BatchNorm
+from tlx.nn.pool import adaptive_avg_pool, max_pool
+from tlx.types import Checkpoint, Figures, Preprocess
+from tlx.weights import rules
+
+WINDOW = 7  # places of the last map that a hidden unit sees along each side
+
+
+@dataclasses.dataclass(frozen=True)
+class VGGConfig:
+  """Shape of one variant."""
+
+  depths: tuple[int, ...]  # 3x3 convolutions a stage
+  norm: bool
+  widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels a stage
+  hidden: int = 4096  # units of the classifier's hidden layers
+
+  @property
+  def width(self) -> int:
+    return self.hidden
+
+  def convolutions(self) -> Iterator[tuple[str, int, bool, int]]:
+    """(layer, channels, whether a pool comes first, place in the published list of operations), in order."""
+    place = 0
+    for s, (depth, channels) in enumerate(zip(self.depths, self.widths)):
+      for i in range(depth):
+        pooled = s > 0 and i == 0
+        block = i - (s == 0)  # the very first convolution is the stem
+        place += pooled
+        yield f'stage{s}_block{block}' if block >= 0 else 'stem', channels, pooled, place
+        place += 3 if self.norm else 2
+
+  def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
+    blocks = (Layer(name, partial(Block, c, self.norm, pooled)) for name, c, pooled, _ in self.convolutions())
+    return (*blocks, Layer('pre_logits', partial(PreLogits, self.hidden)))
+
+
+class Block(nn.Module):
+  """A max pool where a stage begins, a 3x3 convolution, batch norm where the variant has it."""
+
+  features: int
+  norm: bool
+  pooled: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = max_pool(x, 2, 2) if self.pooled else x
+    x = Conv(self.features, 3, use_bias=True, name='conv')(x)
+    return nn.relu(BatchNorm(name='norm')(x, train) if self.norm else x)
+
+
+class PreLogits(nn.Module):
+  """The last max pool and the classifier's hidden layers: [b, h, w, c] -> [b, h / 2 - 6, w / 2 - 6, hidden]."""
+
+  hidden: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = max_pool(x, 2, 2)
+    x = adaptive_avg_pool(x, *(max(WINDOW, side) for side in x.shape[1:3]))
+    x = nn.relu(Conv(self.hidden, WINDOW, padding='valid', use_bias=True, name='fc1')(x))
+    return nn.relu(Dense(self.hidden, name='fc2')(x))
+
+
+def _layout(config: VGGConfig, names: tuple[str, str, str], fc1: rules.Transform, fc2: rules.Transform):
+  """The table that the layouts share; `names` of the classifier's three layers."""
+  for layer, _, _, place in config.convolutions():
+    make = rules.stem if layer == 'stem' else rules.conv
+    yield from make(f'features.{place}', f'backbone/{layer}/conv', bias=True)
+    if config.norm:
+      yield from rules.norm(f'features.{place + 1}', f'backbone/{layer}/norm')
+  for name, source, transform in zip(('fc1', 'fc2'), names, (fc1, fc2)):
+    yield rules.Rule(f'{source}.weight', f'params/backbone/pre_logits/{name}/kernel', transform)
+    yield rules.Rule(f'{source}.bias', f'params/backbone/pre_logits/{name}/bias')
+  yield from rules.dense(names[2], 'head/logits')
+
+
+def timm(config: VGGConfig) -> Iterator[rules.Rule]:
+  """timm's names: features.0, pre_logits.fc1, head.fc; the hidden layers are convolutions."""
+  return _layout(config, ('pre_logits.fc1', 'pre_logits.fc2', 'head.fc'), rules.CONV, rules.POINTWISE)
+
+
+def torchvision(config: VGGConfig) -> Iterator[rules.Rule]:
+  """torchvision's names: features.0, classifier.0, .3 and .6; the hidden layers are linear, on the flattened map."""
+  unflatten = rules.reshape((-1, config.widths[-1] * WINDOW**2), (-1, config.widths[-1], WINDOW, WINDOW))
+  fc1 = rules.Transform(lambda x: rules.CONV.read(unflatten.read(x)), lambda x: unflatten.write(rules.CONV.write(x)))
+  return _layout(config, ('classifier.0', 'classifier.3', 'classifier.6'), fc1, rules.DENSE)
+
+
+_DEPTHS = {'11': (1, 1, 2, 2, 2), '13': (2, 2, 2, 2, 2), '16': (2, 2, 3, 3, 3), '19': (2, 2, 4, 4, 4)}
+VARIANTS = {
+  f'vgg{name}{"_bn" * norm}': VGGConfig(depths, norm) for name, depths in _DEPTHS.items() for norm in (False, True)
+}
+VARIANTS['vgg_test'] = VGGConfig((2, 1, 1), norm=False, widths=(4, 8, 8), hidden=12)
+VARIANTS['vgg_bn_test'] = VGGConfig((1, 2, 1), norm=True, widths=(4, 8, 8), hidden=12)
+LAYOUTS = {'timm': timm, 'torchvision': torchvision}
+CHECKPOINTS = {
+  name: Checkpoint(
+    name,
+    f'hf-hub:timm/{name}.tv_in1k',
+    'timm',
+    Preprocess(interpolation='bilinear'),
+    license='bsd-3-clause',
+    source='https://arxiv.org/abs/1409.1556',
+  )
+  for name in VARIANTS
+  if not name.endswith('_test')
+}
+FIGURES = {  # top-1: timm's results/results-imagenet.csv
+  'vgg11': Figures(132_863_336, 7.609, 224, 69.050),
+  'vgg11_bn': Figures(132_868_840, 7.609, 224, 70.374),
+  'vgg13': Figures(133_047_848, 11.308, 224, 69.950),
+  'vgg13_bn': Figures(133_053_736, 11.308, 224, 71.560),
+  'vgg16': Figures(138_357_544, 15.470, 224, 71.594),
+  'vgg16_bn': Figures(138_365_992, 15.470, 224, 73.354),
+  'vgg19': Figures(143_667_240, 19.632, 224, 72.400),
+  'vgg19_bn': Figures(143_678_248, 19.632, 224, 74.230),
+}

@@ -1,0 +1,260 @@
+"""Networks of inverted residuals (Sandler et al. 2018, https://arxiv.org/abs/1801.04381), which MobileNet and
+EfficientNet are: a family's config makes a `Plan`, and modules, order of layers and tables of weights follow from it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from tlx.nn.conv import Conv
+from tlx.nn.model import Layer
+from tlx.nn.norm import BatchNorm
+from tlx.nn.stochastic import DropPath
+from tlx.types import Checkpoint, Preprocess, UsageError
+from tlx.weights import rules
+
+Activation = Callable[[jax.Array], jax.Array]
+Unit = tuple[str, str]  # what a checkpoint calls a convolution and the batch norm after it
+UNITS = {  # kind of a block: its convolutions in order; the gate comes before 'project'
+  'separable': ('depthwise', 'project'),
+  'inverted': ('expand', 'depthwise', 'project'),
+  'fused': ('expand', 'project'),  # the expansion is the spatial convolution
+  'conv': ('conv',),
+}
+
+
+class Gate(NamedTuple):
+  """How a block squeezes and excites (Hu et al. 2017, https://arxiv.org/abs/1709.01507)."""
+
+  squeezed: Callable[[int, int], int] = lambda inputs, expanded: max(1, inputs // 4)
+  inner: Activation = nn.silu
+  outer: Activation = nn.sigmoid
+
+
+class Block(NamedTuple):
+  """One block; `features` come out."""
+
+  kind: str  # key of UNITS
+  kernel: int
+  stride: int
+  expansion: float
+  features: int
+  activation: Activation
+  gate: Gate | None = None
+  linear: bool = True  # nothing follows the projection's norm
+  skip: bool = True  # a shortcut wherever shapes allow it
+
+  @property
+  def units(self) -> tuple[str, ...]:
+    return UNITS[self.kind]
+
+
+class Plan(NamedTuple):
+  """A whole network."""
+
+  stem: int  # channels
+  stages: tuple[tuple[Block, ...], ...]
+  final: int  # channels of the convolution after the last block; 0 = none
+  activation: Activation  # of stem and final convolution
+
+  def blocks(self) -> Iterator[tuple[int, int, Block]]:
+    """(stage, place in it, block) from input to output."""
+    return ((s, b, block) for s, stage in enumerate(self.stages) for b, block in enumerate(stage))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+  """Base of the families' configs, which add `plan()`."""
+
+  padding: str = 'torch'  # 'same' where the weights come from TensorFlow
+  epsilon: float = 1e-5  # of the batch norms
+
+  @property
+  def width(self) -> int:
+    plan = self.plan()
+    return plan.final or plan.stages[-1][-1].features
+
+  def plan(self) -> Plan:
+    raise TypeError(f'{type(self).__name__} has no plan()')
+
+  def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
+    plan = self.plan()
+    blocks, unit = list(plan.blocks()), partial(ConvNorm, self.padding, self.epsilon)
+    return (
+      Layer('stem', partial(unit, plan.stem, 3, 2, plan.activation)),
+      *(
+        Layer(f'stage{s}_block{b}', partial(Residual, self.padding, self.epsilon, block, drop_path * i / len(blocks)))
+        for i, (s, b, block) in enumerate(blocks)
+      ),
+      *([Layer('final_conv', partial(unit, plan.final, 1, 1, plan.activation))] if plan.final else []),
+    )
+
+
+PREFIXES = {  # of a variant's name: whose weights it takes
+  '': {},
+  'tf_': {'padding': 'same', 'epsilon': 1e-3},  # TensorFlow's
+  'tv_': {'epsilon': 1e-3},  # those of torchvision's that were trained with TensorFlow's epsilon
+}
+
+
+def round_channels(channels: float, limit: float = 0.9) -> int:
+  """The nearest multiple of 8, at least 8, and not below `limit` times the number."""
+  rounded = max(8, int(channels + 4) // 8 * 8)
+  return rounded + 8 if rounded < limit * channels else rounded
+
+
+class ConvNorm(nn.Module):
+  """Convolution, batch norm and activation, where there is one."""
+
+  padding: str
+  epsilon: float
+  features: int
+  kernel: int
+  stride: int
+  activation: Activation | None
+  depthwise: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    groups = self.features if self.depthwise else 1
+    x = Conv(self.features, self.kernel, self.stride, padding=self.padding, groups=groups, name='conv')(x)
+    x = BatchNorm(epsilon=self.epsilon, name='norm')(x, train)
+    return self.activation(x) if self.activation else x
+
+
+class SqueezeExcite(nn.Module):
+  """Channel gates: [b, h, w, c] -> the same shape."""
+
+  squeezed: int
+  inner: Activation
+  outer: Activation
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    gate = x.mean(axis=(1, 2), keepdims=True)
+    gate = self.inner(Conv(self.squeezed, 1, use_bias=True, name='reduce')(gate))
+    return x * self.outer(Conv(x.shape[-1], 1, use_bias=True, name='expand')(gate))
+
+
+class Residual(nn.Module):
+  """Any kind of block: [b, h, w, c] -> [b, h / stride, w / stride, features]."""
+
+  padding: str
+  epsilon: float
+  block: Block
+  drop_path: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    block, shortcut, inputs = self.block, x, x.shape[-1]
+    expanded = round_channels(inputs * block.expansion) if block.expansion != 1 else inputs
+    for name in block.units:
+      spatial = name == (block.units[0] if block.kind == 'conv' else block.units[-2])
+      last = name == block.units[-1]
+      if name == 'project' and block.gate:
+        squeezed, inner, outer = block.gate
+        x = SqueezeExcite(squeezed(inputs, expanded), inner, outer, name='gate')(x)
+      x = ConvNorm(
+        self.padding,
+        self.epsilon,
+        block.features if last else expanded,
+        block.kernel if spatial else 1,
+        block.stride if spatial else 1,
+        None if name == 'project' and block.linear else block.activation,
+        depthwise=name == 'depthwise',
+        name=name,
+      )(x, train)
+    fits = block.skip and block.stride == 1 and inputs == block.features
+    return shortcut + DropPath(self.drop_path)(x, train) if fits else x
+
+
+# Tables of weights: what the checkpoints of several families call these parts.
+
+Names = Callable[[int, int, int, Block], tuple[list[Unit], Unit]]
+
+
+def layout(config: Network, stem: Unit, final: Unit, head: str, names: Names) -> Iterator[rules.Rule]:
+  """`names` says, from a block's index in the network, stage and place in it, its units and its gate's two layers."""
+  yield from rules.stem(stem[0], 'backbone/stem/conv')
+  yield from rules.norm(stem[1], 'backbone/stem/norm')
+  plan = config.plan()
+  for i, (s, b, block) in enumerate(plan.blocks()):
+    units, gate = names(i, s, b, block)
+    for part, names_of_part in zip(block.units, units):
+      yield from unit(*names_of_part, f'backbone/stage{s}_block{b}/{part}')
+    for part, name in zip(('reduce', 'expand'), gate if block.gate else ()):
+      yield from rules.conv(name, f'backbone/stage{s}_block{b}/gate/{part}', bias=True)
+  if plan.final:
+    yield from unit(*final, 'backbone/final_conv')
+  yield from rules.dense(head, 'head/logits')
+
+
+def unit(conv: str, norm: str, target: str) -> Iterator[rules.Rule]:
+  """One ConvNorm."""
+  yield from rules.conv(conv, f'{target}/conv')
+  yield from rules.norm(norm, f'{target}/norm')
+
+
+def timm(config: Network) -> Iterator[rules.Rule]:
+  """timm's names: conv_stem, blocks.0.0.conv_dw, conv_head, classifier."""
+  convs = {
+    'separable': ('conv_dw', 'conv_pw'),
+    'inverted': ('conv_pw', 'conv_dw', 'conv_pwl'),
+    'fused': ('conv_exp', 'conv_pwl'),
+    'conv': ('conv',),
+  }
+
+  def names(i: int, s: int, b: int, block: Block) -> tuple[list[Unit], Unit]:
+    at = f'blocks.{s}.{b}'
+    units = [(f'{at}.{conv}', f'{at}.bn{n}') for n, conv in enumerate(convs[block.kind], 1)]
+    return units, (f'{at}.se.conv_reduce', f'{at}.se.conv_expand')
+
+  return layout(config, ('conv_stem', 'bn1'), ('conv_head', 'bn2'), 'classifier', names)
+
+
+def torchvision(config: Network) -> Iterator[rules.Rule]:
+  """torchvision's names for EfficientNet: features.0.0, features.1.0.block.0.0, features.8.0, classifier.1."""
+  final = f'features.{len(config.plan().stages) + 1}'
+  names = lambda i, s, b, block: sequential(f'features.{s + 1}.{b}.block', block)
+  return layout(config, ('features.0.0', 'features.0.1'), (f'{final}.0', f'{final}.1'), 'classifier.1', names)
+
+
+def transformers_unit(at: str) -> Unit:
+  """How transformers' MobileNets call a ConvNorm's two parts."""
+  return f'{at}.convolution', f'{at}.normalization'
+
+
+def weights_of(prefix: str, variants: Mapping[str, Any]) -> Callable[[str], str]:
+  """For LAYOUT_VARIANTS: the variant of the same shape that weights from there need, where it has its own name."""
+
+  def rename(name: str) -> str:
+    plain = name[3:] if name[:3] in PREFIXES else name
+    return next((known for known in (prefix + plain, plain) if known in variants), name)
+
+  return rename
+
+
+def of_torchvision(variant: str, file: str, record: Preprocess) -> Checkpoint:
+  """Weights that torchvision publishes under its own names."""
+  location = f'https://download.pytorch.org/models/{file}.pth'
+  return Checkpoint(variant, location, 'torchvision', record, 'bsd-3-clause', 'https://github.com/pytorch/vision')
+
+
+def supported(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  """Raises UsageError naming every setting of transformers' config.json that is not as `wanted`."""
+  as_list = lambda value: list(value) if isinstance(value, tuple) else value
+  other = [f'{key}={config[key]!r}' for key, value in wanted.items() if as_list(config[key]) != as_list(value)]
+  if other:
+    has = ', '.join(f'{key}={value!r}' for key, value in wanted.items())
+    raise UsageError(f'config.json of a {config["model_type"]} has {", ".join(other)}; tlx takes those with {has}')
+
+
+def sequential(at: str, block: Block) -> tuple[list[Unit], Unit]:
+  """torchvision's names for the parts of a block, which are numbered; the gate takes the place before the last."""
+  last = len(block.units) - 1
+  places = [i + 1 if block.gate and i == last else i for i in range(len(block.units))]
+  return [(f'{at}.{i}.0', f'{at}.{i}.1') for i in places], (f'{at}.{last}.fc1', f'{at}.{last}.fc2')

@@ -1,0 +1,25 @@
+"""Query, key and value from one product, with a bias for query and value only."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tlx.nn.attention import split_heads
+
+
+class QueryKeyValue(nn.Module):
+  """[b, n, d] -> query, key and value [b, n, heads, d / heads]; `kernel` [d, 3 d], `bias` [2 d]: query's, value's.
+
+  A bias of the keys would add the same to all logits of a query, which the softmax does not see (Bao et al. 2021,
+  https://arxiv.org/abs/2106.08254).
+  """
+
+  heads: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    d = x.shape[-1]
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (d, 3 * d))
+    query, value = jnp.split(self.param('bias', nn.initializers.zeros, (2 * d,)), 2)
+    bias = jnp.concatenate([query, jnp.zeros_like(query), value])
+    return split_heads(x @ kernel.astype(x.dtype) + bias.astype(x.dtype), self.heads)

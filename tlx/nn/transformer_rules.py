@@ -1,0 +1,219 @@
+"""How checkpoints name the parts of `tlx.nn.transformer`: a generator for the layouts of PyTorch, another for npz.
+
+And what a config.json of transformers says of such a model.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tlx.nn.transformer import ACTIVATIONS, TransformerConfig
+from tlx.types import UsageError
+from tlx.weights import resample, rules
+
+STEM, POOL = 'backbone/stem', 'backbone/pool'
+
+
+class Names(NamedTuple):
+  """One layout's names; those of a block's parts follow the block's."""
+
+  patches: str
+  tokens: tuple[str, str, str]  # class, distillation, registers
+  positions: str
+  pre_norm: str
+  block: str  # '{}' stands for its number
+  norms: tuple[str, str]
+  qkv: tuple[str, ...]  # one, or three for query, key and value; 'weight' and 'bias' follow without a dot
+  proj: str
+  scales: tuple[str, str]  # layer scales
+  mlp: tuple[str, str]
+  norm: str
+  head: str
+  flat: bool = False  # class token [d] and positions [n, d] (CLIP) in place of [1, 1, d] and [1, n, d]
+
+  def under(self, prefix: str) -> 'Names':
+    """With a prefix such as 'vit.' before all but the head."""
+    return self._replace(
+      tokens=tuple(prefix + name for name in self.tokens),
+      **{name: prefix + getattr(self, name) for name in ('patches', 'positions', 'pre_norm', 'block', 'norm')},
+    )
+
+
+TIMM = Names(
+  patches='patch_embed.proj',
+  tokens=('cls_token', 'dist_token', 'reg_token'),
+  positions='pos_embed',
+  pre_norm='norm_pre',
+  block='blocks.{}',
+  norms=('norm1', 'norm2'),
+  qkv=('attn.qkv.',),
+  proj='attn.proj',
+  scales=('ls1.gamma', 'ls2.gamma'),
+  mlp=('mlp.fc1', 'mlp.fc2'),
+  norm='norm',
+  head='head',
+)
+TRANSFORMERS = Names(  # ViT, DeiT and the encoder of MAE; DINOv2 with other names for a block's parts
+  patches='embeddings.patch_embeddings.projection',
+  tokens=('embeddings.cls_token', 'embeddings.distillation_token', 'embeddings.register_tokens'),
+  positions='embeddings.position_embeddings',
+  pre_norm='pre_layernorm',
+  block='encoder.layer.{}',
+  norms=('layernorm_before', 'layernorm_after'),
+  qkv=tuple(f'attention.attention.{part}.' for part in ('query', 'key', 'value')),
+  proj='attention.output.dense',
+  scales=('layer_scale1.lambda1', 'layer_scale2.lambda1'),
+  mlp=('intermediate.dense', 'output.dense'),
+  norm='layernorm',
+  head='classifier',
+)
+
+
+def layout(config: TransformerConfig, names: Names) -> Iterator[rules.Rule]:
+  """Every tensor but attention pooling's."""
+  yield from rules.conv(names.patches, f'{STEM}/patches', bias=not config.pre_norm, fit=fit_patches)
+  flat_token = rules.reshape((-1,), (1, 1, -1)) if names.flat else rules.SAME
+  held = (config.class_token, config.distilled, config.registers)
+  for name, leaf, has in zip(names.tokens, ('class_token', 'distillation_token', 'register_tokens'), held):
+    if has:
+      yield rules.Rule(name, f'params/{STEM}/{leaf}', flat_token)
+  flat_table = rules.reshape((-1, config.dim), (1, -1, config.dim)) if names.flat else rules.SAME
+  yield rules.Rule(names.positions, f'params/{STEM}/position_table', flat_table, fit_positions(config))
+  if config.pre_norm:
+    yield from rules.affine(names.pre_norm, f'{STEM}/pre_norm')
+  for i in range(config.depth):
+    yield from _block(config, names, f'{names.block.format(i)}.', f'backbone/block{i}')
+  yield from rules.affine(names.norm, 'backbone/norm/norm')
+  yield from rules.dense(names.head, 'head/logits')
+
+
+def _block(config: TransformerConfig, names: Names, source: str, target: str) -> Iterator[rules.Rule]:
+  for i, name in enumerate(names.norms, 1):
+    yield from rules.affine(source + name, f'{target}/norm{i}')
+  for leaf, kind, transform in (('kernel', 'weight', rules.DENSE), ('bias', 'bias', rules.SAME)):
+    for part in names.qkv if leaf == 'kernel' or config.qkv_bias else ():
+      yield rules.Rule(f'{source}{part}{kind}', f'params/{target}/attention/qkv/{leaf}', transform)
+  yield from rules.dense(source + names.proj, f'{target}/attention/proj')
+  for i, name in enumerate(names.mlp, 1):
+    yield from rules.dense(source + name, f'{target}/mlp/fc{i}')
+  for i, name in enumerate(names.scales if config.layer_scale is not None else (), 1):
+    yield rules.Rule(source + name, f'params/{target}/scale{i}/scale')
+
+
+def timm(config: TransformerConfig) -> Iterator[rules.Rule]:
+  """timm's names: patch_embed.proj, blocks.0.attn.qkv, norm, head; fc_norm where the norm follows the pooling."""
+  yield from layout(config, TIMM._replace(norm='fc_norm') if config.norm_last else TIMM)
+  if config.pool == 'map':
+    yield rules.Rule('attn_pool.latent', f'params/{POOL}/query_token')
+    for name, leaf in (('q', 'query'), ('kv', 'key_value'), ('proj', 'proj'), ('mlp.fc1', 'mlp/fc1')):
+      yield from rules.dense(f'attn_pool.{name}', f'{POOL}/{leaf}')
+    yield from rules.dense('attn_pool.mlp.fc2', f'{POOL}/mlp/fc2')
+    yield from rules.affine('attn_pool.norm', f'{POOL}/norm')
+
+
+def npz(config: TransformerConfig, root: str = '', new: bool = False) -> Iterator[rules.Rule]:
+  """Google's JAX checkpoints: 'embedding/kernel', 'Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel'.
+
+  new: big_vision's numbers of the parts in place of vision_transformer's; root: such as 'params/'. Checkpoints whose
+  blocks are stacked into one array ('encoderblock/') are not covered.
+  """
+  attention, mlp, second = (0, 0, 1) if new else (1, 3, 2)
+  positions = 'pos_embedding' if new else 'Transformer/posembed_input/pos_embedding'
+  yield rules.Rule(f'{root}embedding/kernel', f'params/{STEM}/patches/kernel', rules.SAME, fit_patches)
+  yield rules.Rule(f'{root}embedding/bias', f'params/{STEM}/patches/bias')
+  if config.class_token:
+    yield rules.Rule(f'{root}cls', f'params/{STEM}/class_token')
+  yield rules.Rule(f'{root}{positions}', f'params/{STEM}/position_table', rules.SAME, fit_positions(config))
+  for i in range(config.depth):
+    source, target = f'{root}Transformer/encoderblock_{i}', f'backbone/block{i}'
+    yield from _npz_parts(f'{source}/LayerNorm_0', f'{target}/norm1', 'scale')
+    heads = f'{source}/MultiHeadDotProductAttention_{attention}'
+    for part in ('query', 'key', 'value'):
+      yield from _npz_heads(config, f'{heads}/{part}', f'{target}/attention/qkv')
+    yield from _npz_out(config, f'{heads}/out', f'{target}/attention/proj')
+    yield from _npz_parts(f'{source}/LayerNorm_{second}', f'{target}/norm2', 'scale')
+    for j in (0, 1):
+      yield from _npz_parts(f'{source}/MlpBlock_{mlp}/Dense_{j}', f'{target}/mlp/fc{j + 1}')
+  yield from _npz_parts(f'{root}Transformer/encoder_norm', 'backbone/norm/norm', 'scale')
+  if config.pool == 'map':
+    yield from _npz_pool(config, f'{root}MAPHead_0')
+  yield from _npz_parts(f'{root}head', 'head/logits')
+  yield rules.Rule(f'{root}pre_logits/*', None)  # of pretraining; the fine-tuned models have none
+
+
+def _npz_pool(config: TransformerConfig, source: str) -> Iterator[rules.Rule]:
+  yield rules.Rule(f'{source}/probe', f'params/{POOL}/query_token')
+  heads = f'{source}/MultiHeadDotProductAttention_0'
+  for part, leaf in (('query', 'query'), ('key', 'key_value'), ('value', 'key_value')):
+    yield from _npz_heads(config, f'{heads}/{part}', f'{POOL}/{leaf}')
+  yield from _npz_out(config, f'{heads}/out', f'{POOL}/proj')
+  yield from _npz_parts(f'{source}/LayerNorm_0', f'{POOL}/norm', 'scale')
+  for j in (0, 1):
+    yield from _npz_parts(f'{source}/MlpBlock_0/Dense_{j}', f'{POOL}/mlp/fc{j + 1}')
+
+
+def _npz_parts(source: str, target: str, first: str = 'kernel') -> Iterator[rules.Rule]:
+  yield rules.Rule(f'{source}/{first}', f'params/{target}/{first}')
+  yield rules.Rule(f'{source}/bias', f'params/{target}/bias')
+
+
+def _npz_heads(config: TransformerConfig, source: str, target: str) -> Iterator[rules.Rule]:
+  """[d, heads, d / heads] and [heads, d / heads]."""
+  dim, heads = config.dim, config.heads
+  yield rules.Rule(f'{source}/kernel', f'params/{target}/kernel', rules.reshape((dim, heads, -1), (dim, -1)))
+  yield rules.Rule(f'{source}/bias', f'params/{target}/bias', rules.reshape((heads, -1), (-1,)))
+
+
+def _npz_out(config: TransformerConfig, source: str, target: str) -> Iterator[rules.Rule]:
+  """[heads, d / heads, d] and [d]."""
+  dim, heads = config.dim, config.heads
+  yield rules.Rule(f'{source}/kernel', f'params/{target}/kernel', rules.reshape((heads, -1, dim), (-1, dim)))
+  yield rules.Rule(f'{source}/bias', f'params/{target}/bias')
+
+
+def fit_patches(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """The patch embedding for other channels, or another size of patches."""
+  return resample.patch_kernel(resample.input_channels(kernel, shape[2]), shape[:2])
+
+
+def fit_positions(config: TransformerConfig) -> rules.Fit:
+  """The position table for another size of images."""
+  return partial(resample.position_table, prefix=config.placeless)
+
+
+def of_transformers(kind: type[TransformerConfig], config: Mapping[str, Any], **fields: Any) -> TransformerConfig:
+  """Our config from a complete one of transformers, or its vision_config; `fields` win.
+
+  Raises UsageError for an activation that tlx lacks, and for images or patches that are not square.
+  """
+  activation = {'gelu_pytorch_tanh': 'gelu_tanh'}.get(config['hidden_act'], config['hidden_act'])
+  if activation not in ACTIVATIONS:
+    raise UsageError(f'no activation {activation!r} (hidden_act in config.json); there are {", ".join(ACTIVATIONS)}')
+  mlp = config.get('intermediate_size')
+  made = kind(
+    dim=config['hidden_size'],
+    depth=config['num_hidden_layers'],
+    heads=config['num_attention_heads'],
+    patch=_side(config, 'patch_size'),
+    size=_side(config, 'image_size'),
+    mlp=None if mlp == 4 * config['hidden_size'] else mlp,
+    activation=activation,
+    epsilon=config['layer_norm_eps'],
+    qkv_bias=config.get('qkv_bias', True),
+  )
+  return dataclasses.replace(made, **fields)
+
+
+def classifies(config: Mapping[str, Any]) -> bool:
+  """Whether transformers' class behind a config is one for image classification."""
+  return any(name.endswith('ForImageClassification') for name in config.get('architectures') or ())
+
+
+def _side(config: Mapping[str, Any], name: str) -> int:
+  sides = config[name] if isinstance(config[name], list | tuple) else [config[name]]
+  if len(set(sides)) != 1:
+    raise UsageError(f'{name} {sides} in config.json: tlx has transformers for square images and patches only')
+  return sides[0]

@@ -1,0 +1,192 @@
+"""Attention inside windows of a feature map, as the Swin transformers have it, and their pyramid of stages.
+
+Maps are [b, h, w, c]; windows are [b * number, window * window, c], window by window and row by row. A map that is no
+multiple of the window is filled up with zeros at its bottom and right, after the shift as in timm; what was filled in
+takes part in the attention, as there.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from tlx.nn.conv import Conv, Dense
+from tlx.nn.norm import LayerNorm
+
+PATCH = 4  # pixels
+SEPARATE = -100.0  # added to the logits of two places that the cyclic shift brought together
+EPSILON = 1e-5  # of every norm
+table_init = nn.initializers.truncated_normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class PyramidConfig:
+  """Shape of a hierarchical transformer: each stage has maps half as wide and twice the channels of the one before.
+
+  Windows and position tables are made for images of `size`; the modules take others too, also oblong ones, and then
+  keep these windows.
+  """
+
+  depths: tuple[int, ...]  # blocks a stage
+  heads: tuple[int, ...]  # a stage
+  base: int  # channels of the first stage
+  windows: tuple[int, ...]  # places along a side, a stage
+  size: int = 224  # pixels, height = width
+  mlp_ratio: float = 4.0  # hidden channels of the perceptrons
+
+  @property
+  def width(self) -> int:
+    return self.base * 2 ** (len(self.depths) - 1)
+
+  def blocks(self) -> Iterator[tuple[int, int]]:
+    """(stage, block) from input to output."""
+    return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
+
+  def channels(self, stage: int) -> int:
+    return self.base * 2**stage
+
+  def window(self, stage: int) -> int:
+    """Never larger than the map."""
+    return min(self.windows[stage], self._side(stage))
+
+  def shift(self, stage: int, block: int) -> int:
+    """Every other block moves its windows by half of their side, unless one window is the whole map."""
+    return 0 if block % 2 == 0 or self._side(stage) <= self.windows[stage] else self.window(stage) // 2
+
+  def _side(self, stage: int) -> int:
+    """Places along a side of the stage's map."""
+    return -(-(self.size // PATCH) // 2**stage)
+
+
+def partition(x: jax.Array, window: int, shift: int = 0) -> jax.Array:
+  """A map [b, h, w, c] moved up and left by `shift` -> its windows [b * number, window * window, c]."""
+  x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
+  b, h, w, c = x.shape
+  x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
+  x = x.reshape(b, -(-h // window), window, -(-w // window), window, c).swapaxes(2, 3)
+  return x.reshape(-1, window * window, c)
+
+
+def restore(windows: jax.Array, size: tuple[int, int], window: int, shift: int = 0) -> jax.Array:
+  """The inverse of `partition` for a map of height and width `size`."""
+  rows, columns = (-(-n // window) for n in size)
+  x = windows.reshape(-1, rows, columns, window, window, windows.shape[-1]).swapaxes(2, 3)
+  x = x.reshape(-1, rows * window, columns * window, windows.shape[-1])[:, : size[0], : size[1]]
+  return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
+
+
+def window_bias(positions: jax.Array, windows: int, size: tuple[int, int], window: int, shift: int) -> jax.Array:
+  """What attention adds to its logits: relative positions, and a wall between places that are no neighbours.
+
+  Args: positions: [heads, n, n] with n = window * window; windows: of all images together; size: height and width of
+    the map. Returns: [1 or windows, heads, n, n].
+  """
+  if not shift:
+    return positions[None]
+  region = _regions(size, window, shift)
+  # Compared here, not on the host: as constants the masks of large maps would fill megabytes of the program.
+  wall = jnp.where(jnp.asarray(region)[:, :, None] == jnp.asarray(region)[:, None, :], 0.0, SEPARATE)
+  bias = positions + wall[:, None].astype(positions.dtype)
+  return jnp.tile(bias, (windows // len(region), 1, 1, 1))
+
+
+def _regions(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
+  """Which of the nine parts of a shifted map each place of each window came from: int32 [number, window * window]."""
+  parts = []
+  for n in size:
+    padded = -(-n // window) * window
+    place = np.arange(padded)
+    parts.append((place >= padded - window).astype(np.int32) + (place >= padded - shift))
+  region = 3 * parts[0][:, None] + parts[1]
+  return np.asarray(region.reshape(-1, window, region.shape[1] // window, window).swapaxes(1, 2)).reshape(
+    -1, window * window
+  )
+
+
+def relative_positions(table: jax.Array, side: int) -> jax.Array:
+  """A value for every pair of places of a square grid: the entry of the table for the step from one to the other.
+
+  Read by reshapes, not by indices: the gradient of a gather is a scatter, whose sums a GPU adds up in another order
+  every time, and training would not repeat itself bit for bit.
+
+  Args: table: [(2 side - 1)^2, heads], by rows and columns of the step query - key, from -(side - 1) on.
+  Returns: [heads, side^2 queries, side^2 keys].
+  """
+  steps = 2 * side - 1
+  x = _toeplitz(table.reshape(steps, steps, -1), side)  # [query row, key row, step of columns, heads]
+  x = _toeplitz(x.transpose(2, 0, 1, 3), side)  # [query column, key column, query row, key row, heads]
+  return x.transpose(4, 2, 0, 3, 1).reshape(-1, side * side, side * side)
+
+
+def _toeplitz(x: jax.Array, side: int) -> jax.Array:
+  """[2 side - 1, ...] -> [side, side, ...] whose entry (i, j) is x[i - j + side - 1]."""
+  if side == 1:
+    return x[None]
+  steps, rest = 2 * side - 1, x.shape[1:]
+  # Rows one entry short of a period: each starts one place later in the cycle than the row above.
+  cycle = jnp.roll(x[::-1], 1 - side, axis=0)
+  rows = jnp.broadcast_to(cycle, (side, *x.shape)).reshape(side * steps, *rest)[: side * (steps - 1)]
+  return rows.reshape(side, steps - 1, *rest)[:, :side]
+
+
+class RelativePositionBias(nn.Module):
+  """A learnt bias for every step between two places of a square grid: [heads, n, n]; `table` [steps, heads].
+
+  class_token: a token ahead of the grid, with three more entries at the table's end: from the class to a place, from a
+  place to the class, from the class to itself (Bao et al. 2021, https://arxiv.org/abs/2106.08254).
+  """
+
+  side: int
+  heads: int
+  class_token: bool = False
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    steps = (2 * self.side - 1) ** 2
+    table = self.param('table', table_init, (steps + 3 * self.class_token, self.heads))
+    bias = relative_positions(table[:steps], self.side)
+    if not self.class_token:
+      return bias
+    n = self.side**2
+    from_class, to_class, itself = (jnp.broadcast_to(row[:, None, None], (self.heads, 1, 1)) for row in table[steps:])
+    top = jnp.concatenate([itself, jnp.broadcast_to(from_class, (self.heads, 1, n))], axis=2)
+    rest = jnp.concatenate([jnp.broadcast_to(to_class, (self.heads, n, 1)), bias], axis=2)
+    return jnp.concatenate([top, rest], axis=1)
+
+
+class PatchEmbedding(nn.Module):
+  """Patches of 4 x 4 pixels to normalised channels: [b, h, w, 3] -> [b, h / 4, w / 4, features]."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = Conv(self.features, PATCH, PATCH, 'valid', use_bias=True, kernel_init=table_init, name='patches')(x)
+    return LayerNorm(EPSILON, name='norm')(x)
+
+
+class PatchMerging(nn.Module):
+  """Four neighbours become one place of twice the channels: [b, h, w, c] -> [b, h / 2, w / 2, 2 c], rounded up."""
+
+  norm_last: bool  # after the product, not before
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    b, h, w, c = x.shape
+    x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+    x = x.reshape(b, -(-h // 2), 2, -(-w // 2), 2, c).transpose(0, 1, 3, 4, 2, 5)  # column of the four before row
+    x = x.reshape(*x.shape[:3], 4 * c)
+    reduction = Dense(2 * c, use_bias=False, name='reduction')
+    norm = LayerNorm(EPSILON, name='norm')
+    return norm(reduction(x)) if self.norm_last else reduction(norm(x))
+
+
+class MapNorm(nn.Module):
+  """The norm of the last map, which keeps its places for dense tasks."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    return LayerNorm(EPSILON, name='norm')(x)

@@ -1,0 +1,129 @@
+"""How checkpoints name the parts of a pyramid of windowed attention, and what transformers says of one."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from tlx.nn.window import EPSILON, PATCH, PyramidConfig
+from tlx.types import UsageError
+from tlx.weights import rules
+
+DERIVED = ('*.relative_position_index', '*.relative_coords_table', '*.attn_mask')  # from the window's size
+Positions = Callable[[str, str], Iterator[rules.Rule]]  # names of a block, ours without 'params/' -> its rules
+
+
+class Names(NamedTuple):
+  """One layout's names.
+
+  In `block` and `merging`, {s} stands for the stage, {b} for the block, {before} for the stage before, {odd} and {even}
+  for 2 s + 1 and 2 s. What follows `merging` is named after the block.
+  """
+
+  stem: tuple[str, str]  # patches, norm
+  block: str
+  merging: str
+  norms: tuple[str, str]
+  kernels: tuple[str, ...]  # one tensor, or query's, key's and value's
+  biases: tuple[str, ...]
+  proj: str
+  mlp: tuple[str, str]
+  norm: str
+  head: str
+  bias_transform: rules.Transform = rules.SAME
+
+  def under(self, prefix: str) -> 'Names':
+    """With a prefix such as 'swin.' before all but the head."""
+    return self._replace(
+      stem=tuple(prefix + name for name in self.stem),
+      **{name: prefix + getattr(self, name) for name in ('block', 'merging', 'norm')},
+    )
+
+
+TIMM = Names(
+  stem=('patch_embed.proj', 'patch_embed.norm'),
+  block='layers.{s}.blocks.{b}.',
+  merging='layers.{s}.downsample',
+  norms=('norm1', 'norm2'),
+  kernels=('attn.qkv.weight',),
+  biases=('attn.qkv.bias',),
+  proj='attn.proj',
+  mlp=('mlp.fc1', 'mlp.fc2'),
+  norm='norm',
+  head='head.fc',
+)
+MICROSOFT = TIMM._replace(merging='layers.{before}.downsample', head='head')
+TORCHVISION = TIMM._replace(
+  stem=('features.0.0', 'features.0.2'),
+  block='features.{odd}.{b}.',
+  merging='features.{even}',
+  mlp=('mlp.0', 'mlp.3'),
+  head='head',
+)
+TRANSFORMERS = Names(
+  stem=('embeddings.patch_embeddings.projection', 'embeddings.norm'),
+  block='encoder.layers.{s}.blocks.{b}.',
+  merging='encoder.layers.{before}.downsample',
+  norms=('layernorm_before', 'layernorm_after'),
+  kernels=tuple(f'attention.self.{part}.weight' for part in ('query', 'key', 'value')),
+  biases=tuple(f'attention.self.{part}.bias' for part in ('query', 'key', 'value')),
+  proj='attention.output.dense',
+  mlp=('intermediate.dense', 'output.dense'),
+  norm='layernorm',
+  head='classifier',
+)
+
+
+def layout(config: PyramidConfig, names: Names, positions: Positions) -> Iterator[rules.Rule]:
+  """Every tensor; positions: the rules of what a block's attention knows of places."""
+  yield from rules.stem(names.stem[0], 'backbone/stem/patches', bias=True)
+  yield from rules.affine(names.stem[1], 'backbone/stem/norm')
+  for s, b in config.blocks():
+    place = {'s': s, 'b': b, 'before': s - 1, 'odd': 2 * s + 1, 'even': 2 * s}
+    source, target = names.block.format(**place), f'backbone/stage{s}_block{b}'
+    if s and not b:
+      yield from rules.dense(f'{names.merging.format(**place)}.reduction', f'{target}/merging/reduction', bias=False)
+      yield from rules.affine(f'{names.merging.format(**place)}.norm', f'{target}/merging/norm')
+    yield from _block(names, source, target)
+    yield from positions(source, target)
+  yield from rules.affine(names.norm, 'backbone/norm/norm')
+  yield from rules.dense(names.head, 'head/logits')
+  yield from (rules.Rule(pattern, None) for pattern in DERIVED)
+
+
+def _block(names: Names, source: str, target: str) -> Iterator[rules.Rule]:
+  qkv = f'params/{target}/attention/qkv'
+  yield from (rules.Rule(source + name, f'{qkv}/kernel', rules.DENSE) for name in names.kernels)
+  yield from (rules.Rule(source + name, f'{qkv}/bias', names.bias_transform) for name in names.biases)
+  yield from rules.dense(source + names.proj, f'{target}/attention/proj')
+  for i, (norm, dense) in enumerate(zip(names.norms, names.mlp), 1):
+    yield from rules.affine(source + norm, f'{target}/norm{i}')
+    yield from rules.dense(source + dense, f'{target}/mlp/fc{i}')
+
+
+def pretraining(prefix: str) -> Iterator[rules.Rule]:
+  """What transformers' models for masked images (SimMIM) have besides."""
+  return (rules.Rule(pattern, None) for pattern in (f'{prefix}embeddings.mask_token', 'decoder.*'))
+
+
+def of_transformers(kind: type[PyramidConfig], config: Mapping[str, Any], **fields: Any) -> PyramidConfig:
+  """Our config from a complete one of transformers. Raises UsageError, naming all settings that tlx lacks."""
+  known = {
+    'patch_size': PATCH,
+    'hidden_act': 'gelu',
+    'qkv_bias': True,
+    'use_absolute_embeddings': False,
+    'layer_norm_eps': EPSILON,
+  }
+  sides = config['image_size'] if isinstance(config['image_size'], list | tuple) else [config['image_size']]
+  odd = [f'{name} {config[name]!r}, not {value!r}' for name, value in known.items() if config[name] != value]
+  odd += [f'image_size {sides}, not a square'] * (len(set(sides)) > 1)
+  if odd:
+    raise UsageError(f'config.json describes a {config["model_type"]} that tlx lacks: ' + '; '.join(odd))
+  return kind(
+    depths=tuple(config['depths']),
+    heads=tuple(config['num_heads']),
+    base=config['embed_dim'],
+    windows=(config['window_size'],) * len(config['depths']),
+    size=sides[0],
+    mlp_ratio=float(config['mlp_ratio']),
+    **fields,
+  )
