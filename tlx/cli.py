@@ -177,10 +177,11 @@ def quantity(option: str, text: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """Write a run's model for other tools: timm's names, with config.json."""
+  """Write a run's model for other tools: model.safetensors under their names, with config.json."""
 
   run: Run
-  format: Literal['timm'] = 'timm'
+  format: str = 'timm'
+  """Whose names: timm, or another that the model's family has (torchvision, transformers, ...)."""
   out: Annotated[Path | None, arg(help_behavior_hint='(default: RUN/export/FORMAT)')] = None
   """The folder to write."""
   json: Json = False
@@ -188,7 +189,7 @@ class Export:
   def __call__(self) -> None:
     from tlx.inference import export
 
-    folder = export(self.run, self.out or self.run / 'export' / self.format)
+    folder = export(self.run, self.out or self.run / 'export' / self.format, self.format)
     _print({'folder': str(folder)}) if self.json else console.Console().line(f'written: {folder}')
 
 

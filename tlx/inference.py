@@ -114,13 +114,19 @@ def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int =
       )
 
 
-def export(run: Path, out: Path) -> Path:
-  """Writes the run's model in timm's layout to `out`."""
+def export(run: Path, out: Path, layout: str | None = None) -> Path:
+  """Writes the run's model to `out` in a layout of its family; by default its source's own, or else timm's."""
   model = load_run(run)
   if blocked := next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), None):
     raise UsageError(f'--out {out}: {blocked} is a file; choose a folder')
   return pretrained.save(
-    out, model.module, model.variables, source=model.source, preprocess=model.preprocess, class_names=model.class_names
+    out,
+    model.module,
+    model.variables,
+    source=model.source,
+    preprocess=model.preprocess,
+    class_names=model.class_names,
+    layout=layout,
   )
 
 

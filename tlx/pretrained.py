@@ -288,10 +288,13 @@ def _narrowed(tensor: np.ndarray, dtype: str | None) -> np.ndarray:
 def _records(variant, module, source: Source, preprocess, class_names, layout) -> tuple[dict, dict]:
   """config.json and preprocessor_config.json."""
   classes = module.head.num_classes
-  if layout.startswith('transformers'):
-    return records.transformers_config(source.config, classes, class_names), dict(source.processor)
-  record = preprocess or _preprocess({}, {}, variant)
   size = getattr(module.backbone.config, 'size', None)
+  if layout.startswith('transformers'):
+    processor = dict(source.processor)
+    if preprocess and processor:
+      processor = records.transformers_processor(processor, preprocess.size)
+    return records.transformers_config(source.config, classes, class_names, size), processor
+  record = preprocess or _preprocess({}, {}, variant)
   arguments = {'img_size': size} if size and size != variant.config.size else {}
   if len(record.mean) != 3:
     arguments['in_chans'] = len(record.mean)

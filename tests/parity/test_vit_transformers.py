@@ -29,6 +29,11 @@ def clip():
   return transformers.CLIPConfig(vision_config=vision, text_config=TEXT)
 
 
+def siglip():
+  vision = transformers.SiglipVisionConfig(**VIT).to_dict()
+  return transformers.SiglipConfig(vision_config=vision, text_config=TEXT)
+
+
 CASES = {  # transformers' class, its config, which of its outputs is ours
   'vit': ('ViTForImageClassification', lambda: transformers.ViTConfig(**VIT), 'logits'),
   'vit_base': ('ViTModel', lambda: transformers.ViTConfig(**VIT), 'token'),
@@ -50,6 +55,9 @@ CASES = {  # transformers' class, its config, which of its outputs is ours
   'clip': ('CLIPModel', clip, 'pooled'),
   'clip_vision': ('CLIPVisionModel', lambda: transformers.CLIPVisionConfig(**VIT), 'pooled'),
   'clip_projection': ('CLIPVisionModelWithProjection', lambda: transformers.CLIPVisionConfig(**VIT), 'pooled'),
+  'siglip': ('SiglipModel', siglip, 'pooled'),
+  'siglip_vision': ('SiglipVisionModel', lambda: transformers.SiglipVisionConfig(**VIT), 'pooled'),
+  'siglip_classes': ('SiglipForImageClassification', siglip, 'logits'),
   'clip_classes': ('CLIPForImageClassification', clip, 'logits'),
 }  # fmt: skip
 
@@ -74,7 +82,7 @@ def answer(model, output, images):
     if output == 'logits':
       return model(x).logits.numpy()
     if output == 'pooled':
-      tower = model if type(model).__name__ == 'CLIPVisionModel' else model.vision_model
+      tower = model if type(model).__name__.endswith('VisionModel') else model.vision_model
       return tower(x).pooler_output.numpy()
     if output == 'token':
       return model(x).last_hidden_state[:, 0].numpy()
@@ -106,15 +114,18 @@ def test_outputs_and_files(name, tmp_path):
   close(answer(again, output, images), expected)
 
 
-@pytest.mark.parametrize('name', ['dinov2_registers', 'vit'])
+@pytest.mark.parametrize('name', ['dinov2_registers', 'vit', 'clip'])
 def test_another_size(name, tmp_path):
   """Positions of DINOv2 with registers are resampled by transformers as by timm; those of ViT without antialias."""
   model, output = made(name)
-  model.save_pretrained(tmp_path)
-  ours = tlx.load(str(tmp_path), image_size=32)
+  model.save_pretrained(tmp_path / 'theirs')
+  ours = tlx.load(str(tmp_path / 'theirs'), image_size=32)
   images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
   found = ours.module.apply(ours.variables, images)
   assert ours.preprocess.size == 32 and np.isfinite(found).all()
+  folder = tlx.save(tmp_path / 'smaller', ours.module, ours.variables, source=ours.source)
+  again = type(model).from_pretrained(folder).eval()
+  close(found, answer(again, output, images))
   if name == 'dinov2_registers':
     close(found, answer(model, output, images))
   with pytest.raises(UsageError, match='takes images of 32 x 32 pixels, not 48 x 48'):

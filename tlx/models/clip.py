@@ -15,21 +15,6 @@ from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_TRANSFORMERS = names.Names(
-  patches='embeddings.patch_embedding',
-  tokens=('embeddings.class_embedding', '', ''),
-  positions='embeddings.position_embedding.weight',
-  pre_norm='pre_layrnorm',  # as it is spelt there
-  block='encoder.layers.{}',
-  norms=('layer_norm1', 'layer_norm2'),
-  qkv=('self_attn.q_proj.', 'self_attn.k_proj.', 'self_attn.v_proj.'),
-  proj='self_attn.out_proj',
-  scales=('', ''),
-  mlp=('mlp.fc1', 'mlp.fc2'),
-  norm='post_layernorm',
-  head='classifier',
-  flat=True,
-)
 _OPEN_CLIP = names.Names(
   patches='conv1',
   tokens=('class_embedding', '', ''),
@@ -53,14 +38,6 @@ class ClipConfig(TransformerConfig):
 
   epsilon: float = 1e-5
   pre_norm: bool = True
-
-
-def transformers(config: ClipConfig, prefix: str = 'vision_model.') -> Iterator[rules.Rule]:
-  """transformers' names: vision_model.encoder.layers.0.self_attn.q_proj, classifier."""
-  yield from names.layout(config, _TRANSFORMERS.under(prefix))
-  for other in ('text_model.*', 'text_projection.*', 'visual_projection.*', 'logit_scale'):
-    yield rules.Rule(other, None)
-  yield rules.Rule(f'{prefix}embeddings.position_ids', None)
 
 
 def open_clip(config: ClipConfig) -> Iterator[rules.Rule]:
@@ -139,8 +116,8 @@ VARIANTS = {name: _config(name, size) for name, (size, *_) in _RECORDS.items()}
 VARIANTS['clip_test'] = ClipConfig(8, 2, 2, size=64, activation='quick_gelu')
 LAYOUTS = {
   'timm': names.timm,
-  'transformers': transformers,
-  'transformers_base': partial(transformers, prefix=''),
+  'transformers': names.clip,
+  'transformers_base': partial(names.clip, prefix=''),
   'open_clip': open_clip,
 }
 TRANSFORMERS = {'clip': of_transformers, 'clip_vision_model': of_transformers}

@@ -5,8 +5,9 @@ back on export.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from tlx.nn import transformer_rules as names
 from tlx.nn.transformer import TransformerConfig
@@ -27,6 +28,13 @@ def npz(config: SigLipConfig, root: str = 'params/img/') -> Iterator[rules.Rule]
   yield from names.npz(config, root, new=True)
   for other in ('params/txt/*', 'params/t', 'params/b'):
     yield rules.Rule(other, None)
+
+
+def of_transformers(config: Mapping[str, Any]) -> SigLipConfig:
+  """transformers classifies by the mean of the patches, and has towers without the attention pooling."""
+  vision = config.get('vision_config', config)
+  pool = 'map' if vision.get('vision_use_head', True) and not names.classifies(config) else 'mean'
+  return names.of_transformers(SigLipConfig, vision, class_token=False, pool=pool)
 
 
 _SIZES = {  # dim, depth, heads, and where it is not four times dim the hidden channels of the perceptrons
@@ -62,7 +70,14 @@ def _checkpoint(name: str, size: str, patch: int, image: int) -> Checkpoint:
 _NAMED = {f'vit_{size}_patch{patch}_siglip_{image}': (size, patch, image) for size, patch, image in _SHAPES}
 VARIANTS = {name: _config(*shape) for name, shape in _NAMED.items()}
 VARIANTS['siglip_test'] = SigLipConfig(8, 2, 2, size=64, activation='gelu_tanh')
-LAYOUTS = {'timm': names.timm, 'npz': npz, 'npz_tower': partial(npz, root='params/')}
+LAYOUTS = {
+  'timm': names.timm,
+  'npz': npz,
+  'npz_tower': partial(npz, root='params/'),
+  'transformers': names.clip,
+  'transformers_base': partial(names.clip, prefix=''),
+}
+TRANSFORMERS = {'siglip': of_transformers, 'siglip_vision_model': of_transformers}
 CHECKPOINTS = {name: _checkpoint(name, *shape) for name, shape in _NAMED.items()}
 FIGURES = {  # with a head of 1,000 classes
   'vit_base_patch32_siglip_256': Figures(95_321_320, 5.745, 256),

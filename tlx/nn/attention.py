@@ -23,8 +23,13 @@ def attend(
   """softmax(scale * q k' + bias) v of each head (Vaswani et al. 2017): fused where the platform can.
 
   Args: query [b, n, heads, d], key and value [b, m, heads, d]; bias broadcast to [b, heads, n, m], added to the scaled
-    logits; scale: 1 / sqrt(d) by default. Returns: [b, n, heads, d] in the dtype of query; the softmax is float32.
+    logits; scale: 1 / sqrt(d) by default. Returns: [b, n, heads, d] in the dtype of query; the softmax is at
+    least float32.
   """
+  if query.dtype == jnp.float64:  # the library's softmax is float32 whatever comes in
+    logits = jnp.einsum('bnhd,bmhd->bhnm', query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    shares = jax.nn.softmax(logits if bias is None else logits + bias)
+    return jnp.einsum('bhnm,bmhd->bnhd', shares, value)
   bias = None if bias is None else bias.astype(jnp.promote_types(query.dtype, jnp.float32))
   return jax.nn.dot_product_attention(query, key, value, bias=bias, scale=scale)
 

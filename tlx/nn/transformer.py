@@ -187,6 +187,18 @@ class Norm(nn.Module):
     return jnp.concatenate([token, mean], axis=-1) if self.config.pool == 'token_mean' else mean
 
 
+class Projections(nn.Module):
+  """Queries of some tokens, keys and values of others: [b, m, d], [b, n, d] -> three; `kernel` [d, 3 d], `bias`."""
+
+  @nn.compact
+  def __call__(self, ours: jax.Array, theirs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    d = ours.shape[-1]
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (d, 3 * d)).astype(ours.dtype)
+    bias = self.param('bias', nn.initializers.zeros, (3 * d,)).astype(ours.dtype)
+    key, value = jnp.split(theirs @ kernel[:, d:] + bias[d:], 2, axis=-1)
+    return ours @ kernel[:, :d] + bias[:d], key, value
+
+
 class AttentionPool(nn.Module):
   """Attention of one learnt query over all tokens, and a perceptron beside a shortcut: [b, n, d] -> [b, d].
 
@@ -199,9 +211,8 @@ class AttentionPool(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     c = self.config
     token = self.param('query_token', nn.initializers.truncated_normal(c.dim**-0.5), (1, 1, c.dim)).astype(x.dtype)
-    query = Dense(c.dim, name='query')(jnp.broadcast_to(token, (x.shape[0], 1, c.dim)))
-    key, value = jnp.split(Dense(2 * c.dim, name='key_value')(x), 2, axis=-1)
-    heads = [y.reshape(*y.shape[:-1], c.heads, -1) for y in (query, key, value)]
+    projected = Projections(name='qkv')(jnp.broadcast_to(token, (x.shape[0], 1, c.dim)), x)
+    heads = [y.reshape(*y.shape[:-1], c.heads, -1) for y in projected]
     x = Dense(c.dim, name='proj')(merge_heads(attend(*heads)))
     mlp = Mlp(c.hidden, ACTIVATIONS[c.activation], name='mlp')
     return (x + mlp(LayerNorm(c.epsilon, name='norm')(x)))[:, 0]

@@ -71,6 +71,22 @@ TRANSFORMERS = Names(  # ViT, DeiT and the encoder of MAE; DINOv2 with other nam
   head='classifier',
 )
 
+CLIP = Names(  # and SigLIP, in transformers
+  patches='embeddings.patch_embedding',
+  tokens=('embeddings.class_embedding', '', ''),
+  positions='embeddings.position_embedding.weight',
+  pre_norm='pre_layrnorm',  # as it is spelt there
+  block='encoder.layers.{}',
+  norms=('layer_norm1', 'layer_norm2'),
+  qkv=('self_attn.q_proj.', 'self_attn.k_proj.', 'self_attn.v_proj.'),
+  proj='self_attn.out_proj',
+  scales=('', ''),
+  mlp=('mlp.fc1', 'mlp.fc2'),
+  norm='post_layernorm',
+  head='classifier',
+  flat=True,
+)
+
 
 def layout(config: TransformerConfig, names: Names) -> Iterator[rules.Rule]:
   """Every tensor but attention pooling's."""
@@ -107,11 +123,43 @@ def timm(config: TransformerConfig) -> Iterator[rules.Rule]:
   """timm's names: patch_embed.proj, blocks.0.attn.qkv, norm, head; fc_norm where the norm follows the pooling."""
   yield from layout(config, TIMM._replace(norm='fc_norm') if config.norm_last else TIMM)
   if config.pool == 'map':
-    yield rules.Rule('attn_pool.latent', f'params/{POOL}/query_token')
-    for name, leaf in (('q', 'query'), ('kv', 'key_value'), ('proj', 'proj'), ('mlp.fc1', 'mlp/fc1')):
-      yield from rules.dense(f'attn_pool.{name}', f'{POOL}/{leaf}')
-    yield from rules.dense('attn_pool.mlp.fc2', f'{POOL}/mlp/fc2')
-    yield from rules.affine('attn_pool.norm', f'{POOL}/norm')
+    yield from _pool(Pool('attn_pool.latent', 'attn_pool.proj', 'attn_pool.norm', 'attn_pool.mlp'))
+    for name, share in (('q', 1), ('kv', 2)):
+      yield rules.Rule(f'attn_pool.{name}.weight', f'params/{POOL}/qkv/kernel', rules.DENSE, share=share)
+      yield rules.Rule(f'attn_pool.{name}.bias', f'params/{POOL}/qkv/bias', share=share)
+
+
+def clip(config: TransformerConfig, prefix: str = 'vision_model.') -> Iterator[rules.Rule]:
+  """transformers' names of the image towers of CLIP and SigLIP; the rest of the model is dropped."""
+  yield from layout(config, CLIP.under(prefix))
+  head = f'{prefix}head'
+  if config.pool == 'map':
+    yield from _pool(Pool(f'{head}.probe', f'{head}.attention.out_proj', f'{head}.layernorm', f'{head}.mlp'))
+    yield rules.Rule(f'{head}.attention.in_proj_weight', f'params/{POOL}/qkv/kernel', rules.DENSE)
+    yield rules.Rule(f'{head}.attention.in_proj_bias', f'params/{POOL}/qkv/bias')
+  else:
+    yield rules.Rule(f'{head}.*', None)
+  for other in ('text_model.*', 'text_projection.*', 'visual_projection.*', 'logit_scale', 'logit_bias'):
+    yield rules.Rule(other, None)
+  yield rules.Rule(f'{prefix}embeddings.position_ids', None)
+
+
+class Pool(NamedTuple):
+  """One layout's names of attention pooling."""
+
+  token: str
+  proj: str
+  norm: str
+  mlp: str
+
+
+def _pool(names: Pool) -> Iterator[rules.Rule]:
+  """All but query, key and value."""
+  yield rules.Rule(names.token, f'params/{POOL}/query_token')
+  yield from rules.dense(names.proj, f'{POOL}/proj')
+  yield from rules.affine(names.norm, f'{POOL}/norm')
+  for part in ('fc1', 'fc2'):
+    yield from rules.dense(f'{names.mlp}.{part}', f'{POOL}/mlp/{part}')
 
 
 def npz(config: TransformerConfig, root: str = '', new: bool = False) -> Iterator[rules.Rule]:
@@ -147,8 +195,8 @@ def npz(config: TransformerConfig, root: str = '', new: bool = False) -> Iterato
 def _npz_pool(config: TransformerConfig, source: str) -> Iterator[rules.Rule]:
   yield rules.Rule(f'{source}/probe', f'params/{POOL}/query_token')
   heads = f'{source}/MultiHeadDotProductAttention_0'
-  for part, leaf in (('query', 'query'), ('key', 'key_value'), ('value', 'key_value')):
-    yield from _npz_heads(config, f'{heads}/{part}', f'{POOL}/{leaf}')
+  for part in ('query', 'key', 'value'):
+    yield from _npz_heads(config, f'{heads}/{part}', f'{POOL}/qkv')
   yield from _npz_out(config, f'{heads}/out', f'{POOL}/proj')
   yield from _npz_parts(f'{source}/LayerNorm_0', f'{POOL}/norm', 'scale')
   for j in (0, 1):

@@ -56,13 +56,31 @@ def timm_config(
   return {**config, 'pretrained_cfg': pretrained} | ({'model_args': dict(arguments)} if arguments else {})
 
 
-def transformers_config(config: Record, num_classes: int, names: Sequence[str]) -> dict[str, Any]:
-  """The source's own config.json with the classes of the fine-tuned model."""
+def transformers_config(
+  config: Record, num_classes: int, names: Sequence[str], size: int | None = None
+) -> dict[str, Any]:
+  """The source's own config.json with the classes, and the input size where that is fixed, of the fine-tuned model."""
+  tower = config.get('vision_config', config)
+  if size is not None and tower.get('image_size') not in (size, [size, size]):
+    sized = {**tower, 'image_size': size}
+    config = {**config, 'vision_config': sized} if 'vision_config' in config else sized
   labels = list(names) or [f'LABEL_{i}' for i in range(num_classes)]
   if list(class_names(config)) == labels:
     return dict(config)
   ids = {'id2label': {str(i): name for i, name in enumerate(labels)}, 'label2id': {n: i for i, n in enumerate(labels)}}
   return {**config, **ids, 'num_labels': num_classes}
+
+
+def transformers_processor(record: Record, size: int) -> dict[str, Any]:
+  """The source's own preprocessor_config.json for images of `size` pixels."""
+  old = _sides(record, Preprocess())[0] if record else size
+
+  def scaled(value: Any) -> Any:
+    if isinstance(value, Mapping):
+      return {name: scaled(part) for name, part in value.items()}
+    return round(value * size / old) if isinstance(value, int) else value
+
+  return {name: scaled(value) if name in ('size', 'crop_size') else value for name, value in record.items()}
 
 
 def _of_timm(record: Record, default: Preprocess) -> Preprocess:

@@ -45,15 +45,16 @@ class Rule(NamedTuple):
   """One tensor of a checkpoint.
 
   source: its name; where it is dropped also a pattern such as 'text_model.*'. target: the leaf's path, 'params/...' or
-  'batch_stats/...'; None drops it. Several rules with one target are equal parts of the leaf, joined along its last
-  axis in the order of the table (query, key and value). fit: makes a leaf of another shape fit, where the input's size
-  or channels differ from the checkpoint's.
+  'batch_stats/...'; None drops it. Several rules with one target are parts of the leaf, joined along its last axis in
+  the order of the table (query, key and value). fit: makes a leaf of another shape fit, where the input's size or
+  channels differ from the checkpoint's. share: how long this part is beside the leaf's others.
   """
 
   source: str
   target: str | None
   transform: Transform = SAME
   fit: Fit | None = None
+  share: int = 1
 
 
 def conv(source: str, target: str, bias: bool = False, fit: Fit | None = None) -> Iterator[Rule]:
@@ -131,8 +132,7 @@ def write(variables: Variables, rules: Sequence[Rule], dropped: Tensors | None =
   tensors = dict(dropped or {})
   for path, leaf in leaves.items():
     parts = targets[path]
-    values = np.split(np.asarray(leaf), len(parts), axis=-1) if parts[1:] else [np.asarray(leaf)]
-    for rule, value in zip(parts, values):
+    for rule, value in zip(parts, _split(np.asarray(leaf), parts)):
       tensors[rule.source] = np.ascontiguousarray(rule.transform.write(value))
   order = {rule.source: i for i, rule in enumerate(rules)}
   return {name: tensors[name] for name in sorted(tensors, key=lambda name: order.get(name, len(order)))}
@@ -154,6 +154,14 @@ def _dropping(rules: Sequence[Rule]) -> Callable[[str], bool]:
   return lambda name: name in sources or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _split(leaf: np.ndarray, parts: Sequence[Rule]) -> list[np.ndarray]:
+  """The leaf as the parts that its rules make it of."""
+  if not parts[1:]:
+    return [leaf]
+  shares = np.cumsum([rule.share for rule in parts])
+  return np.split(leaf, shares[:-1] * (leaf.shape[-1] // shares[-1]), axis=-1)
+
+
 def _join(parts: Sequence[Rule], tensors: Tensors, leaf) -> np.ndarray | None:
   """The tensors as the leaf wants them, or None where the shapes differ."""
   try:
@@ -163,8 +171,8 @@ def _join(parts: Sequence[Rule], tensors: Tensors, leaf) -> np.ndarray | None:
       value = parts[0].fit(value, leaf.shape)
   except (ValueError, IndexError):  # a tensor of another rank
     return None
-  equal = len({value.shape for value in values}) == 1
-  return np.ascontiguousarray(value, dtype=leaf.dtype) if equal and value.shape == leaf.shape else None
+  fair = len(parts) == 1 or len({(*v.shape[:-1], v.shape[-1] / rule.share) for rule, v in zip(parts, values)}) == 1
+  return np.ascontiguousarray(value, dtype=leaf.dtype) if fair and value.shape == leaf.shape else None
 
 
 def _report(where: str, problems: list[str]) -> str:
