@@ -139,7 +139,7 @@ def resolve(name: str) -> Found:
 def build(variant: catalog.Variant, num_classes: int, dropout: float = 0.0, drop_path: float = 0.0) -> TransferModel:
   """The module of a variant, without weights; num_classes = 0 leaves out the head."""
   config = variant.config
-  if hasattr(config, 'aux_classes'):  # a second head, inside the backbone
+  if getattr(config, 'aux_classes', None) is not None:  # a second head, inside the backbone
     config = dataclasses.replace(config, aux_classes=num_classes)
   head = Head(num_classes, dropout, getattr(config, 'spatial_head', False))
   return TransferModel(Backbone(config, drop_path), head)
@@ -194,6 +194,7 @@ def _read(found: Found, location: str, ask: Asked) -> Pretrained:
   if record and not config and location.startswith('hf-hub:'):
     config, processor = weights.read_config(path), weights.read_processor(path)
   layout, variant = _layout(asked, tensors, where)
+  variant = _as_stored(variant, layout, tensors)
   preprocess = _preprocess(config, processor, asked)
   variant, channels = ask.variant(variant), ask.channels(config)
   table = tuple(variant.family.LAYOUTS[layout](variant.config))
@@ -259,6 +260,16 @@ def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: 
   return best, variant
 
 
+def _as_stored(variant: catalog.Variant, layout: str, tensors: Mapping[str, np.ndarray]) -> catalog.Variant:
+  """Without its second head where the file has none: weights of one network are published with and without."""
+  if getattr(variant.config, 'aux_classes', None) is None:
+    return variant
+  second = [r.source for r in variant.family.LAYOUTS[layout](variant.config) if r.target and '/aux/' in r.target]
+  if any(source in tensors for source in second):
+    return variant
+  return variant._replace(config=dataclasses.replace(variant.config, aux_classes=None))
+
+
 def _layout_to_write(variant, module, variables, source: Source, asked: str | None) -> tuple[str, Sequence[rules.Rule]]:
   """The layout asked for, else the source's own where a folder can hold it and it has a name for every leaf."""
   layouts = variant.family.LAYOUTS
@@ -298,9 +309,9 @@ def _records(variant, module, source: Source, preprocess, class_names, layout) -
   arguments = {'img_size': size} if size and size != variant.config.size else {}
   if len(record.mean) != 3:
     arguments['in_chans'] = len(record.mean)
-  config = records.timm_config(
-    variant.name, module.backbone.config.width, record, classes, class_names, arguments
-  )
+  config = records.timm_config(variant.name, module.backbone.config.width, record, classes, class_names, arguments)
+  if tag := (source.config.get('pretrained_cfg') or {}).get('tag'):  # timm tells by it what a file holds
+    config['pretrained_cfg']['tag'] = tag
   return {**(source.config if 'architecture' in source.config else {}), **config}, {}
 
 

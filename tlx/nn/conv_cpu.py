@@ -14,6 +14,7 @@ from jax import lax
 
 WIDE = 32  # input channels from which products beat the library's strided input gradient; it wins at RGB stems
 
+
 class Spec(NamedTuple):
   """A convolution's static part; hashable."""
 

@@ -1,0 +1,147 @@
+"""Our models against another library's on random weights: the draw, both passes, and what differs most.
+
+Whatever is compared stands under the other library's names, which `rules.write` gives to any tree shaped like our
+variables: gradients and moved statistics too. torch is imported by use, so that a table of cases can be read without.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tlx
+from tlx import catalog
+from tlx.types import Params, Variables
+from tlx.weights import rules
+
+LABELS = np.array([1, 3])
+STATISTICS = ('running_mean', 'running_var')
+Tensors = Mapping[str, np.ndarray]
+
+
+class Pass(NamedTuple):
+  """What one forward and backward pass leaves, under their names."""
+
+  logits: np.ndarray  # [b, k]
+  gradients: Tensors  # of the mean cross-entropy
+  statistics: Tensors  # batch norms' means and variances afterwards
+
+
+class Worst(NamedTuple):
+  """The largest error of a comparison, and where it is."""
+
+  error: float
+  name: str
+
+
+def images(size: int) -> np.ndarray:
+  """float32 [2, size, size, 3], already normalised."""
+  return np.random.default_rng(0).normal(size=(len(LABELS), size, size, 3)).astype(np.float32)
+
+
+def draw(module: Any) -> None:
+  """Draws every parameter and statistic of a torch module, sized so that activations stay near one.
+
+  Other buffers (counters, tables of indices) stay as they are.
+  """
+  import torch
+
+  torch.manual_seed(0)
+  statistics = [(name, buffer) for name, buffer in module.named_buffers() if name.endswith(STATISTICS)]
+  for name, tensor in (*module.named_parameters(), *statistics):
+    tensor.data.copy_(_drawn(name, tensor))
+
+
+def _drawn(name: str, tensor: Any) -> Any:
+  import torch
+
+  if name.endswith('running_var'):
+    return torch.rand_like(tensor) + 0.5
+  if tensor.ndim > 1:
+    return torch.randn_like(tensor) / tensor[0].numel() ** 0.5
+  return 0.2 * torch.randn_like(tensor) + (1.0 if name.endswith('weight') else 0.0)
+
+
+def silence(module: Any) -> None:
+  """Turns off dropout and stochastic depth, whose masks no two libraries draw alike."""
+  for part in module.modules():
+    for rate in ('p', 'drop_prob'):
+      if isinstance(getattr(part, rate, None), float):
+        setattr(part, rate, 0.0)
+
+
+def to_torch(array: np.ndarray, dtype: Any = None) -> Any:
+  """[b, h, w, 3] -> torch [b, 3, h, w]."""
+  import torch
+
+  return torch.from_numpy(array.transpose(0, 3, 1, 2).copy()).to(dtype or torch.float32)
+
+
+def their_pass(module: Any, array: np.ndarray, *, train: bool, dtype: str) -> Pass:
+  """Of a copy of a torch module, computed in `dtype`; a parameter without influence has the gradient zero."""
+  import torch
+
+  copied = copy.deepcopy(module).to(getattr(torch, dtype)).train(train)
+  silence(copied)
+  output = copied(to_torch(array, getattr(torch, dtype)))
+  logits = getattr(output, 'logits', output)  # transformers, and torchvision's models with a second head
+  torch.nn.functional.cross_entropy(logits, torch.from_numpy(LABELS)).backward()
+  gradients = {
+    name: np.zeros(tuple(x.shape)) if x.grad is None else x.grad.numpy() for name, x in copied.named_parameters()
+  }
+  statistics = {name: x.numpy() for name, x in copied.named_buffers() if name.endswith(STATISTICS)}
+  return Pass(logits.detach().numpy(), gradients, statistics)
+
+
+def our_pass(model: tlx.Pretrained, array: np.ndarray, *, train: bool, dtype: str) -> Pass:
+  """The same of a loaded model, computed in `dtype` from the parameters on."""
+  variables = jax.tree.map(lambda x: np.asarray(x, dtype), dict(model.variables))
+
+  def loss(params: Params, others: Variables, x: jax.Array):
+    logits, moved = model.module.apply({'params': params, **others}, x, train=train, mutable=['batch_stats'])
+    return -jax.nn.log_softmax(logits)[jnp.arange(len(LABELS)), LABELS].mean(), (logits, moved)
+
+  with jax.enable_x64(dtype == 'float64'):
+    params, others = variables.pop('params'), variables
+    gradients, (logits, moved) = jax.jit(jax.grad(loss, has_aux=True))(params, others, np.asarray(array, dtype))
+  table = table_of(model)
+  named = rules.write(jax.device_get({'params': gradients}), table), rules.write(jax.device_get(dict(moved)), table)
+  assert {x.dtype.name for x in jax.tree.leaves((logits, named))} == {dtype}  # no layer narrowed it on the way
+  return Pass(np.asarray(logits), *named)
+
+
+def without(result: Pass, dropped: Tensors) -> Pass:
+  """Without the gradients of parameters that we drop, which must be zero: they have no influence."""
+  assert not [name for name, x in result.gradients.items() if name in dropped and x.any()]
+  return result._replace(gradients={name: x for name, x in result.gradients.items() if name not in dropped})
+
+
+def table_of(model: tlx.Pretrained) -> tuple[rules.Rule, ...]:
+  """The rules of the layout that the model was loaded from."""
+  family = catalog.variant(model.source.variant).family
+  return tuple(family.LAYOUTS[model.source.layout](model.module.backbone.config))
+
+
+def relative(found: np.ndarray, expected: np.ndarray, floor: float = 0.0) -> float:
+  """Largest difference, as a share of the largest expected value, or of `floor` where that is larger."""
+  return float(np.abs(found - expected).max() / max(np.abs(expected).max(), floor, np.finfo(np.float64).tiny))
+
+
+def compare(found: Tensors, expected: Tensors, *, floor: float = 0.0) -> Worst:
+  """The tensor with the largest `relative` error; floor: as a share of the largest value of all tensors.
+
+  Both must hold the same names and shapes.
+  """
+  assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())
+  assert {n: x.shape for n, x in found.items()} == {n: x.shape for n, x in expected.items()}
+  least = floor * max((np.abs(x).max() for x in expected.values()), default=0)
+  return max((Worst(relative(found[n], x, least), n) for n, x in expected.items()), default=Worst(0.0, 'nothing'))
+
+
+def distance(found: Tensors, expected: Tensors) -> float:
+  """Relative L2 distance of all tensors together, as one long vector."""
+  squared = lambda tensors: sum(float(np.sum(np.square(x, dtype=np.float64))) for x in tensors)
+  return (squared(found[name] - x for name, x in expected.items()) / squared(expected.values())) ** 0.5
