@@ -19,8 +19,13 @@ from tlx.train import optimizer, placement, state, step
 from tlx.types import Phase, Preprocess
 
 CLASSES, PIXELS, SIZE = 5, 32, 8
-NAMES = sorted(name for name in catalog.variants() if name.endswith('_test'))
 TINY = 'efficientnet_test'
+OFTEN = (TINY, 'resnet_test', 'vit_test')  # the others take a minute each and are slow tests
+NAMES = [
+  pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+  for name in sorted(catalog.variants())
+  if name.endswith('_test')
+]
 # Steps along the gradient and keeps it as its state: a difference of parameters would lose digits.
 SGD = optax.GradientTransformation(
   lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -56,10 +61,10 @@ def phase_of(strategy, module) -> Phase:
   return catalog.strategy(strategy).phases(module.backbone.names)[0]
 
 
-def batch(seed=0, size=SIZE):
+def batch(seed=0, size=SIZE, pixels=PIXELS):
   rng = np.random.default_rng(seed)
   return {
-    'image': rng.integers(0, 256, (size, PIXELS, PIXELS, 3), dtype=np.uint8),
+    'image': rng.integers(0, 256, (size, pixels, pixels, 3), dtype=np.uint8),
     'label': rng.integers(0, CLASSES, size, dtype=np.int32),
     'mask': np.ones(size, bool),
     'aspect': np.ones(size, np.float32),
@@ -237,8 +242,10 @@ def compare_placements(name):
   """On one device and on all, by jit and by pmap: one set of numbers."""
   assert len(jax.devices()) == DEVICES
   module, variables = model(name, dropout=0.2, drop_path=0.2)
-  phase, data = phase_of('full', module), [batch(i) for i in range(3)]
-  made = recipe(module, augment=dataclasses.replace(PRESETS['light'], mixup=0.2), ema=0.9)
+  side = getattr(module.backbone.config, 'size', PIXELS)
+  phase, data = phase_of('full', module), [batch(i, pixels=side) for i in range(3)]
+  augmented = dataclasses.replace(PRESETS['light'], mixup=0.2)
+  made = recipe(module, preprocess=Preprocess(size=side, crop=1.0), augment=augmented, ema=0.9)
   trainable, _ = state.split(variables['params'], phase)
   # Not Adam, which divides the rounding of a zero gradient by its own size.
   tx = optimizer.Optimizer('sgd', 0.05, warmup=0.0).build(phase, 10, trainable)
