@@ -19,7 +19,7 @@ def model(request):
   variant = catalog.variant(request.param)
   module = pretrained.build(variant, 5)
   preprocess = tlx.Preprocess(getattr(variant.config, 'size', 64), 1.0)
-  variables = randomised(pretrained.abstract(module))
+  variables = jax.tree.map(jnp.asarray, randomised(pretrained.abstract(module)))
   return tlx.Pretrained(module, variables, preprocess, (), Source(variant.name))
 
 

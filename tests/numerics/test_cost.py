@@ -20,9 +20,9 @@ PIXELS, BATCH, CLASSES = 96, 8, 5
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
-def flops(function, *arguments):
+def flops(function, *arguments, **options):
   """Of the compiled program."""
-  found = jax.jit(function, donate_argnums=0).lower(*arguments).compile(QUICK).cost_analysis()
+  found = jax.jit(function, **options).lower(*arguments).compile(QUICK).cost_analysis()
   return (found[0] if isinstance(found, list) else found)['flops']
 
 
@@ -48,7 +48,7 @@ def setting(name, strategy, **changes):
 def train_flops(name, strategy, **changes):
   """Of the trainer's own step: clipped AdamW, gradient norm, moving average."""
   recipe, phase, tx, abstract, batch = setting(name, strategy, **changes)
-  return flops(step.train_step(recipe, phase, tx), abstract, batch)
+  return flops(step.train_step(recipe, phase, tx), abstract, batch, donate_argnums=0)
 
 
 @pytest.fixture(scope='module', params=MODELS)

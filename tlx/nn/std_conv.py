@@ -1,6 +1,7 @@
 """Convolution with weight standardisation (Qiao et al. 2019, https://arxiv.org/abs/1903.10520)."""
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
@@ -22,7 +23,8 @@ class StdConv(Conv):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (*pair(self.kernel_size), x.shape[-1] // self.groups, self.features)
-    kernel = self.param('kernel', self.kernel_init, shape).astype(at_least_float32(x.dtype))
+    # As a jax array: NumPy's means of a kernel that was read from a file differ from XLA's in the last digits.
+    kernel = jnp.asarray(self.param('kernel', self.kernel_init, shape), at_least_float32(x.dtype))
     kernel = standardise(kernel, self.epsilon)
     y = conv2d(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups, dilation=self.dilation)
     if self.use_bias:

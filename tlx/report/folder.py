@@ -4,24 +4,17 @@ JSON has no NaN and no infinity: both are written as null.
 """
 
 import contextlib
-import errno
 import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from tlx import files
 from tlx.types import TlxError
-
-_FULL = {
-  errno.ENOSPC: 'the disk is full',
-  errno.EDQUOT: 'the disk quota is used up',
-  errno.EFBIG: 'the file size limit is reached',
-}
 
 
 def plain(value: Any) -> Any:
@@ -45,8 +38,8 @@ def writing(path: str | os.PathLike):
   try:
     yield
   except OSError as error:
-    if error.errno in _FULL:
-      advice = f'{_FULL[error.errno]}, what was there is untouched; free some space and run the same command again'
+    if error.errno in files.FULL:
+      advice = f'{files.FULL[error.errno]}, what was there is untouched; free some space and run the same command again'
     else:
       advice = f'{error.strerror or error}; make the folder writable, or choose another with --out'
     raise TlxError(f'cannot write {os.fspath(path)}: {advice}') from error
@@ -60,20 +53,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
   path = pathlib.Path(path)
   with writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-      with os.fdopen(handle, 'wb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-      umask = os.umask(0)
-      os.umask(umask)
-      os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files private; a run folder is shared like any other file
-      os.replace(temporary, path)
-    except BaseException:
-      with contextlib.suppress(OSError):
-        os.unlink(temporary)
-      raise
+    with files.replacing(path) as file:
+      file.write(content)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

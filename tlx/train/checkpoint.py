@@ -1,11 +1,13 @@
 """Saves and restores the state of a run with orbax: asynchronous, atomic, checked, in any phase.
 
-Each checkpoint stores a fingerprint of its bits. A damaged one is set aside with a warning, never overwritten or
-trusted, and the one before it is used.
+Each checkpoint holds the hashes of its files and a fingerprint of its bits. A damaged one is set aside with a warning,
+never overwritten or trusted, and the one before it is used; whatever else keeps one from being read stops the run and
+leaves the checkpoint where it is. Across processes, process 0 lists, hashes, writes and moves files in a folder that
+all of them see, and what any of them finds wrong is wrong for all.
 """
 
+import concurrent.futures
 import contextlib
-import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +15,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
+from tlx import files
+from tlx.train import failures
 from tlx.types import TlxError
 
 
@@ -25,83 +31,183 @@ class Restored(NamedTuple):
   meta: Mapping[str, Any]
 
 
+class Damaged(Exception):
+  """The files of a checkpoint are not what was saved."""
+
+
 class Checkpoints:
   """The checkpoints of one run, the newest `keep` of them."""
 
   def __init__(self, folder: Path, *, keep: int = 2, warn: Callable[[str], None] = print):
     self.folder, self.keep, self.warn = Path(folder).absolute(), keep, warn
-    self._manager = self._open()
+    self._opened, self._sealing = None, None
+    self._worker = concurrent.futures.ThreadPoolExecutor(1)  # starts no thread before the first save
 
-  def _open(self):
-    import orbax.checkpoint as ocp
+  @property
+  def _manager(self):
+    """Orbax's, opened on first use: after `restore` has set aside what is damaged."""
+    if self._opened is None:
+      import orbax.checkpoint as ocp
 
-    logging.getLogger('absl').setLevel(logging.ERROR)  # orbax reports every save on several lines
-    options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True, cleanup_tmp_directories=True)
-    with self._writing():
-      return ocp.CheckpointManager(self.folder, options=options)
+      failures.silence()
+      options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True, cleanup_tmp_directories=True)
+      with self._writing():
+        self._opened = ocp.CheckpointManager(self.folder, options=options)
+    return self._opened
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
     """Copies the state to the host and writes it in the background. Raises TlxError if this or the last save failed."""
     import orbax.checkpoint as ocp
 
+    self.wait()
     if step in self._manager.all_steps():
       return
-    meta = {**meta, 'fingerprint': fingerprint(state)}
+    flat = _flat(state)
+    meta = {**meta, 'fingerprint': fingerprint(state), 'leaves': _leaves(flat)}
     with self._writing():
-      self._manager.save(
-        step, args=ocp.args.Composite(state=ocp.args.StandardSave(_flat(state)), meta=ocp.args.JsonSave(meta))
-      )
+      self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(meta)))
+    if jax.process_index() == 0:
+      self._sealing = self._worker.submit(self._seal, step)
+
+  def _seal(self, step: int) -> None:
+    """Hashes the files once orbax has given the checkpoint its final name; in the background too."""
+    self._manager.wait_until_finished()
+    files.seal(self.folder / str(step))
 
   def restore(self, like: Callable[[Mapping[str, Any]], Any]) -> Restored | None:
-    """The newest sound checkpoint, or None where there is none.
+    """The newest sound checkpoint, or None where there is none; damaged ones are set aside.
 
-    like: from what was stored beside the state to its abstract form (ShapeDtypeStruct leaves with a sharding).
+    Args: like: from what was stored beside the state to its abstract form (ShapeDtypeStruct leaves with a sharding).
+    Raises: TlxError where the newest sound one cannot be read, or holds another kind of state; it stays where it is.
     """
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    while (step := self._newest()) is not None:
       try:
-        return self._read(step, like)
-      except Exception as error:  # whatever a damaged file makes the readers raise
-        self.warn(f'checkpoint {step} is damaged ({_brief(error)}): set aside, trying the one before it')
-        self._set_aside(step)
+        sealed = _alike(self._verify, step)
+        return _alike(self._read, step, like, sealed)
+      except Damaged as error:
+        self.warn(f'checkpoint {step} is damaged ({error}): set aside, trying the one before it')
+        _alike(self._set_aside, step)
+        if self._opened:
+          self._opened.reload()
     return None
 
-  def _read(self, step: int, like: Callable[[Mapping[str, Any]], Any]) -> Restored:
+  def _newest(self) -> int | None:
+    """As process 0 sees it, whatever a cache of the file system tells the others."""
+    steps = _gathered(np.int32(_alike(self._last_listed)))
+    return int(steps[0]) if steps[0] >= 0 else None
+
+  def _last_listed(self) -> int:
+    try:
+      names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
+    except OSError as error:
+      raise TlxError(
+        f'cannot list {self.folder}: {failures.brief(error)}; mend that and run the same command again'
+      ) from error
+    return max((int(name) for name in names if name.isdigit()), default=-1)
+
+  def _verify(self, step: int) -> bool:
+    """Whether the files are known to be those that were written; False where a kill came before their hashes."""
+    folder = self.folder / str(step)
+    with self._reading(step, sealed=True):
+      if not folder.is_dir():
+        raise TlxError(
+          f'process {jax.process_index()} does not see {folder}, which process 0 does: choose an --out on a file '
+          'system that all processes share'
+        )
+      sealed = (folder / files.SEAL).is_file()
+      if sealed and jax.process_index() == 0 and (problem := files.broken(folder)):
+        raise Damaged(problem)
+      return sealed
+
+  def _read(self, step: int, like: Callable[[Mapping[str, Any]], Any], sealed: bool) -> Restored:
     import orbax.checkpoint as ocp
 
-    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-    abstract = like(meta)
-    flat = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_flat(abstract))))[
-      'state'
-    ]
-    state = jax.tree.unflatten(jax.tree.structure(abstract), [flat[name] for name in _flat(abstract)])
-    if fingerprint(state) != meta['fingerprint']:
-      raise TlxError('its bits differ from those that were saved')
+    def read(**item):
+      with contextlib.closing(_reader()) as reader:
+        return reader.restore(self.folder / str(step), args=ocp.args.Composite(**item))
+
+    with self._reading(step, sealed):
+      meta = read(meta=ocp.args.JsonRestore())['meta']
+      stored, saved = meta['leaves'], meta['fingerprint']
+    with self._reading(step, sealed=True):  # whatever is wrong with the program, the checkpoint is not to blame
+      abstract = self._fitting(step, like, meta, stored)
+    with self._reading(step, sealed):
+      flat = read(state=ocp.args.StandardRestore(_flat(abstract)))['state']
+      state = jax.tree.unflatten(jax.tree.structure(abstract), [flat[name] for name in _flat(abstract)])
+      if fingerprint(state) != saved:
+        raise Damaged('its bits differ from those that were saved')
     return Restored(state, step, meta)
 
+  def _fitting(self, step: int, like: Callable, meta: Mapping[str, Any], stored: Mapping[str, str]) -> Any:
+    """The program's abstract state. Raises TlxError where that is not what the checkpoint holds."""
+    try:
+      abstract = like(meta)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+      raise self._misfit(step, f'it has none for phase {meta.get("phase")} ({failures.brief(error)})') from error
+    here = _leaves(_flat(abstract))
+    names = [name for name in {**stored, **here} if stored.get(name) != here.get(name)]
+    if names:
+      name, more = names[0], f' (and {len(names) - 1} more)' * (len(names) > 1)
+      raise self._misfit(step, f'{name} is {stored.get(name, "missing")} there, {here.get(name, "missing")} here{more}')
+    return abstract
+
+  def _misfit(self, step: int, why: str) -> TlxError:
+    return TlxError(
+      f'checkpoint {step} in {self.folder} holds another state than this program makes: {why}; it stays where it is: '
+      'resume with the program and model that wrote it, or choose another --out'
+    )
+
+  @contextlib.contextmanager
+  def _reading(self, step: int, sealed: bool):
+    """Tells damage from the rest; where the hashes hold, no error of a reader is damage."""
+    try:
+      yield
+    except (Damaged, TlxError):
+      raise
+    except Exception as error:
+      if not sealed and failures.undecodable(error):
+        raise Damaged(failures.brief(error)) from error
+      raise TlxError(
+        f'could not read checkpoint {step} in {self.folder}, which stays as it is: {failures.brief(error)}; mend that '
+        '(too little memory, too few open files, no right to read, another version?) and run the same command again'
+      ) from error
+
   def _set_aside(self, step: int) -> None:
-    self._manager.close()
     aside = self.folder.parent / 'damaged_checkpoints' / str(step)
     if jax.process_index() == 0:
-      shutil.rmtree(aside, ignore_errors=True)
-      aside.parent.mkdir(exist_ok=True)
-      shutil.move(self.folder / str(step), aside)
-    self._manager = self._open()
+      try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.move(self.folder / str(step), aside)
+      except OSError as error:
+        raise TlxError(
+          f'could not move the damaged {self.folder / str(step)} to {aside}: {failures.brief(error)}; move it '
+          'yourself and run the same command again'
+        ) from error
 
   def latest(self) -> int | None:
-    """The step of the newest checkpoint."""
+    """The step of the newest checkpoint, once it is whole on disk. Raises TlxError if the last save failed."""
+    self.wait()
     return self._manager.latest_step()
 
   def wait(self) -> None:
-    """Returns when everything is on disk. Raises TlxError if a save failed."""
+    """Returns when everything is on disk. Raises TlxError if the last save failed."""
+    if self._opened is None:
+      return
+    sealing, self._sealing = self._sealing, None
     with self._writing():
       self._manager.wait_until_finished()
+      if sealing:
+        sealing.result()
 
   def close(self) -> None:
     """Waits for what is being written, whatever comes of it."""
     with contextlib.suppress(Exception):
-      self._manager.wait_until_finished()
-    with contextlib.suppress(Exception):
-      self._manager.close()
+      self.wait()
+    self._worker.shutdown()
+    if self._opened:
+      with contextlib.suppress(Exception):
+        self._opened.close()
 
   @contextlib.contextmanager
   def _writing(self):
@@ -111,9 +217,47 @@ class Checkpoints:
       raise
     except Exception as error:
       raise TlxError(
-        f'could not save a checkpoint in {self.folder}: {_brief(error)}; the checkpoints before it are whole: '
+        f'could not save a checkpoint in {self.folder}: {failures.brief(error)}; the checkpoints before it are whole: '
         'mend that (is the disk full?) and run the same command again to resume'
       ) from error
+
+
+def _reader():
+  """Orbax's, which waits for no other process, so that one that fails alone can tell the others (see `_alike`)."""
+  import orbax.checkpoint as ocp
+
+  failures.silence()
+  own = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'process_{own}'
+  )
+  return ocp.Checkpointer(
+    ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=alone)),
+    multiprocessing_options=alone,
+  )
+
+
+def _alike(function: Callable, *arguments: Any) -> Any:
+  """Calls it on every process; where it fails on one, all raise the worst error: what stops the run, then damage."""
+  result, problem = None, None
+  try:
+    result = function(*arguments)
+  except (Damaged, TlxError) as error:
+    problem = error
+  if jax.process_count() > 1:
+    kinds = (None, Damaged, TlxError)
+    kind = 0 if problem is None else 2 if isinstance(problem, TlxError) else 1
+    rows = _gathered(np.frombuffer((bytes([kind]) + str(problem).encode()[:999]).ljust(1000), np.uint8))
+    worst = max((row.tobytes() for row in rows), key=lambda row: row[0])
+    problem = kinds[worst[0]] and kinds[worst[0]](worst[1:].decode(errors='replace').rstrip())
+  if problem:
+    raise problem
+  return result
+
+
+def _gathered(value: np.ndarray) -> np.ndarray:
+  """[processes, ...] of what each process has."""
+  return np.reshape(multihost_utils.process_allgather(value), (jax.process_count(), *value.shape))
 
 
 def fingerprint(tree: Any) -> list[int]:
@@ -145,6 +289,6 @@ def _flat(state: Any) -> dict[str, Any]:
   }
 
 
-def _brief(error: BaseException) -> str:
-  """The first line of an error, at most 160 characters."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def _leaves(flat: Mapping[str, Any]) -> dict[str, str]:
+  """{name: 'float32[3, 5]'}"""
+  return {name: f'{leaf.dtype}{list(leaf.shape)}' for name, leaf in flat.items()}

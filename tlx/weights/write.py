@@ -1,19 +1,15 @@
 """Tensors to a .safetensors file that is there whole or not at all."""
 
-import contextlib
-import errno
 import json
-import os
 import pathlib
-import uuid
 from collections.abc import Mapping
 
 import numpy as np
 
+from tlx import files
 from tlx.types import TlxError
 from tlx.weights.read import SAFETENSORS_DTYPES
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -28,23 +24,14 @@ def write_safetensors(
   path = pathlib.Path(path)
   arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
   header = _header(path, arrays, metadata)
-  # beside the target, so that os.replace stays within one file system; opened anew, so that the umask applies
-  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
   try:
-    with temporary.open('xb') as file:
+    with files.replacing(path) as file:
       file.write(header)
       for array in arrays.values():
         little = np.ascontiguousarray(array, array.dtype.newbyteorder('<'))
         file.write(little.reshape(-1).view(np.uint8).data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
   except OSError as error:
     raise _unwritten(path, len(header) + sum(array.nbytes for array in arrays.values()), error) from None
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
 
 
 def _header(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None) -> bytes:
@@ -64,18 +51,8 @@ def _header(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapp
 
 def _unwritten(path: pathlib.Path, size: int, error: OSError) -> TlxError:
   kept = 'the file that was there is untouched' if path.exists() else 'nothing was left behind'
-  if error.errno in FULL:
+  if error.errno in files.FULL:
     way_out = f'{size / 2**20:,.1f} MiB are needed: free some space or write to another disk'
   else:
     way_out = 'choose a folder that exists and that you may write to'
   return TlxError(f'{path}: not written, {error.strerror or error} ({kept}); {way_out}')
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-  """Makes the rename itself survive a power cut, where the system can."""
-  with contextlib.suppress(OSError):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)
