@@ -244,7 +244,7 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       batches=lambda step: _batches(prepared, step),
       evaluate=lambda variables: _numbers(evaluations['validation'](variables).summary()),
       log=lambda line: (log.append(line), progress.log(line)),
-      resumed=lambda step: (log.resume(step), progress.resume(step)),
+      resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),
       progress=progress.update,
       seed=e.seed,
       log_every=e.log_every,

@@ -79,11 +79,11 @@ class Log:
     self._lines = self._events = None
     self._out = out
 
-  def resume(self, step: int) -> None:
-    """Opens both; what was logged after `step` never happened."""
+  def resume(self, step: int, evaluate: bool = False) -> None:
+    """Opens both; what was logged after `step` never happened, nor its evaluation if that is to come."""
     if jax.process_index() == 0:
       self._lines = folder.MetricsLog(self._out / 'metrics.jsonl')
-      self._lines.truncate(step)
+      self._lines.truncate(step, evaluate)
       self._events = events.EventWriter(self._out / 'events', purge_step=step + 1 if step else None)
 
   def append(self, record: Mapping[str, Any]) -> None:

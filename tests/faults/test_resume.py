@@ -153,6 +153,16 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_sound_checkpoints(r
 
 
 @pytest.mark.slow
+def test_an_evaluation_that_a_stop_put_off_is_logged_once(runs, whole, tmp_path):
+  out = tmp_path / 'run'
+  assert_stopped(runs.run(out, batch=8, signum=signal.SIGTERM), 8)  # an evaluation was due
+  assert runs.run(out, batch=2, signum=signal.SIGKILL).returncode == -signal.SIGKILL  # it was made, and no checkpoint
+  last = runs.run(out)
+  assert last.returncode == 0, last.stderr
+  assert_same(out, whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(6))
 def test_kill_9_at_random_moments(runs, whole, tmp_path, seed):
   """From outside and timed by the log: even seeds in the first phase, odd ones in the second, until a run ends."""

@@ -104,12 +104,16 @@ class MetricsLog:
           file.truncate(start)
         raise
 
-  def truncate(self, step: int | None = None) -> None:
-    """Drops lines beyond `step` (None: none) and a broken last line; every other line stays byte for byte."""
+  def truncate(self, step: int | None = None, evaluate: bool = False) -> None:
+    """Drops lines beyond `step` (None: none) and a broken last line; every other line stays byte for byte.
+
+    evaluate: the evaluation at `step` is to come, so that a line of it is dropped too.
+    """
     if not self.path.is_file():
       return
     lines = _lines(self.path.read_bytes())
-    kept = [line for line, record in lines if record is None or step is None or _step(record) <= step]
+    early = lambda record: _step(record) < step + (not evaluate or record.get('split') == 'train')
+    kept = [line for line, record in lines if record is None or step is None or early(record)]
     content = b''.join(kept)
     if len(content) != self.path.stat().st_size:
       write_bytes(self.path, content)

@@ -47,7 +47,7 @@ class Plan(NamedTuple):
   batches: Callable[[int], Any]  # first step -> iterator of placed batches, with `waited` seconds and close()
   evaluate: Callable[[Variables], Mapping[str, float]]  # of placed variables
   log: Callable[[Mapping[str, Any]], None]
-  resumed: Callable[[int], None]  # step of the restored checkpoint; 0 = from the start
+  resumed: Callable[[int, bool], None]  # step of the restored checkpoint, 0 = none; whether its evaluation is to come
   progress: Callable[[int, str, Mapping[str, float]], None]  # step, phase, newest numbers
   seed: int
   log_every: int
@@ -99,7 +99,7 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
   """
   restored = plan.checkpoints.restore(lambda meta: abstract_state(plan, variables, meta['phase']))
   state, step, first = (_to_host(restored.state), restored.step, restored.meta['phase']) if restored else (None, 0, 0)
-  plan.resumed(step)
+  plan.resumed(step, bool(restored and restored.meta['evaluation_due']))
   watch = Stopwatch()
   with _Signals() as signals:
     for index in range(first, len(plan.stretches)):
