@@ -116,6 +116,9 @@ def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int =
 
 def export(run: Path, out: Path, layout: str | None = None) -> Path:
   """Writes the run's model to `out` in a layout of its family; by default its source's own, or else timm's."""
+  known = {name for family in catalog.names('models') for name in catalog.find('models', family).LAYOUTS}
+  if layout is not None and layout not in known:
+    raise UsageError(f'no layout {layout!r}{catalog.suggest(layout, sorted(known))}')
   model = load_run(run)
   if blocked := next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), None):
     raise UsageError(f'--out {out}: {blocked} is a file; choose a folder')

@@ -88,7 +88,7 @@ def test_help_explains(tlx_run, command):
     (('evaluate',), 'RUN'),
     (('evaluate', 'no_such_run'), 'no run folder no_such_run'),
     (('models', 'resnt*'), 'did you mean resnet'),
-    (('export', 'no_such_run', '--format', 'tim'), "'timm'"),
+    (('export', 'no_such_run', '--format', 'tim'), 'did you mean timm'),
     (('report', 'no_such_run'), 'no run folder no_such_run'),
   ],
 )  # fmt: skip

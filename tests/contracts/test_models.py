@@ -147,6 +147,8 @@ def test_all_problems_are_listed_at_once(model):
 
 
 def test_models_are_found_by_pattern_and_misspellings_get_a_suggestion():
-  assert tlx.list_models('resnet*') == ['resnet101', 'resnet152', 'resnet18', 'resnet34', 'resnet50']
+  assert tlx.list_models('resnet1*') == [
+    'resnet101', 'resnet101d', 'resnet10t', 'resnet14t', 'resnet152', 'resnet152d', 'resnet18', 'resnet18d'
+  ]  # fmt: skip
   with pytest.raises(UsageError, match='did you mean resnet50'):
     tlx.load('resnet_50')

@@ -11,10 +11,8 @@ from tlx.tasks.classification import Classification
 from tlx.train import optimizer, state, step
 from tlx.types import Preprocess
 
-MODELS = [
-  *sorted(name for name in catalog.variants() if name.endswith('_test')),
-  pytest.param('efficientnet_lite0', marks=pytest.mark.slow),
-]
+MODELS = ['efficientnet_test', 'resnet_test', pytest.param('efficientnet_lite0', marks=pytest.mark.slow)]
+OTHERS = sorted(name for name in catalog.variants() if name.endswith('_test') and name not in MODELS)
 PIXELS, BATCH, CLASSES = 96, 8, 5
 # XLA's passes, which decide what is computed, all run; LLVM, which only makes it fast, need not.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
@@ -29,15 +27,16 @@ def flops(function, *arguments, **options):
 def setting(name, strategy, **changes):
   """(recipe, phase, transformation, abstract state, abstract batch): shapes alone, no array is made."""
   module = pretrained.build(catalog.variant(name), CLASSES, dropout=0.2)
+  side = getattr(module.backbone.config, 'size', PIXELS)
   recipe = step.Recipe(
-    module, Classification(CLASSES, label_smoothing=0.1), Preprocess(size=PIXELS, crop=1.0), ema=0.99, **changes
+    module, Classification(CLASSES, label_smoothing=0.1), Preprocess(size=side, crop=1.0), ema=0.99, **changes
   )
   phase = catalog.strategy(strategy).phases(module.backbone.names)[0]
   variables = pretrained.abstract(module)
   tx = optimizer.Optimizer('adamw', clip_norm=1.0).build(phase, 100, state.split(variables['params'], phase)[0])
   abstract = jax.eval_shape(lambda variables: state.create(variables, phase, tx, seed=0, ema=True), variables)
   batch = {
-    'image': jax.ShapeDtypeStruct((BATCH, PIXELS, PIXELS, 3), jnp.uint8),
+    'image': jax.ShapeDtypeStruct((BATCH, side, side, 3), jnp.uint8),
     'label': jax.ShapeDtypeStruct((BATCH,), jnp.int32),
     'mask': jax.ShapeDtypeStruct((BATCH,), bool),
     'aspect': jax.ShapeDtypeStruct((BATCH,), jnp.float32),
@@ -53,10 +52,15 @@ def train_flops(name, strategy, **changes):
 
 @pytest.fixture(scope='module', params=MODELS)
 def forward(request):
-  """(model's name, FLOPs of its evaluation pass over the same batch of uint8 pixels)."""
-  recipe, _, _, abstract, batch = setting(request.param, 'linear_probe')
+  """(model's name, FLOPs of its evaluation pass)."""
+  return request.param, forward_flops(request.param)
+
+
+def forward_flops(name):
+  """Of an evaluation pass over the same batch of uint8 pixels."""
+  recipe, _, _, abstract, batch = setting(name, 'linear_probe')
   evaluate = lambda variables, images: recipe.model.apply(variables, recipe.inputs(augment.to_float(images)))
-  return request.param, flops(evaluate, abstract.variables, batch['image'])
+  return flops(evaluate, abstract.variables, batch['image'])
 
 
 def counted_iterations():
@@ -72,6 +76,12 @@ def test_a_probe_costs_a_forward_pass(forward):
   ratio = train_flops(name, 'linear_probe') / reference
   print(f'{name}: forward {reference:.4g} FLOPs, linear probe {ratio:.4f}')
   assert 0.9 < ratio <= 1.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', OTHERS)
+def test_a_probe_costs_a_forward_pass_in_every_family(name):
+  test_a_probe_costs_a_forward_pass((name, forward_flops(name)))
 
 
 def test_micro_batches_cost_no_more(forward):
@@ -92,7 +102,7 @@ def test_full_fine_tuning_costs_far_more(forward):
   assert ratio >= 2.5
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', [*MODELS, *OTHERS])
 @pytest.mark.parametrize('strategy', ['linear_probe', 'partial:1', 'full'])
 def test_optimizer_state_is_of_what_learns(name, strategy):
   _, phase, _, abstract, _ = setting(name, strategy)

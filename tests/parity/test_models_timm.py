@@ -70,6 +70,8 @@ CASES = {  # family: two variants or more
 }  # fmt: skip
 NOT_IN_TIMM = {'squeezenet'}
 EXACT = 1e-8  # float64, of each tensor's largest value
+# PyTorch's backward pass of the hard sigmoid holds 1/6 in float32 whatever its input: 3.1e-8 of a gradient.
+ROUNDED = {'mobilenetv3': 1e-7}
 SINGLE = 1e-4  # float32: logits and statistics
 # float32: the whole gradient. One pre-activation that rounding puts on the other side of a kink moves it by as much as
 # its unit counts, one in the root of thousands, in timm as in ours; a wrong or missing term moves it by tenths.
@@ -145,13 +147,15 @@ def test_logits_statistics_and_gradients(pair, mode):
   before = pair.theirs.state_dict()
   for name, after in exact.statistics.items():  # so that equal statistics mean something
     assert np.array_equal(after, before[name].numpy()) != train, name
-  wrong = [f'{what}: {worst.error:.1e} in {worst.name}' for what, worst in errors.items() if not good(what, worst)]
+  bad = {what: worst for what, worst in errors.items() if worst.error >= limit(what, pair.case.name)}
+  wrong = [f'{what}: {worst.error:.1e} in {worst.name}' for what, worst in bad.items()]
   assert not wrong, wrong
   assert distance < DISTANCE
 
 
-def good(what: str, worst: reference.Worst) -> bool:
-  return worst.error < (EXACT if what.startswith('float64') else SINGLE)
+def limit(what: str, name: str) -> float:
+  family = next((family for family in ROUNDED if family in name), None)
+  return SINGLE if not what.startswith('float64') else ROUNDED.get(family, EXACT)
 
 
 @pytest.mark.parity

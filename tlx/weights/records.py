@@ -98,14 +98,17 @@ def _of_timm(record: Record, default: Preprocess) -> Preprocess:
 def _of_processor(record: Record, default: Preprocess) -> Preprocess:
   """An image processor of transformers: resize, perhaps a centre crop, rescale, normalise."""
   size, mode, resized = _sides(record, default)
-  scaled = record.get('do_normalize', True)
+  scaled, std = record.get('do_normalize', True), tuple(record.get('image_std', default.std))
+  kind = record.get('image_processor_type') or record.get('feature_extractor_type') or ''
+  if record.get('include_top', kind.startswith('EfficientNet')):  # that processor divides by the deviation twice
+    std = tuple(value * value for value in std)
   return Preprocess(
     size=size,
     # such that floor(size / crop) is `resized` whatever the rounding
     crop=1.0 if resized == size else size / (resized + 0.5),
     interpolation=PILLOW.get(record.get('resample'), 'bilinear'),
     mean=tuple(record.get('image_mean', default.mean)) if scaled else (0.0, 0.0, 0.0),
-    std=tuple(record.get('image_std', default.std)) if scaled else (1.0, 1.0, 1.0),
+    std=std if scaled else (1.0, 1.0, 1.0),
     mode=mode,
   )
 
