@@ -67,11 +67,16 @@ class Finetune:
   optimisation: Bare[OPTIMISATION] = OPTIMISATION()
   augmentation: Bare[AUGMENTATION] = AUGMENTATION()
   running: Bare[RUNNING] = RUNNING()
+  distributed: bool = False
+  """One of several processes that share the run; JAX finds the others under SLURM, Open MPI, Kubernetes and on TPUs."""
   json: Json = False
 
   def __call__(self) -> None:
+    from tlx import processes
     from tlx.experiment import run
 
+    if self.distributed:
+      processes.start()
     given = vars(self.general) | vars(self.optimisation) | vars(self.augmentation) | vars(self.running)
     result = run(Experiment(**given), quiet=self.json)
     if self.json:
