@@ -12,11 +12,23 @@ from tlx.types import Source, UsageError
 from tlx.weights import rules
 
 TINY = [name for name in catalog.variants() if name.endswith('_test')]
+OFTEN = ('efficientnet_test', 'resnet_test', 'vit_test')
 IMAGES = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
+
+
+def often(name):
+  """No mark for what every run of the tests takes the time for."""
+  return () if name in OFTEN else pytest.mark.slow
+
 
 @pytest.fixture(scope='module', params=TINY)
 def model(request):
-  variant = catalog.variant(request.param)
+  return built(request.param)
+
+
+def built(name):
+  """The variant with five classes, every tensor random."""
+  variant = catalog.variant(name)
   module = pretrained.build(variant, 5)
   preprocess = tlx.Preprocess(getattr(variant.config, 'size', 64), 1.0)
   variables = jax.tree.map(jnp.asarray, randomised(pretrained.abstract(module)))
@@ -27,7 +39,9 @@ def test_every_family_has_a_tiny_variant():
   assert {catalog.variant(name).family.__name__.split('.')[-1] for name in TINY} == set(catalog.names('models'))
 
 
-@pytest.mark.parametrize('name', catalog.variants())
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=() if name in TINY else pytest.mark.slow) for name in catalog.variants()]
+)
 def test_layouts_name_every_leaf_once(name):
   variant = catalog.variant(name)
   like = trees.flatten(pretrained.abstract(pretrained.build(variant, 10)))
@@ -119,7 +133,9 @@ def test_only_the_layers_in_training_mode_move_their_statistics(model):
   assert moved <= {last}
 
 
-def test_works_under_jit_grad_vmap_and_in_bfloat16(model):
+@pytest.mark.parametrize('name', [pytest.param(name, marks=often(name)) for name in TINY])
+def test_works_under_jit_grad_vmap_and_in_bfloat16(name):
+  model = built(name)
   apply = jax.jit(lambda v, x: model.module.apply(v, x))
   logits = apply(model.variables, IMAGES)
   assert logits.dtype == jnp.float32 and logits.shape == (2, 5)
