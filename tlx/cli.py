@@ -29,6 +29,13 @@ arg, Positional = tyro.conf.arg, tyro.conf.Positional
 Json = Annotated[
   bool, arg(help='Print the result as JSON, and nothing else on standard output.', help_behavior_hint='')
 ]
+Distributed = Annotated[
+  bool,
+  arg(
+    help='One of several processes that share the run; JAX finds them under SLURM, Open MPI, Kubernetes, on TPUs.',
+    help_behavior_hint='',
+  ),
+]
 Run = Annotated[Positional[Path], arg(metavar='RUN', help='The folder of a finished run.')]
 
 
@@ -67,8 +74,7 @@ class Finetune:
   optimisation: Bare[OPTIMISATION] = OPTIMISATION()
   augmentation: Bare[AUGMENTATION] = AUGMENTATION()
   running: Bare[RUNNING] = RUNNING()
-  distributed: bool = False
-  """One of several processes that share the run; JAX finds the others under SLURM, Open MPI, Kubernetes and on TPUs."""
+  distributed: Distributed = False
   json: Json = False
 
   def __call__(self) -> None:

@@ -22,9 +22,7 @@ OWN_FORMS = [
   *(('multiplier 2', window, stride) for window, stride in ((3, 1), (5, 2), (2, 3))),
   *(('dense', window, stride) for window, stride in ((1, 1), (1, 2), (1, 3), (3, 2), (3, 3), (5, 2))),
 ]
-CASES = [
-  (*case, 1 + (i // 2) % 2, PADDINGS[i % 5], ((7, 9), (8, 6))[i % 2]) for i, case in enumerate(OWN_FORMS)
-] + [
+CASES = [(*case, 1 + (i // 2) % 2, PADDINGS[i % 5], ((7, 9), (8, 6))[i % 2]) for i, case in enumerate(OWN_FORMS)] + [
   ('depthwise', 7, 1, 1, 'torch', (8, 9)),
   ('depthwise', 7, 2, 2, 'same', (9, 8)),
   ('dense', 3, 1, 2, 'same', (9, 8)),

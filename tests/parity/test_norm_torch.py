@@ -67,7 +67,5 @@ def test_torch_padding(window, stride, groups, dilation):
   theirs = torch.from_numpy(np.ascontiguousarray(np.transpose(kernel, (3, 2, 0, 1))))
   padding = (window - 1) * dilation // 2
   expected = torch.nn.functional.conv2d(to_nchw(x), theirs, None, stride, padding, dilation, groups)
-  ours = conv2d(
-    jnp.asarray(x), jnp.asarray(kernel), strides=stride, padding='torch', groups=groups, dilation=dilation
-  )
+  ours = conv2d(jnp.asarray(x), jnp.asarray(kernel), strides=stride, padding='torch', groups=groups, dilation=dilation)
   np.testing.assert_allclose(ours, to_nhwc(expected), rtol=1e-4, atol=2e-5)  # sums of up to 72 products

@@ -104,9 +104,7 @@ def output_size(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], spec: S
 
 def by_platform(cpu: Callable, library: Callable, a: jax.Array, b: jax.Array, *static: Any) -> jax.Array:
   """cpu(a, b, *static) or library(a, b, *static), whichever the program is lowered for."""
-  return lax.platform_dependent(
-    a, b, cpu=lambda a, b: cpu(a, b, *static), default=lambda a, b: library(a, b, *static)
-  )
+  return lax.platform_dependent(a, b, cpu=lambda a, b: cpu(a, b, *static), default=lambda a, b: library(a, b, *static))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
