@@ -6,20 +6,16 @@ A plain transformer without a table of places: each block's attention has a bias
 import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from tlx.nn import transformer_rules
-from tlx.nn.attention import Mlp, attend, merge_heads
-from tlx.nn.conv import Conv, Dense
-from tlx.nn.model import Layer
-from tlx.nn.norm import LayerNorm, LayerScale
+from tlx.nn import transformer_rules as names
+from tlx.nn.attention import attend, merge_heads
+from tlx.nn.conv import Dense
 from tlx.nn.qkv import QueryKeyValue
-from tlx.nn.stochastic import DropPath
-from tlx.nn.transformer import ACTIVATIONS, Norm, TransformerConfig, table_init, token_init
+from tlx.nn.transformer import TransformerConfig
 from tlx.nn.window import RelativePositionBias
 from tlx.types import Checkpoint, Figures, Preprocess, UsageError
 from tlx.weights import rules
@@ -31,34 +27,12 @@ class BeitConfig(TransformerConfig):
   """Shape of one variant; the mean of the patches, or with pool='token' the class token, goes through the last norm."""
 
   layer_scale: float | None = 0.1
+  positions: bool = False
   pool: str = 'mean'
   norm_last: bool = True
 
-  def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    last = max(1, self.depth - 1)
-    return (
-      Layer('stem', partial(Embedding, self)),
-      *(Layer(f'block{i}', partial(Block, self, drop_path * i / last)) for i in range(self.depth)),
-      Layer('norm', partial(Norm, self)),
-    )
-
-
-class Embedding(nn.Module):
-  """Patches behind a class token, without positions: [b, s, s, c] -> [b, 1 + n, d]. UsageError for another size."""
-
-  config: BeitConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    c = self.config
-    if x.shape[1:3] != (c.size, c.size):
-      raise UsageError(
-        f'this BEiT takes images of {c.size} x {c.size} pixels, not {x.shape[1]} x {x.shape[2]}: '
-        'load it with the image_size (--image-size) that you need'
-      )
-    x = Conv(c.dim, c.patch, c.patch, 'valid', use_bias=True, kernel_init=table_init, name='patches')(x)
-    token = self.param('class_token', token_init, (1, 1, c.dim)).astype(x.dtype)
-    return jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, c.dim)), x.reshape(len(x), -1, c.dim)], axis=1)
+  def attention(self, name: str) -> nn.Module:
+    return Attention(self, name=name)
 
 
 class Attention(nn.Module):
@@ -74,107 +48,44 @@ class Attention(nn.Module):
     return Dense(c.dim, name='proj')(merge_heads(x))
 
 
-class Block(nn.Module):
-  """Attention and perceptron, each behind a norm, scaled, and beside a shortcut: [b, n, d] -> [b, n, d]."""
-
-  config: BeitConfig
-  drop_path: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    c = self.config
-    mlp = Mlp(c.hidden, ACTIVATIONS[c.activation], name='mlp')
-    for i, branch in ((1, Attention(c, name='attention')), (2, mlp)):
-      y = LayerScale(c.layer_scale, name=f'scale{i}')(branch(LayerNorm(c.epsilon, name=f'norm{i}')(x)))
-      x = x + DropPath(self.drop_path)(y, train)
-    return x
-
-
-class Names(NamedTuple):
-  """One layout's names; those of a block's parts follow the block's."""
-
-  patches: str
-  token: str
-  block: str  # '{}' stands for its number
-  norms: tuple[str, str]
-  kernels: tuple[str, ...]  # one tensor, or query's, key's and value's
-  biases: tuple[str, str]  # query's and value's
-  table: str
-  proj: str
-  mlp: tuple[str, str]
-  scales: tuple[str, str]
-  norm: str
-  head: str
-
-
-def _layout(config: BeitConfig, names: Names) -> Iterator[rules.Rule]:
-  yield from rules.conv(names.patches, 'backbone/stem/patches', bias=True, fit=transformer_rules.fit_patches)
-  yield rules.Rule(names.token, 'params/backbone/stem/class_token')
+def _layout(config: BeitConfig, layout: names.Names, biases: tuple[str, str], table: str) -> Iterator[rules.Rule]:
+  """biases: query's and value's; table: of relative positions; both within a block."""
+  yield from rules.conv(layout.patches, 'backbone/stem/patches', bias=True, fit=names.fit_patches)
+  yield rules.Rule(layout.tokens[0], 'params/backbone/stem/class_token')
   for i in range(config.depth):
-    source, target = names.block.format(i), f'backbone/block{i}'
+    source, target = f'{layout.block.format(i)}.', f'backbone/block{i}'
     attention = f'params/{target}/attention'
-    for kernel in names.kernels:
-      yield rules.Rule(source + kernel, f'{attention}/qkv/kernel', rules.DENSE)
-    for bias in names.biases:
+    for part in layout.qkv:
+      yield rules.Rule(f'{source}{part}weight', f'{attention}/qkv/kernel', rules.DENSE)
+    for bias in biases:
       yield rules.Rule(source + bias, f'{attention}/qkv/bias')
     fit = partial(relative_table, extra=3)
-    yield rules.Rule(source + names.table, f'{attention}/position_bias/table', rules.SAME, fit)
-    yield from rules.dense(source + names.proj, f'{target}/attention/proj')
-    for j, (norm, dense, scale) in enumerate(zip(names.norms, names.mlp, names.scales), 1):
+    yield rules.Rule(source + table, f'{attention}/position_bias/table', rules.SAME, fit)
+    yield from rules.dense(source + layout.proj, f'{target}/attention/proj')
+    for j, (norm, dense, scale) in enumerate(zip(layout.norms, layout.mlp, layout.scales), 1):
       yield from rules.affine(source + norm, f'{target}/norm{j}')
       yield from rules.dense(source + dense, f'{target}/mlp/fc{j}')
       yield rules.Rule(source + scale, f'params/{target}/scale{j}/scale')
-  yield from rules.affine(names.norm, 'backbone/norm/norm')
-  yield from rules.dense(names.head, 'head/logits')
+  yield from rules.affine(layout.norm, 'backbone/norm/norm')
+  yield from rules.dense(layout.head, 'head/logits')
   yield rules.Rule('*.relative_position_index', None)  # from the size
 
 
 def timm(config: BeitConfig) -> Iterator[rules.Rule]:
   """timm's names, which are the authors' too: patch_embed.proj, blocks.0.attn.q_bias, fc_norm, head."""
-  return _layout(
-    config,
-    Names(
-      patches='patch_embed.proj',
-      token='cls_token',
-      block='blocks.{}.',
-      norms=('norm1', 'norm2'),
-      kernels=('attn.qkv.weight',),
-      biases=('attn.q_bias', 'attn.v_bias'),
-      table='attn.relative_position_bias_table',
-      proj='attn.proj',
-      mlp=('mlp.fc1', 'mlp.fc2'),
-      scales=('gamma_1', 'gamma_2'),
-      norm='fc_norm' if config.pool == 'mean' else 'norm',
-      head='head',
-    ),
-  )
+  norm = 'fc_norm' if config.pool == 'mean' else 'norm'
+  layout = names.TIMM._replace(scales=('gamma_1', 'gamma_2'), norm=norm)
+  return _layout(config, layout, ('attn.q_bias', 'attn.v_bias'), 'attn.relative_position_bias_table')
 
 
 def transformers(config: BeitConfig, prefix: str = 'beit.') -> Iterator[rules.Rule]:
   """transformers' names: beit.embeddings.cls_token, beit.encoder.layer.0, beit.pooler.layernorm, classifier."""
-  yield from _layout(
-    config,
-    Names(
-      patches=f'{prefix}embeddings.patch_embeddings.projection',
-      token=f'{prefix}embeddings.cls_token',
-      block=f'{prefix}encoder.layer.{{}}.',
-      norms=('layernorm_before', 'layernorm_after'),
-      kernels=tuple(f'attention.attention.{part}.weight' for part in ('query', 'key', 'value')),
-      biases=('attention.attention.query.bias', 'attention.attention.value.bias'),
-      table='attention.attention.relative_position_bias.relative_position_bias_table',
-      proj='attention.output.dense',
-      mlp=('intermediate.dense', 'output.dense'),
-      scales=('lambda_1', 'lambda_2'),
-      norm=f'{prefix}pooler.layernorm' if config.pool == 'mean' else f'{prefix}layernorm',
-      head='classifier',
-    ),
-  )
+  norm = 'pooler.layernorm' if config.pool == 'mean' else 'layernorm'
+  layout = names.TRANSFORMERS._replace(scales=('lambda_1', 'lambda_2'), norm=norm).under(prefix)
+  biases = ('attention.attention.query.bias', 'attention.attention.value.bias')
+  table = 'attention.attention.relative_position_bias.relative_position_bias_table'
+  yield from _layout(config, layout, biases, table)
   yield rules.Rule(f'{prefix}embeddings.mask_token', None)  # of masked pretraining
-
-
-def transformers_base(config: BeitConfig) -> Iterator[rules.Rule]:
-  """The same without the prefix 'beit.'."""
-  return transformers(config, prefix='')
 
 
 def of_transformers(config: Mapping[str, Any]) -> BeitConfig:
@@ -196,7 +107,7 @@ def of_transformers(config: Mapping[str, Any]) -> BeitConfig:
     )
   pool = 'mean' if config['use_mean_pooling'] else 'token'
   scale = config['layer_scale_init_value']
-  return transformer_rules.of_transformers(BeitConfig, config, pool=pool, layer_scale=scale)
+  return names.of_transformers(BeitConfig, config, pool=pool, layer_scale=scale)
 
 
 _SIZES = {'base': (768, 12, 12), 'large': (1024, 24, 16)}  # dim, depth, heads
@@ -207,7 +118,7 @@ VARIANTS = {
   for size in {'beit_base': (224, 384), 'beit_large': (224, 384, 512)}.get(name, (224,))
 }
 VARIANTS['beit_test'] = BeitConfig(8, 2, 2, size=64)
-LAYOUTS = {'timm': timm, 'transformers': transformers, 'transformers_base': transformers_base}
+LAYOUTS = {'timm': timm, 'transformers': transformers, 'transformers_base': partial(transformers, prefix='')}
 TRANSFORMERS = {'beit': of_transformers}
 
 

@@ -19,7 +19,8 @@ from jax import lax
 
 from tlx.nn.attention import gelu
 from tlx.nn.conv import Conv, Dense
-from tlx.nn.model import Layer, at_least_float32
+from tlx.nn.dtypes import widened
+from tlx.nn.model import Layer, Staged
 from tlx.nn.norm import LayerNorm, LayerScale
 from tlx.nn.stochastic import DropPath
 from tlx.types import Checkpoint, Figures, Preprocess, TlxError
@@ -30,7 +31,7 @@ conv = partial(Conv, use_bias=True, kernel_init=init)
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvNeXtConfig:
+class ConvNeXtConfig(Staged):
   """Shape of one variant."""
 
   depths: tuple[int, int, int, int]  # blocks a stage
@@ -46,18 +47,11 @@ class ConvNeXtConfig:
   def width(self) -> int:
     return self.hidden or self.widths[-1]
 
-  def blocks(self) -> Iterator[tuple[int, int]]:
-    """(stage, block) from input to output."""
-    return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
-
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    last = max(1, sum(self.depths) - 1)
+    block = lambda s, b, rate: partial(Block, self, self.widths[s], b == 0 and s > 0, rate)
     return (
       Layer('stem', partial(Stem, self)),
-      *(
-        Layer(f'stage{s}_block{b}', partial(Block, self, self.widths[s], b == 0 and s > 0, drop_path * i / last))
-        for i, (s, b) in enumerate(self.blocks())
-      ),
+      *self.block_layers(drop_path, block),
       Layer('norm', partial(Norm, self)),
       *([Layer('pre_logits', partial(Hidden, self.hidden))] if self.hidden else []),
     )
@@ -113,7 +107,7 @@ class ResponseNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     scale = self.param('scale', nn.initializers.zeros, (x.shape[-1],)).astype(x.dtype)
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(x.dtype)
-    squares = jnp.square(x.astype(at_least_float32(x.dtype))).sum((1, 2), keepdims=True)
+    squares = jnp.square(widened(x)).sum((1, 2), keepdims=True)
     # The root has no gradient at 0, where a channel is silent: PyTorch's norm gives 0 there.
     length = jnp.where(squares > 0, lax.sqrt(jnp.where(squares > 0, squares, 1)), 0)
     share = (length / (length.mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
@@ -128,7 +122,7 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     norm = LayerNorm(self.config.epsilon, name='norm')
-    return norm(x if self.config.norm_first else x.astype(at_least_float32(x.dtype)).mean((1, 2)))
+    return norm(x if self.config.norm_first else widened(x).mean((1, 2)))
 
 
 class Hidden(nn.Module):

@@ -6,6 +6,7 @@ the class token's head where they have one (DeiTForImageClassification), else wi
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from tlx.nn import transformer_rules as names
@@ -26,11 +27,6 @@ def transformers(config: DeiTConfig, prefix: str = 'deit.') -> Iterator[rules.Ru
     yield rules.Rule(unused, None)
   for head in ('cls_classifier.*', 'distillation_classifier.*', 'decoder.*'):
     yield rules.Rule(head, None)
-
-
-def transformers_base(config: DeiTConfig) -> Iterator[rules.Rule]:
-  """The same without the prefix 'deit.'."""
-  return transformers(config, prefix='')
 
 
 def of_transformers(config: Mapping[str, Any]) -> DeiTConfig:
@@ -62,7 +58,7 @@ VARIANTS = {
   'deit_test': DeiTConfig(8, 2, 2, size=64, distilled=True),
   'deit3_test': DeiTConfig(8, 2, 2, size=64, layer_scale=0.1, prefix_positions=False),
 }
-LAYOUTS = {'timm': names.timm, 'transformers': transformers, 'transformers_base': transformers_base}
+LAYOUTS = {'timm': names.timm, 'transformers': transformers, 'transformers_base': partial(transformers, prefix='')}
 TRANSFORMERS = {'deit': of_transformers}
 
 

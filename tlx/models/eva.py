@@ -6,22 +6,17 @@ perceptrons; EVA is a plain transformer. Both pool the mean of the patches and t
 
 import dataclasses
 from collections.abc import Iterator
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from tlx.nn import transformer_rules
-from tlx.nn.attention import Mlp, attend, merge_heads
+from tlx.nn.attention import attend, merge_heads
 from tlx.nn.conv import Dense
-from tlx.nn.model import Layer
-from tlx.nn.norm import LayerNorm
 from tlx.nn.qkv import QueryKeyValue
 from tlx.nn.rotary import axial_angles, frequencies, rotate
-from tlx.nn.stochastic import DropPath
-from tlx.nn.transformer import Embedding, Norm, TransformerConfig
+from tlx.nn.transformer import GatedMlp, TransformerConfig
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
@@ -30,21 +25,20 @@ REFERENCE = 16  # patches along a side in pretraining: a larger grid lies betwee
 
 @dataclasses.dataclass(frozen=True)
 class EvaConfig(TransformerConfig):
-  """Shape of one variant; its rotary ones are EVA-02's."""
+  """Shape of one variant; the rotary ones are EVA-02's."""
 
   patch: int = 14
   pool: str = 'mean'
   norm_last: bool = True
   rotary: bool = False
-  mlp_norm: bool = False  # inside the perceptrons; the weights then keep apart what is one product here
+  mlp_norm: bool = False  # inside the gated perceptrons; the weights then keep apart what is one product here
 
-  def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    last = max(1, self.depth - 1)
-    return (
-      Layer('stem', partial(Embedding, self)),
-      *(Layer(f'block{i}', partial(Block, self, drop_path * i / last)) for i in range(self.depth)),
-      Layer('norm', partial(Norm, self)),
-    )
+  def attention(self, name: str) -> nn.Module:
+    return Attention(self, name=name)
+
+  def perceptron(self, name: str) -> nn.Module:
+    norm = self.epsilon if self.mlp_norm else None
+    return GatedMlp(self.hidden, norm, name=name) if self.gated else super().perceptron(name)
 
 
 class Attention(nn.Module):
@@ -61,36 +55,6 @@ class Attention(nn.Module):
       angles = axial_angles(places, places, frequencies(c.dim // c.heads // 4))
       query, key = (rotate(tokens, angles, c.prefix) for tokens in (query, key))
     return Dense(c.dim, name='proj')(merge_heads(attend(query, key, value)))
-
-
-class GatedMlp(nn.Module):
-  """SwiGLU, in larger variants with a norm before the last product: [b, n, d] -> same; `fc1` is gate and value."""
-
-  hidden: int
-  norm: bool
-  epsilon: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    gate, value = jnp.split(Dense(2 * self.hidden, name='fc1')(x), 2, axis=-1)
-    y = nn.silu(gate) * value
-    y = LayerNorm(self.epsilon, name='norm')(y) if self.norm else y
-    return Dense(x.shape[-1], name='fc2')(y)
-
-
-class Block(nn.Module):
-  """Attention and perceptron, each behind a norm and beside a shortcut: [b, n, d] -> [b, n, d]."""
-
-  config: EvaConfig
-  drop_path: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    c = self.config
-    mlp = GatedMlp(c.hidden, c.mlp_norm, c.epsilon, name='mlp') if c.gated else Mlp(c.hidden, name='mlp')
-    for i, branch in ((1, Attention(c, name='attention')), (2, mlp)):
-      x = x + DropPath(self.drop_path)(branch(LayerNorm(c.epsilon, name=f'norm{i}')(x)), train)
-    return x
 
 
 def timm(config: EvaConfig) -> Iterator[rules.Rule]:
@@ -153,7 +117,7 @@ _TAGS = {  # tag of timm's default weights, crop mode; those of 224 pixels but f
 
 
 def _checkpoint(name: str, tag: str, mode: str) -> Checkpoint:
-  colours = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if tag.startswith('m30m') else _CLIP
+  colours = () if tag.startswith('m30m') else _CLIP
   size = VARIANTS[name].size
   preprocess = Preprocess(size, 0.9 if size == 224 else 1.0, 'bicubic', *colours, mode)
   source = f'https://arxiv.org/abs/{"2303.11331" if VARIANTS[name].rotary else "2211.07636"}'

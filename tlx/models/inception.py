@@ -19,12 +19,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tlx.nn.conv import Conv, Dense
-from tlx.nn.model import Layer, at_least_float32
-from tlx.nn.norm import BatchNorm
+from tlx.nn.conv import Dense
+from tlx.nn.conv_norm import ConvNorm
+from tlx.nn.dtypes import widened
+from tlx.nn.model import Layer
 from tlx.nn.pool import adaptive_avg_pool, avg_pool, max_pool
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
+
+conv_norm = partial(ConvNorm, epsilon=1e-3)
 
 
 class Unit(NamedTuple):
@@ -143,20 +146,6 @@ class InceptionConfig:
     return tuple(layers)
 
 
-class ConvNorm(nn.Module):
-  """Convolution, batch norm and activation."""
-
-  features: int
-  kernel: int | tuple[int, int]
-  stride: int = 1
-  padding: str = 'torch'
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = Conv(self.features, self.kernel, self.stride, padding=self.padding, name='conv')(x)
-    return nn.relu(BatchNorm(epsilon=1e-3, name='norm')(x, train))
-
-
 class Mixed(nn.Module):
   """Branches on one input, their outputs joined along the channels."""
 
@@ -182,7 +171,7 @@ class Mixed(nn.Module):
     if step == LARGEST:
       return max_pool(x, 3, 2, padding=int(self.config.padded))
     padding = 'torch' if self.config.padded or (step.padded and step.stride == 1) else 'valid'
-    unit = ConvNorm(step.channels // self.config.divide, step.kernel, step.stride, padding, name=step.name)
+    unit = conv_norm(step.channels // self.config.divide, step.kernel, step.stride, padding=padding, name=step.name)
     return unit(x, train)
 
 
@@ -199,10 +188,10 @@ class Aux(nn.Module):
     y = x if train else x[:0]  # no image shows the shapes, and costs nothing
     y = avg_pool(y, 5, 3) if min(y.shape[1:3]) >= 5 else y
     y = adaptive_avg_pool(y, *(max(5, side) for side in y.shape[1:3]))
-    y = ConvNorm(128 // self.divide, 1, name='conv0')(y, train)
-    y = ConvNorm(768 // self.divide, 5, padding='valid', name='conv1')(y, train)
+    y = conv_norm(128 // self.divide, 1, name='conv0')(y, train)
+    y = conv_norm(768 // self.divide, 5, padding='valid', name='conv1')(y, train)
     if self.classes:
-      logits = Dense(self.classes, name='logits')(y.astype(at_least_float32(y.dtype)).mean(axis=(1, 2)))
+      logits = Dense(self.classes, name='logits')(widened(y).mean(axis=(1, 2)))
       if not self.is_initializing():
         self.sow('aux', 'output', logits)
     return x

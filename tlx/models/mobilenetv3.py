@@ -14,7 +14,8 @@ import jax
 
 from tlx.nn import inverted_residual as ir
 from tlx.nn.conv import Dense
-from tlx.nn.model import Layer, at_least_float32
+from tlx.nn.dtypes import widened
+from tlx.nn.model import Layer
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
@@ -87,7 +88,7 @@ class PreLogits(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    pooled = x.astype(at_least_float32(x.dtype)).mean(axis=(1, 2)).astype(x.dtype)
+    pooled = widened(x).mean(axis=(1, 2)).astype(x.dtype)
     return self.activation(Dense(self.features, name='dense')(pooled))
 
 

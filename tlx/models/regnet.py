@@ -11,17 +11,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tlx.nn.conv import Conv
+from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.gate import SqueezeExcite
-from tlx.nn.model import Layer
-from tlx.nn.norm import BatchNorm
+from tlx.nn.model import Layer, Staged
 from tlx.nn.stochastic import DropPath
 from tlx.types import Checkpoint, Figures, Preprocess, TlxError
 from tlx.weights import rules
 
 
 @dataclasses.dataclass(frozen=True)
-class RegNetConfig:
+class RegNetConfig(Staged):
   """Shape of one variant."""
 
   depths: tuple[int, int, int, int]  # blocks a stage
@@ -34,35 +33,9 @@ class RegNetConfig:
   def width(self) -> int:
     return self.widths[-1]
 
-  def blocks(self) -> Iterator[tuple[int, int]]:
-    """(stage, block) from input to output."""
-    return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
-
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    last = max(1, sum(self.depths) - 1)
-    return (
-      Layer('stem', partial(ConvNorm, self.stem, 3, 2)),
-      *(
-        Layer(f'stage{s}_block{b}', partial(Block, self, self.widths[s], 2 if b == 0 else 1, drop_path * i / last))
-        for i, (s, b) in enumerate(self.blocks())
-      ),
-    )
-
-
-class ConvNorm(nn.Module):
-  """Convolution, batch norm and (unless linear) ReLU."""
-
-  features: int
-  kernel: int
-  stride: int = 1
-  groups: int = 1
-  linear: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = Conv(self.features, self.kernel, self.stride, groups=self.groups, name='conv')(x)
-    x = BatchNorm(name='norm')(x, train)
-    return x if self.linear else nn.relu(x)
+    block = lambda s, b, rate: partial(Block, self, self.widths[s], 2 if b == 0 else 1, rate)
+    return (Layer('stem', partial(ConvNorm, self.stem, 3, 2)), *self.block_layers(drop_path, block))
 
 
 class Block(nn.Module):
@@ -81,9 +54,9 @@ class Block(nn.Module):
     x = ConvNorm(features, 3, self.stride, groups, name='grouped')(x, train)
     if config.gates:  # squeezed to a quarter of what comes into the block
       x = SqueezeExcite(round(shortcut.shape[-1] / 4), name='gate')(x)
-    x = ConvNorm(features, 1, linear=True, name='project')(x, train)
+    x = ConvNorm(features, 1, activation=None, name='project')(x, train)
     if shortcut.shape != x.shape:
-      shortcut = ConvNorm(features, 1, self.stride, linear=True, name='shortcut')(shortcut, train)
+      shortcut = ConvNorm(features, 1, self.stride, activation=None, name='shortcut')(shortcut, train)
     return nn.relu(shortcut + DropPath(self.drop_path)(x, train))
 
 

@@ -15,15 +15,16 @@ import jax
 
 from tlx.nn.conv import Conv
 from tlx.nn.gate import EfficientChannelAttention, SqueezeExcite
-from tlx.nn.model import Layer
+from tlx.nn.model import Layer, Staged
 from tlx.nn.norm import BatchNorm
+from tlx.nn.pool import max_pool
 from tlx.nn.stochastic import DropPath
 from tlx.types import Checkpoint, Figures, Preprocess, TlxError
 from tlx.weights import rules
 
 
 @dataclasses.dataclass(frozen=True)
-class ResNetConfig:
+class ResNetConfig(Staged):
   """Shape of one variant."""
 
   depths: tuple[int, int, int, int]  # blocks a stage
@@ -47,19 +48,9 @@ class ResNetConfig:
     """Channels between the convolutions of a block."""
     return self.base * 2**s * self.group_width // 64 * self.groups
 
-  def blocks(self) -> Iterator[tuple[int, int]]:
-    """(stage, block) from input to output."""
-    return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
-
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    blocks, last = list(self.blocks()), max(1, sum(self.depths) - 1)
-    return (
-      Layer('stem', partial(Stem, (*self.stem, self.base))),
-      *(
-        Layer(f'stage{s}_block{b}', partial(Block, self, s, 2 if b == 0 and s else 1, drop_path * i / last))
-        for i, (s, b) in enumerate(blocks)
-      ),
-    )
+    block = lambda s, b, rate: partial(Block, self, s, 2 if b == 0 and s else 1, rate)
+    return (Layer('stem', partial(Stem, (*self.stem, self.base))), *self.block_layers(drop_path, block))
 
 
 class Stem(nn.Module):
@@ -73,7 +64,7 @@ class Stem(nn.Module):
       unit = str(i) if self.features[1:] else ''
       x = Conv(features, 3 if unit else 7, 2 if i == 1 else 1, name=f'conv{unit}')(x)
       x = nn.relu(BatchNorm(name=f'norm{unit}')(x, train))
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    return max_pool(x, 3, 2, padding=1)
 
 
 class Block(nn.Module):

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tlx.nn.model import Layer
+from tlx.nn.model import Layer, Staged
 from tlx.nn.norm import GroupNorm
 from tlx.nn.std_conv import StdConv
 from tlx.nn.stochastic import DropPath
@@ -23,7 +23,7 @@ conv = partial(StdConv, epsilon=1e-8)
 
 
 @dataclasses.dataclass(frozen=True)
-class BitConfig:
+class BitConfig(Staged):
   """Shape of one variant."""
 
   depths: tuple[int, int, int, int]  # blocks a stage
@@ -39,18 +39,10 @@ class BitConfig:
     """Of what stage s returns."""
     return self.base * self.widen * 4 * 2**s
 
-  def blocks(self) -> Iterator[tuple[int, int]]:
-    """(stage, block) from input to output."""
-    return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
-
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    last = max(1, sum(self.depths) - 1)
     return (
       Layer('stem', partial(Stem, self.base * self.widen)),
-      *(
-        Layer(f'stage{s}_block{b}', partial(Block, self, s, b == 0, drop_path * i / last))
-        for i, (s, b) in enumerate(self.blocks())
-      ),
+      *self.block_layers(drop_path, lambda s, b, rate: partial(Block, self, s, b == 0, rate)),
       Layer('norm', partial(NormAct, self.groups)),
     )
 

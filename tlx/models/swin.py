@@ -13,22 +13,9 @@ import jax
 from flax import linen as nn
 
 from tlx.nn import window_rules as names
-from tlx.nn.attention import Mlp, attend, merge_heads, split_heads
+from tlx.nn.attention import attend, merge_heads, split_heads
 from tlx.nn.conv import Dense
-from tlx.nn.model import Layer
-from tlx.nn.norm import LayerNorm
-from tlx.nn.stochastic import DropPath
-from tlx.nn.window import (
-  EPSILON,
-  MapNorm,
-  PatchEmbedding,
-  PatchMerging,
-  PyramidConfig,
-  RelativePositionBias,
-  partition,
-  restore,
-  window_bias,
-)
+from tlx.nn.window import PyramidConfig, RelativePositionBias, partition, restore, window_bias
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 from tlx.weights.resample_tables import relative_table
@@ -38,15 +25,8 @@ from tlx.weights.resample_tables import relative_table
 class SwinConfig(PyramidConfig):
   """Shape of one variant."""
 
-  def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    blocks, last = list(self.blocks()), max(1, sum(self.depths) - 1)
-    return (
-      Layer('stem', partial(PatchEmbedding, self.base)),
-      *(
-        Layer(f'stage{s}_block{b}', partial(Block, self, s, b, drop_path * i / last)) for i, (s, b) in enumerate(blocks)
-      ),
-      Layer('norm', MapNorm),
-    )
+  def attention(self, stage: int, block: int, name: str) -> nn.Module:
+    return WindowAttention(self.heads[stage], self.window(stage), self.shift(stage, block), name=name)
 
 
 class WindowAttention(nn.Module):
@@ -64,26 +44,6 @@ class WindowAttention(nn.Module):
     query, key, value = split_heads(Dense(3 * channels, name='qkv')(x), self.heads)
     x = attend(query, key, value, window_bias(positions, len(x), size, self.window, self.shift))
     return restore(Dense(channels, name='proj')(merge_heads(x)), size, self.window, self.shift)
-
-
-class Block(nn.Module):
-  """Attention and perceptron, each behind a norm and beside a shortcut; the first of a later stage merges patches."""
-
-  config: SwinConfig
-  stage: int
-  block: int
-  drop_path: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    c, s = self.config, self.stage
-    if s and not self.block:
-      x = PatchMerging(norm_last=False, name='merging')(x)
-    attention = WindowAttention(c.heads[s], c.window(s), c.shift(s, self.block), name='attention')
-    mlp = Mlp(int(c.channels(s) * c.mlp_ratio), name='mlp')
-    for i, branch in ((1, attention), (2, mlp)):
-      x = x + DropPath(self.drop_path)(branch(LayerNorm(EPSILON, name=f'norm{i}')(x)), train)
-    return x
 
 
 def _layout(config: SwinConfig, layout: names.Names, table: str = 'attn.') -> Iterator[rules.Rule]:
@@ -117,11 +77,6 @@ def transformers(config: SwinConfig, prefix: str = 'swin.') -> Iterator[rules.Ru
   yield from names.pretraining(prefix)
 
 
-def transformers_base(config: SwinConfig) -> Iterator[rules.Rule]:
-  """The same without the prefix 'swin.'."""
-  return transformers(config, prefix='')
-
-
 def of_transformers(config: Mapping[str, Any]) -> SwinConfig:
   """Our config from a complete one of transformers."""
   return names.of_transformers(SwinConfig, config)
@@ -153,7 +108,7 @@ LAYOUTS = {
   'microsoft': microsoft,
   'torchvision': torchvision,
   'transformers': transformers,
-  'transformers_base': transformers_base,
+  'transformers_base': partial(transformers, prefix=''),
 }
 TRANSFORMERS = {'swin': of_transformers}
 

@@ -16,23 +16,11 @@ import numpy as np
 from flax import linen as nn
 
 from tlx.nn import window_rules as names
-from tlx.nn.attention import Mlp, attend, merge_heads
+from tlx.nn.attention import attend, merge_heads, table_init
 from tlx.nn.conv import Dense
-from tlx.nn.model import Layer
-from tlx.nn.norm import LayerNorm
+from tlx.nn.dtypes import at_least_float32, widened
 from tlx.nn.qkv import QueryKeyValue
-from tlx.nn.stochastic import DropPath
-from tlx.nn.window import (
-  EPSILON,
-  MapNorm,
-  PatchEmbedding,
-  PatchMerging,
-  PyramidConfig,
-  partition,
-  relative_positions,
-  restore,
-  window_bias,
-)
+from tlx.nn.window import PyramidConfig, partition, relative_positions, restore, window_bias
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
@@ -45,17 +33,12 @@ LARGEST_BIAS = 16.0
 class SwinV2Config(PyramidConfig):
   """Shape of one variant."""
 
+  norm_last: bool = True
   pretrained: tuple[int, ...] = (0, 0, 0, 0)  # windows of pretraining, a stage; 0: the present ones
 
-  def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    blocks, last = list(self.blocks()), max(1, sum(self.depths) - 1)
-    return (
-      Layer('stem', partial(PatchEmbedding, self.base)),
-      *(
-        Layer(f'stage{s}_block{b}', partial(Block, self, s, b, drop_path * i / last)) for i, (s, b) in enumerate(blocks)
-      ),
-      Layer('norm', MapNorm),
-    )
+  def attention(self, stage: int, block: int, name: str) -> nn.Module:
+    window, shift = self.window(stage), self.shift(stage, block)
+    return CosineAttention(self.heads[stage], window, shift, self.pretrained[stage], name=name)
 
 
 class ContinuousPositionBias(nn.Module):
@@ -70,11 +53,10 @@ class ContinuousPositionBias(nn.Module):
 
   @nn.compact
   def __call__(self, dtype: Any) -> jax.Array:
-    init = nn.initializers.truncated_normal(0.02)
-    hidden = self.param('hidden', init, (2, HIDDEN))
+    hidden = self.param('hidden', table_init, (2, HIDDEN))
     bias = self.param('hidden_bias', nn.initializers.zeros, (HIDDEN,))
-    output = self.param('output', init, (HIDDEN, self.heads))
-    hidden, bias, output = (x.astype(jnp.promote_types(dtype, jnp.float32)) for x in (hidden, bias, output))
+    output = self.param('output', table_init, (HIDDEN, self.heads))
+    hidden, bias, output = (x.astype(at_least_float32(dtype)) for x in (hidden, bias, output))
     steps = jnp.asarray(self._steps(), hidden.dtype)
     table = nn.relu(steps @ hidden + bias) @ output
     return LARGEST_BIAS * nn.sigmoid(relative_positions(table, self.side))
@@ -109,29 +91,9 @@ class CosineAttention(nn.Module):
 
 def _unit(x: jax.Array, factor: jax.Array | float = 1.0) -> jax.Array:
   """x of length `factor` along the last axis; no less than 1e-12 divides, for places that only fill up a window."""
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  wide = widened(x)
   square = jnp.square(wide).sum(axis=-1, keepdims=True)
   return (wide * (jax.lax.rsqrt(jnp.maximum(square, 1e-24)) * factor)).astype(x.dtype)
-
-
-class Block(nn.Module):
-  """Attention and perceptron, each before a norm and beside a shortcut; the first of a later stage merges patches."""
-
-  config: SwinV2Config
-  stage: int
-  block: int
-  drop_path: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    c, s = self.config, self.stage
-    if s and not self.block:
-      x = PatchMerging(norm_last=True, name='merging')(x)
-    attention = CosineAttention(c.heads[s], c.window(s), c.shift(s, self.block), c.pretrained[s], name='attention')
-    mlp = Mlp(int(c.channels(s) * c.mlp_ratio), name='mlp')
-    for i, branch in ((1, attention), (2, mlp)):
-      x = x + DropPath(self.drop_path)(LayerNorm(EPSILON, name=f'norm{i}')(branch(x)), train)
-    return x
 
 
 def _layout(config: SwinV2Config, layout: names.Names, attention: str, network: str) -> Iterator[rules.Rule]:
@@ -177,11 +139,6 @@ def transformers(config: SwinV2Config, prefix: str = 'swinv2.') -> Iterator[rule
   yield from names.pretraining(prefix)
 
 
-def transformers_base(config: SwinV2Config) -> Iterator[rules.Rule]:
-  """The same without the prefix 'swinv2.'."""
-  return transformers(config, prefix='')
-
-
 def of_transformers(config: Mapping[str, Any]) -> SwinV2Config:
   """Our config from a complete one of transformers."""
   return names.of_transformers(SwinV2Config, config, pretrained=tuple(config['pretrained_window_sizes']))
@@ -216,7 +173,7 @@ LAYOUTS = {
   'microsoft': microsoft,
   'torchvision': torchvision,
   'transformers': transformers,
-  'transformers_base': transformers_base,
+  'transformers_base': partial(transformers, prefix=''),
 }
 TRANSFORMERS = {'swinv2': of_transformers}
 

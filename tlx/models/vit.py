@@ -6,6 +6,7 @@ files (B_16.npz, ...) need no config: tlx.load('vit_base_patch16_224', weights='
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from tlx.nn import transformer_rules as names
@@ -31,11 +32,6 @@ def transformers(config: ViTConfig, prefix: str = 'vit.') -> Iterator[rules.Rule
   for unused in ('pooler.*', 'embeddings.mask_token'):
     yield rules.Rule(prefix + unused, None)
   yield rules.Rule('decoder.*', None)  # of masked pretraining
-
-
-def transformers_base(config: ViTConfig) -> Iterator[rules.Rule]:
-  """The same without the prefix 'vit.'."""
-  return transformers(config, prefix='')
 
 
 def big_vision(config: ViTConfig) -> Iterator[rules.Rule]:
@@ -90,7 +86,7 @@ VARIANTS['vit_test'] = ViTConfig(8, 2, 2, patch=16, size=64)
 LAYOUTS = {
   'timm': timm,
   'transformers': transformers,
-  'transformers_base': transformers_base,
+  'transformers_base': partial(transformers, prefix=''),
   'npz': names.npz,
   'big_vision': big_vision,
 }

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tlx.nn.conv import Dense
+from tlx.nn.dtypes import at_least_float32
 
 gelu = partial(nn.gelu, approximate=False)  # with the error function, as PyTorch computes it
+table_init = nn.initializers.truncated_normal(0.02)  # of positions and of patch embeddings
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -30,7 +32,7 @@ def attend(
     logits = jnp.einsum('bnhd,bmhd->bhnm', query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
     shares = jax.nn.softmax(logits if bias is None else logits + bias)
     return jnp.einsum('bhnm,bmhd->bnhd', shares, value)
-  bias = None if bias is None else bias.astype(jnp.promote_types(query.dtype, jnp.float32))
+  bias = None if bias is None else bias.astype(at_least_float32(query.dtype))
   return jax.nn.dot_product_attention(query, key, value, bias=bias, scale=scale)
 
 

@@ -173,11 +173,15 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (*pair(self.kernel_size), x.shape[-1] // self.groups, self.features)
-    kernel = self.param('kernel', self.kernel_init, shape)
+    kernel = self.prepared(self.param('kernel', self.kernel_init, shape), x.dtype)
     y = conv2d(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups, dilation=self.dilation)
     if self.use_bias:
       y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
     return y
+
+  def prepared(self, kernel: jax.Array, dtype: Any) -> jax.Array:
+    """What of the kernel is convolved with an input of that dtype."""
+    return kernel
 
 
 class Dense(nn.Module):

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tlx.nn.dtypes import at_least_float32, widened
+
 WIDE = 32  # input channels from which products beat the library's strided input gradient; it wins at RGB stems
 
 
@@ -22,11 +24,6 @@ class Spec(NamedTuple):
   padding: tuple[tuple[int, int], tuple[int, int]]  # (before, after) of height and of width
   groups: int
   dilation: tuple[int, int]
-
-
-def wide(x: jax.Array) -> jnp.dtype:
-  """In what a sum of x is kept: float32, or float64 where x is."""
-  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def is_depthwise(x_shape: tuple[int, ...], spec: Spec) -> bool:
@@ -64,13 +61,13 @@ def taps(x: jax.Array, window: tuple[int, int], out: tuple[int, int], spec: Spec
 def depthwise(x: jax.Array, kernel: jax.Array, out: tuple[int, int], spec: Spec) -> jax.Array:
   """[b, h, w, c] -> [b, *out, c * multiplier]."""
   x = jnp.repeat(x, kernel.shape[3] // x.shape[3], axis=3)
-  weights = kernel.astype(wide(kernel)).reshape(-1, kernel.shape[3])
+  weights = widened(kernel).reshape(-1, kernel.shape[3])
   return sum(tap * weight for tap, weight in zip(taps(x, kernel.shape[:2], out, spec), weights)).astype(x.dtype)
 
 
 def depthwise_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
   """One pass over x and dy feeds a sum for every tap, which is then rounded to the dtype of x."""
-  repeated, dy = jnp.repeat(x, dy.shape[3] // x.shape[3], axis=3), dy.astype(wide(dy))
+  repeated, dy = jnp.repeat(x, dy.shape[3] // x.shape[3], axis=3), widened(dy)
   products = tuple(tap * dy for tap in taps(repeated, kernel_shape[:2], dy.shape[1:3], spec))
 
   def add(a, b):
@@ -91,7 +88,7 @@ def input_gradient(
 ) -> jax.Array:
   """One stride-1 sum for each remainder of position modulo stride, interleaved: no zero is multiplied.
 
-  `apply(shifted dy, i, j)` is what tap (i, j) contributes, [b, q, q, channels] in `wide(dy)`.
+  `apply(shifted dy, i, j)` is what tap (i, j) contributes, [b, q, q, channels], at least float32.
   """
   args = zip(x_shape[1:3], window, spec.strides, (before for before, _ in spec.padding), spec.dilation)
   rows, columns = (phases(*axis) for axis in args)
@@ -119,7 +116,7 @@ def input_gradient(
 
 def depthwise_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], spec: Spec) -> jax.Array:
   """[b, h', w', c * multiplier] -> x_shape."""
-  weights = kernel.astype(wide(kernel))[:, :, 0]
+  weights = widened(kernel)[:, :, 0]
   dx = input_gradient(dy, x_shape, kernel.shape[:2], spec, lambda shifted, i, j: shifted * weights[i, j])
   return dx if dx.shape == x_shape else dx.reshape(*x_shape, -1).sum(-1)
 
@@ -128,8 +125,8 @@ def depthwise_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[in
 
 
 def product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """Einsum of two arrays of one dtype, with the result left `wide`."""
-  return jnp.einsum(equation, a, b, preferred_element_type=wide(a))
+  """Einsum of two arrays of one dtype, with the result left at least float32."""
+  return jnp.einsum(equation, a, b, preferred_element_type=at_least_float32(a.dtype))
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, out: tuple[int, int], spec: Spec) -> jax.Array:

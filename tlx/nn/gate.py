@@ -14,13 +14,14 @@ class SqueezeExcite(nn.Module):
   """Two 1x1 convolutions on the channels' means (Hu et al. 2017, https://arxiv.org/abs/1709.01507): [b, h, w, c]."""
 
   squeezed: int  # channels between the two
-  activation: Callable[[jax.Array], jax.Array] = nn.relu
+  inner: Callable[[jax.Array], jax.Array] = nn.relu
+  outer: Callable[[jax.Array], jax.Array] = nn.sigmoid
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     gate = x.mean(axis=(1, 2), keepdims=True)
-    gate = self.activation(Conv(self.squeezed, 1, use_bias=True, name='reduce')(gate))
-    return x * nn.sigmoid(Conv(x.shape[-1], 1, use_bias=True, name='expand')(gate))
+    gate = self.inner(Conv(self.squeezed, 1, use_bias=True, name='reduce')(gate))
+    return x * self.outer(Conv(x.shape[-1], 1, use_bias=True, name='expand')(gate))
 
 
 class EfficientChannelAttention(nn.Module):

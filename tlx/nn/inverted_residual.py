@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from tlx.nn.conv import Conv
+from tlx.nn.conv_norm import ConvNorm
+from tlx.nn.gate import SqueezeExcite
 from tlx.nn.model import Layer
-from tlx.nn.norm import BatchNorm
 from tlx.nn.stochastic import DropPath
 from tlx.types import Checkpoint, Preprocess, UsageError
 from tlx.weights import rules
@@ -83,14 +83,15 @@ class Network:
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
     plan = self.plan()
-    blocks, unit = list(plan.blocks()), partial(ConvNorm, self.padding, self.epsilon)
+    blocks = list(plan.blocks())
+    unit = partial(ConvNorm, padding=self.padding, epsilon=self.epsilon, activation=plan.activation)
     return (
-      Layer('stem', partial(unit, plan.stem, 3, 2, plan.activation)),
+      Layer('stem', partial(unit, plan.stem, 3, 2)),
       *(
         Layer(f'stage{s}_block{b}', partial(Residual, self.padding, self.epsilon, block, drop_path * i / len(blocks)))
         for i, (s, b, block) in enumerate(blocks)
       ),
-      *([Layer('final_conv', partial(unit, plan.final, 1, 1, plan.activation))] if plan.final else []),
+      *([Layer('final_conv', partial(unit, plan.final, 1))] if plan.final else []),
     )
 
 
@@ -105,39 +106,6 @@ def round_channels(channels: float, limit: float = 0.9) -> int:
   """The nearest multiple of 8, at least 8, and not below `limit` times the number."""
   rounded = max(8, int(channels + 4) // 8 * 8)
   return rounded + 8 if rounded < limit * channels else rounded
-
-
-class ConvNorm(nn.Module):
-  """Convolution, batch norm and activation, where there is one."""
-
-  padding: str
-  epsilon: float
-  features: int
-  kernel: int
-  stride: int
-  activation: Activation | None
-  depthwise: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    groups = self.features if self.depthwise else 1
-    x = Conv(self.features, self.kernel, self.stride, padding=self.padding, groups=groups, name='conv')(x)
-    x = BatchNorm(epsilon=self.epsilon, name='norm')(x, train)
-    return self.activation(x) if self.activation else x
-
-
-class SqueezeExcite(nn.Module):
-  """Channel gates: [b, h, w, c] -> the same shape."""
-
-  squeezed: int
-  inner: Activation
-  outer: Activation
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    gate = x.mean(axis=(1, 2), keepdims=True)
-    gate = self.inner(Conv(self.squeezed, 1, use_bias=True, name='reduce')(gate))
-    return x * self.outer(Conv(x.shape[-1], 1, use_bias=True, name='expand')(gate))
 
 
 class Residual(nn.Module):
@@ -159,13 +127,13 @@ class Residual(nn.Module):
         squeezed, inner, outer = block.gate
         x = SqueezeExcite(squeezed(inputs, expanded), inner, outer, name='gate')(x)
       x = ConvNorm(
-        self.padding,
-        self.epsilon,
         block.features if last else expanded,
         block.kernel if spatial else 1,
         block.stride if spatial else 1,
-        None if name == 'project' and block.linear else block.activation,
-        depthwise=name == 'depthwise',
+        groups=expanded if name == 'depthwise' else 1,
+        padding=self.padding,
+        epsilon=self.epsilon,
+        activation=None if name == 'project' and block.linear else block.activation,
         name=name,
       )(x, train)
     fits = block.skip and block.stride == 1 and inputs == block.features

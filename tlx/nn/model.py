@@ -1,14 +1,14 @@
 """A backbone as an ordered list of named layers, and the model that puts a head on it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from tlx.labels import HEAD
 from tlx.nn.conv import Dense
+from tlx.nn.dtypes import widened
 from tlx.nn.stochastic import Dropout
 from tlx.types import UsageError
 
@@ -30,6 +30,21 @@ class Config(Protocol):
   width: int  # channels of the last layer
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]: ...
+
+
+class Staged:
+  """Base of the configs whose blocks come in stages: their order, and a layer for each."""
+
+  depths: tuple[int, ...]  # blocks a stage
+
+  def blocks(self) -> Iterator[tuple[int, int]]:
+    """(stage, block) from input to output."""
+    return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
+
+  def block_layers(self, drop_path: float, block: Callable[[int, int, float], Callable[..., nn.Module]]) -> list[Layer]:
+    """`block(stage, place in it, rate)` builds a layer; the rates grow linearly from 0 to `drop_path`."""
+    last = max(1, sum(self.depths) - 1)
+    return [Layer(f'stage{s}_block{b}', block(s, b, drop_path * i / last)) for i, (s, b) in enumerate(self.blocks())]
 
 
 class Backbone(nn.Module):
@@ -64,7 +79,7 @@ class Backbone(nn.Module):
 
   def pool(self, x: jax.Array) -> jax.Array:
     """The last layer's output as one vector an image, float32 [b, d]; global average pooling for feature maps."""
-    return x.astype(at_least_float32(x.dtype)).mean(axis=tuple(range(1, x.ndim - 1)))
+    return widened(x).mean(axis=tuple(range(1, x.ndim - 1)))
 
   def _check(self, names) -> None:
     wrong = [name for name in names if name not in self.names]
@@ -84,7 +99,7 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    x = Dropout(self.dropout, name='dropout')(x.astype(at_least_float32(x.dtype)), train)
+    x = Dropout(self.dropout, name='dropout')(widened(x), train)
     x = Dense(self.num_classes, name='logits')(x) if self.num_classes else x
     return nn.relu(x).mean(axis=(1, 2)) if self.spatial and self.num_classes else x
 
@@ -105,11 +120,6 @@ class TransferModel(nn.Module):
     """Every layer's output by name, in order, and 'pooled' [b, d]."""
     features = self.backbone(images, train=train)
     return {**features, 'pooled': self.backbone.pool(features[self.backbone.names[-1]])}
-
-
-def at_least_float32(dtype: Any) -> Any:
-  """The dtype of sums over many values: float32, or float64 for float64."""
-  return jnp.promote_types(dtype, jnp.float32)
 
 
 def trains(train: bool | Collection[str], name: str) -> bool:

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax import lax
 
 from tlx.nn.devices import device_count, mean_over_devices
+from tlx.nn.dtypes import widened
 
 
 class BatchNorm(nn.Module):
@@ -45,7 +46,7 @@ def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
   Two passes: the mean of squares less the squared mean loses all digits where the mean is large.
   """
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  x = widened(x)
   axes = tuple(range(x.ndim - 1))
   mean = mean_over_devices(x.mean(axes))
   return mean, mean_over_devices(jnp.square(x - mean).mean(axes))
@@ -85,7 +86,7 @@ class LayerScale(nn.Module):
 
 def _standardised(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
   """Mean 0 and variance 1 over `axes`, at least float32."""
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  x = widened(x)
   centred = x - x.mean(axes, keepdims=True)
   return centred * lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + epsilon)
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tlx.nn.dtypes import widened
+
 
 def frequencies(count: int, temperature: float = 10_000.0) -> np.ndarray:
   """Angles a unit of distance, from 1 down to almost 1 / temperature in equal ratios: float64 [count]."""
@@ -33,9 +35,8 @@ def rotate(x: jax.Array, angles: jax.Array, prefix: int = 0, halves: bool = Fals
   Args: x: [b, prefix + n, heads, d]; angles: [n, d / 2]; halves: channel i is paired with channel i + d / 2, as in
     DINOv3, not with its neighbour, as in EVA-02. Returns: like x; the arithmetic is at least float32.
   """
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  cosine, sine = (turn(angles)[:, None].astype(dtype) for turn in (jnp.cos, jnp.sin))
-  tokens = x[:, prefix:].astype(dtype)
+  tokens = widened(x[:, prefix:])
+  cosine, sine = (turn(angles)[:, None].astype(tokens.dtype) for turn in (jnp.cos, jnp.sin))
   first, second = jnp.split(tokens, 2, axis=-1) if halves else (tokens[..., ::2], tokens[..., 1::2])
   pair = first * cosine - second * sine, second * cosine + first * sine
   turned = jnp.concatenate(pair, axis=-1) if halves else jnp.stack(pair, axis=-1).reshape(tokens.shape)

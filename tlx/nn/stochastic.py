@@ -17,12 +17,6 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
   return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape[1:]))(keys)
 
 
-def _check(rate: float) -> float:
-  if not 0 <= rate < 1:
-    raise ValueError(f'dropout rate {rate}: use a number from 0 up to, not including, 1')
-  return rate
-
-
 class Dropout(nn.Module):
   """Zeroes each value with probability `rate` and scales the others by 1 / (1 - rate) (Srivastava et al. 2014)."""
 
@@ -30,9 +24,7 @@ class Dropout(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    if not (_check(self.rate) and train):
-      return x
-    return jnp.where(keep_mask(self.make_rng('dropout'), self.rate, x.shape), x / (1 - self.rate), 0).astype(x.dtype)
+    return _dropped(self, x, x.shape, train)
 
 
 class DropPath(nn.Module):
@@ -42,7 +34,14 @@ class DropPath(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    if not (_check(self.rate) and train):
-      return x
-    mask = keep_mask(self.make_rng('dropout'), self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(mask, x / (1 - self.rate), 0).astype(x.dtype)
+    return _dropped(self, x, (x.shape[0],) + (1,) * (x.ndim - 1), train)
+
+
+def _dropped(module: Dropout | DropPath, x: jax.Array, shape: tuple[int, ...], train: bool) -> jax.Array:
+  """x under a mask of that shape, which is broadcast."""
+  if not 0 <= module.rate < 1:
+    raise ValueError(f'dropout rate {module.rate}: use a number from 0 up to, not including, 1')
+  if not (module.rate and train):
+    return x
+  mask = keep_mask(module.make_rng('dropout'), module.rate, shape)
+  return jnp.where(mask, x / (1 - module.rate), 0).astype(x.dtype)

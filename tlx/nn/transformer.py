@@ -1,7 +1,8 @@
 """The plain vision transformer (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929) that several families share.
 
 Tokens are [b, n, d]: class token, distillation token, registers, then the patches row by row; what a variant lacks is
-left out. One resolution, pre-norm blocks; a family's config is a subclass of `TransformerConfig`.
+left out. One resolution, pre-norm blocks; a family's config is a subclass of `TransformerConfig`, which may override
+what a block is made of.
 """
 
 import dataclasses
@@ -13,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tlx.nn.attention import Mlp, attend, gelu, merge_heads, quick_gelu, split_heads
+from tlx.nn.attention import Mlp, attend, gelu, merge_heads, quick_gelu, split_heads, table_init
 from tlx.nn.conv import Conv, Dense
+from tlx.nn.dtypes import at_least_float32
 from tlx.nn.model import Layer
 from tlx.nn.norm import LayerNorm, LayerScale
 from tlx.nn.stochastic import DropPath
@@ -25,7 +27,6 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
   'gelu_tanh': partial(nn.gelu, approximate=True),
   'quick_gelu': quick_gelu,
 }
-table_init = nn.initializers.truncated_normal(0.02)
 token_init = nn.initializers.normal(1e-6)
 
 
@@ -47,7 +48,8 @@ class TransformerConfig:
   class_token: bool = True
   distilled: bool = False  # a second token, which DeiT learns from its teacher
   registers: int = 0  # tokens without a position (Darcet et al. 2023, https://arxiv.org/abs/2309.16588)
-  prefix_positions: bool = True  # the table has rows for the class and the distillation token, ahead of the grid's
+  positions: bool = True  # a table of them is added to the tokens
+  prefix_positions: bool = True  # that table has rows for the class and the distillation token, ahead of the grid's
   pre_norm: bool = False  # a norm before the blocks, and then no bias in the patch embedding (CLIP)
   # The class token; the mean of the patches; both, one after the other; attention from a learnt query; or the mean of
   # the patches before the norm, which then has no effect.
@@ -76,7 +78,7 @@ class TransformerConfig:
   @property
   def placeless(self) -> int:
     """Rows of the position table ahead of the grid's."""
-    return self.specials if self.prefix_positions else 0
+    return self.specials if self.positions and self.prefix_positions else 0
 
   @property
   def hidden(self) -> int:
@@ -90,6 +92,14 @@ class TransformerConfig:
       Layer('norm', partial(Norm, self)),
       *([Layer('pool', partial(AttentionPool, self))] if self.pool == 'map' else []),
     )
+
+  def attention(self, name: str) -> nn.Module:
+    """Of a block: [b, n, d] -> [b, n, d]."""
+    return Attention(self.heads, self.qkv_bias, name=name)
+
+  def perceptron(self, name: str) -> nn.Module:
+    """Of a block: [b, n, d] -> [b, n, d]."""
+    return GatedMlp(self.hidden, name=name) if self.gated else Mlp(self.hidden, ACTIVATIONS[self.activation], name=name)
 
 
 class Embedding(nn.Module):
@@ -106,8 +116,10 @@ class Embedding(nn.Module):
         'load it with the image_size (--image-size) that you need'
       )
     x = Conv(c.dim, c.patch, c.patch, 'valid', use_bias=not c.pre_norm, kernel_init=table_init, name='patches')(x)
-    table = self.param('position_table', table_init, (1, c.placeless + c.grid**2, c.dim)).astype(x.dtype)
-    tokens = [x.reshape(x.shape[0], -1, c.dim) + table[:, c.placeless :]]
+    tokens = [x.reshape(x.shape[0], -1, c.dim)]
+    if c.positions:
+      table = self.param('position_table', table_init, (1, c.placeless + c.grid**2, c.dim)).astype(x.dtype)
+      tokens[0] += table[:, c.placeless :]
     if c.registers:
       tokens.insert(0, self._token('register_tokens', c.registers, x))
     for row, name in reversed(list(enumerate(['class_token', 'distillation_token'][: c.specials]))):
@@ -137,15 +149,18 @@ class GatedMlp(nn.Module):
   """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202): `fc1` yields gate and value in that order."""
 
   hidden: int
+  norm: float | None = None  # epsilon of a norm before the last product; None = there is none
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     gate, value = jnp.split(Dense(2 * self.hidden, name='fc1')(x), 2, axis=-1)
-    return Dense(x.shape[-1], name='fc2')(nn.silu(gate) * value)
+    y = nn.silu(gate) * value
+    y = y if self.norm is None else LayerNorm(self.norm, name='norm')(y)
+    return Dense(x.shape[-1], name='fc2')(y)
 
 
 class Block(nn.Module):
-  """Attention and perceptron, each behind a norm and beside a shortcut: [b, n, d] -> [b, n, d]."""
+  """The config's attention and perceptron, each behind a norm and beside a shortcut: [b, n, d] -> [b, n, d]."""
 
   config: TransformerConfig
   drop_path: float
@@ -153,8 +168,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     c = self.config
-    mlp = GatedMlp(c.hidden, name='mlp') if c.gated else Mlp(c.hidden, ACTIVATIONS[c.activation], name='mlp')
-    for i, branch in ((1, Attention(c.heads, c.qkv_bias, name='attention')), (2, mlp)):
+    for i, branch in ((1, c.attention(name='attention')), (2, c.perceptron(name='mlp'))):
       y = branch(LayerNorm(c.epsilon, name=f'norm{i}')(x))
       y = y if c.layer_scale is None else LayerScale(c.layer_scale, name=f'scale{i}')(y)
       x = x + DropPath(self.drop_path)(y, train)
@@ -183,7 +197,7 @@ class Norm(nn.Module):
       return patches
     if self.config.pool == 'token':
       return token
-    mean = patches.mean(axis=1, dtype=jnp.promote_types(x.dtype, jnp.float32)).astype(x.dtype)
+    mean = patches.mean(axis=1, dtype=at_least_float32(x.dtype)).astype(x.dtype)
     return jnp.concatenate([token, mean], axis=-1) if self.config.pool == 'token_mean' else mean
 
 

@@ -6,24 +6,26 @@ takes part in the attention, as there.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from tlx.nn.attention import Mlp, table_init
 from tlx.nn.conv import Conv, Dense
+from tlx.nn.model import Layer, Staged
 from tlx.nn.norm import LayerNorm
+from tlx.nn.stochastic import DropPath
 
 PATCH = 4  # pixels
 SEPARATE = -100.0  # added to the logits of two places that the cyclic shift brought together
 EPSILON = 1e-5  # of every norm
-table_init = nn.initializers.truncated_normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
-class PyramidConfig:
+class PyramidConfig(Staged):
   """Shape of a hierarchical transformer: each stage has maps half as wide and twice the channels of the one before.
 
   Windows and position tables are made for images of `size`; the modules take others too, also oblong ones, and then
@@ -36,14 +38,22 @@ class PyramidConfig:
   windows: tuple[int, ...]  # places along a side, a stage
   size: int = 224  # pixels, height = width
   mlp_ratio: float = 4.0  # hidden channels of the perceptrons
+  norm_last: bool = False  # norms follow attention, perceptron and the product of the merging, not precede them
 
   @property
   def width(self) -> int:
     return self.base * 2 ** (len(self.depths) - 1)
 
-  def blocks(self) -> Iterator[tuple[int, int]]:
-    """(stage, block) from input to output."""
-    return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
+  def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
+    return (
+      Layer('stem', partial(PatchEmbedding, self.base)),
+      *self.block_layers(drop_path, lambda s, b, rate: partial(Block, self, s, b, rate)),
+      Layer('norm', MapNorm),
+    )
+
+  def attention(self, stage: int, block: int, name: str) -> nn.Module:
+    """Of a block: [b, h, w, c] -> same. A family's config says which."""
+    raise TypeError(f'{type(self).__name__} has no attention()')
 
   def channels(self, stage: int) -> int:
     return self.base * 2**stage
@@ -182,6 +192,27 @@ class PatchMerging(nn.Module):
     reduction = Dense(2 * c, use_bias=False, name='reduction')
     norm = LayerNorm(EPSILON, name='norm')
     return norm(reduction(x)) if self.norm_last else reduction(norm(x))
+
+
+class Block(nn.Module):
+  """Attention and perceptron, each with a norm and beside a shortcut; the first of a later stage merges patches."""
+
+  config: PyramidConfig
+  stage: int
+  block: int
+  drop_path: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    c, s = self.config, self.stage
+    if s and not self.block:
+      x = PatchMerging(c.norm_last, name='merging')(x)
+    mlp = Mlp(int(c.channels(s) * c.mlp_ratio), name='mlp')
+    for i, branch in ((1, c.attention(s, self.block, name='attention')), (2, mlp)):
+      norm = LayerNorm(EPSILON, name=f'norm{i}')
+      y = norm(branch(x)) if c.norm_last else branch(norm(x))
+      x = x + DropPath(self.drop_path)(y, train)
+    return x
 
 
 class MapNorm(nn.Module):

@@ -1,0 +1,27 @@
+"""The unit of most convolutional networks."""
+
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+
+from tlx.nn.conv import Conv, Padding
+from tlx.nn.norm import BatchNorm
+
+
+class ConvNorm(nn.Module):
+  """Convolution, batch norm and activation, unless that is None: [b, h, w, c] -> [b, h', w', features]."""
+
+  features: int
+  kernel: int | tuple[int, int]
+  stride: int = 1
+  groups: int = 1
+  padding: Padding = 'torch'
+  epsilon: float = 1e-5  # of the batch norm
+  activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = Conv(self.features, self.kernel, self.stride, self.padding, self.groups, name='conv')(x)
+    x = BatchNorm(epsilon=self.epsilon, name='norm')(x, train)
+    return self.activation(x) if self.activation else x
