@@ -123,6 +123,30 @@ class Console:
       table.add_row(layer['layer'], output, f'{layer["parameters"]:,}', f'{layer["gmacs"]:.4f}')
     self.rich.print(table)
 
+  def cost(self, found: Mapping[str, Any]) -> None:
+    """What `certify.certify` found: a column for each phase, and for full fine-tuning."""
+    programs = {**found['phases'], **({} if found['strategy'] == 'full' else {'full': found['full']})}
+    title = (
+      f'one step of {found["strategy"]} on {found["model"]}: {found["batch_size"]} images of {found["image_size"]} x '
+      f'{found["image_size"]} pixels, {found["dtype"]}, {found["devices"]} x {found["platform"]}'
+    )
+    table = _table(title, 'of one device', *programs)
+    for column in table.columns[1:]:
+      column.justify, column.no_wrap = 'right', True
+    rows = {
+      'GFLOPs': lambda cost: f'{cost["flops"] / 1e9:,.3f}',
+      'times the forward pass': lambda cost: f'{cost["flops"] / found["forward_flops"]:.3f}',
+      'peak memory': lambda cost: _size(cost['peak_bytes']),
+      'kept for the backward pass': lambda cost: _size(cost['activation_bytes']),
+      'optimizer state': lambda cost: _size(cost['optimizer_bytes']),
+      'all-reduced': lambda cost: _size(cost['allreduce_bytes']),
+      'parameters that learn': lambda cost: f'{cost["trainable_parameters"]:,}',
+    }
+    for name, cell in rows.items():
+      table.add_row(name, *map(cell, programs.values()))
+    self.rich.print(table)
+    self.line(f'\nforward pass: {found["forward_flops"] / 1e9:,.3f} GFLOPs; parameters: {found["parameters"]:,}')
+
   def _natural_width(self, table: Table) -> int:
     return self.rich.measure(table, options=self.rich.options.update(width=10 * WIDE)).maximum
 
@@ -169,6 +193,14 @@ class _Progress:
 
 def _number(value: float | None, form: str) -> str:
   return '-' if value is None else format(value, form)
+
+
+def _size(count: float) -> str:
+  """1,234,567 -> '1.2 MB'."""
+  for unit in ('B', 'kB', 'MB', 'GB'):
+    if count < 1000 or unit == 'GB':
+      return f'{count:,.{0 if unit == "B" else 1}f} {unit}'
+    count /= 1000
 
 
 def _table(title: str, *columns: str) -> Table:

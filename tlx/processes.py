@@ -29,6 +29,20 @@ def start() -> None:
     raise UsageError(f'--distributed: {reason}; under no known scheduler set {", ".join(ENVIRONMENT)}') from None
 
 
+def pretend(devices: int) -> None:
+  """Makes JAX see so many CPU devices and no other; to be called before JAX is used.
+
+  Raises: UsageError for less than one, or where JAX is in use already.
+  """
+  if devices < 1:
+    raise UsageError(f'--devices {devices}: must be above 0')
+  try:
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', devices)
+  except RuntimeError:
+    raise UsageError(f'--devices {devices}: JAX has started already with {jax.device_count()}') from None
+
+
 def wait(what: str) -> None:
   """Returns when every process is here."""
   if jax.process_count() > 1:

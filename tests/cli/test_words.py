@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import tlx
-from tlx import catalog, cli, experiment, pretrained
+from tlx import catalog, cli, commands, experiment, pretrained
 from tlx.inference import model_table
 
 COMMANDS = [command.__name__.lower() for command in cli.COMMANDS]
@@ -61,10 +61,10 @@ def test_help_has_no_python_in_it(say, command):
 
 def test_finetune_help_groups_every_option(say):
   out = say('finetune', '--help')[1]
-  assert set(cli.GROUPS) <= set(FIELDS)
+  assert set(commands.GROUPS) <= set(FIELDS)
   boxes = re.split(r'^\W*((?:\w+ )*options)\W*$', out, flags=re.MULTILINE)[1:]  # with and without lines around them
   titles, texts = boxes[::2], boxes[1::2]
-  assert titles == [f'{name} options'.strip() for name in cli.GROUPS.values()]
+  assert titles == [f'{name} options'.strip() for name in commands.GROUPS.values()]
   listed = [[word for word in FIELDS if f' {option(word)} ' in text] for text in texts]
   assert [name for group in listed for name in group] == list(FIELDS)
   assert 'lr' in listed[1] and 'mixup' in listed[2] and 'log_every' in listed[3]
@@ -192,3 +192,37 @@ def test_json_rows_have_their_keys(say):
     assert list(row) == ['name', 'parameters', 'gmacs', 'size', 'top1', 'license', 'source']
     stated = catalog.variant(row['name']).family.FIGURES.get(row['name'], row['size'])
     assert stated in ((row['parameters'], row['gmacs'], row['size'], row['top1']), row['size'])
+
+
+SMALL = ('--model', 'resnet_test', '--image-size', 32, '--num-classes', 5, '--batch-size', 4)
+COST_KEYS = (
+  'flops', 'forward_flops', 'full_flops', 'peak_bytes', 'optimizer_bytes', 'allreduce_bytes', 'trainable_parameters',
+  'parameters',
+)  # fmt: skip
+
+
+def test_cost_of_each_phase_beside_full_fine_tuning(say):
+  code, out, _ = say('cost', *map(str, SMALL), '--strategy', 'lp_ft', '--json')
+  found = json.loads(out)
+  assert code == 0 and found.keys() >= {*COST_KEYS}
+  assert list(found['phases']) == ['head', 'everything']
+  assert found['phases']['head']['flops'] < 1.05 * found['forward_flops'] < found['full_flops'] / 2
+  assert found['flops'] == found['phases']['everything']['flops']  # the costliest
+  code, out, _ = say('cost', *map(str, SMALL), '--strategy', 'full')
+  assert code == 0 and max(map(len, out.splitlines())) <= 80
+  assert f'{found["parameters"]:,}' in out and f'{found["forward_flops"] / 1e9:,.3f} GFLOPs' in out
+
+
+@pytest.mark.parametrize(
+  'words, expected',
+  [
+    (('--model', 'resnet81'), 'did you mean resnet18'),
+    (('--strategy', 'probe'), 'linear_probe'),
+    (('--batch-size', '0', '--num-classes', '-1'), '--batch-size 0: must be above 0\n--num-classes -1'),
+    (('--batch-size', '5', '--micro-batches', '2'), '--batch-size 5 does not divide into 2 parts'),
+    (('--devices', '0'), '--devices 0: must be above 0'),
+  ],
+)
+def test_what_cannot_be_costed(say, words, expected):
+  code, _, err = say('cost', *words)
+  assert code == 2 and expected in err

@@ -1,11 +1,15 @@
 """A frozen backbone costs one forward pass: XLA's own count of the compiled train step, which is never run."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tlx_command
 
 from tlx import catalog, pretrained, trees
+from tlx.cost import certificate
 from tlx.data import augment
 from tlx.tasks.classification import Classification
 from tlx.train import optimizer, state, step
@@ -14,40 +18,32 @@ from tlx.types import Preprocess
 MODELS = ['efficientnet_test', 'resnet_test', pytest.param('efficientnet_lite0', marks=pytest.mark.slow)]
 OTHERS = sorted(name for name in catalog.variants() if name.endswith('_test') and name not in MODELS)
 PIXELS, BATCH, CLASSES = 96, 8, 5
-# XLA's passes, which decide what is computed, all run; LLVM, which only makes it fast, need not.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+OPTIMIZER = optimizer.Optimizer('adamw', clip_norm=1.0)
 
 
 def flops(function, *arguments, **options):
   """Of the compiled program."""
-  found = jax.jit(function, **options).lower(*arguments).compile(QUICK).cost_analysis()
-  return (found[0] if isinstance(found, list) else found)['flops']
+  return certificate.flops(jax.jit(function, **options).lower(*arguments).compile(certificate.QUICK))
 
 
-def setting(name, strategy, **changes):
-  """(recipe, phase, transformation, abstract state, abstract batch): shapes alone, no array is made."""
+def setting(name, **changes):
+  """(recipe, abstract variables, abstract batch): shapes alone, no array is made."""
   module = pretrained.build(catalog.variant(name), CLASSES, dropout=0.2)
   side = getattr(module.backbone.config, 'size', PIXELS)
   recipe = step.Recipe(
     module, Classification(CLASSES, label_smoothing=0.1), Preprocess(size=side, crop=1.0), ema=0.99, **changes
   )
-  phase = catalog.strategy(strategy).phases(module.backbone.names)[0]
-  variables = pretrained.abstract(module)
-  tx = optimizer.Optimizer('adamw', clip_norm=1.0).build(phase, 100, state.split(variables['params'], phase)[0])
-  abstract = jax.eval_shape(lambda variables: state.create(variables, phase, tx, seed=0, ema=True), variables)
-  batch = {
-    'image': jax.ShapeDtypeStruct((BATCH, side, side, 3), jnp.uint8),
-    'label': jax.ShapeDtypeStruct((BATCH,), jnp.int32),
-    'mask': jax.ShapeDtypeStruct((BATCH,), bool),
-    'aspect': jax.ShapeDtypeStruct((BATCH,), jnp.float32),
-  }
-  return recipe, phase, tx, abstract, batch
+  return recipe, pretrained.abstract(module), certificate.example_batch(BATCH, side)
 
 
-def train_flops(name, strategy, **changes):
+def first_phase(recipe, strategy):
+  return catalog.strategy(strategy).phases(recipe.model.backbone.names)[0]
+
+
+def train_cost(name, strategy, **changes):
   """Of the trainer's own step: clipped AdamW, gradient norm, moving average."""
-  recipe, phase, tx, abstract, batch = setting(name, strategy, **changes)
-  return flops(step.train_step(recipe, phase, tx), abstract, batch, donate_argnums=0)
+  recipe, variables, batch = setting(name, **changes)
+  return certificate.train_cost(recipe, first_phase(recipe, strategy), OPTIMIZER, variables, batch)
 
 
 @pytest.fixture(scope='module', params=MODELS)
@@ -57,10 +53,7 @@ def forward(request):
 
 
 def forward_flops(name):
-  """Of an evaluation pass over the same batch of uint8 pixels."""
-  recipe, _, _, abstract, batch = setting(name, 'linear_probe')
-  evaluate = lambda variables, images: recipe.model.apply(variables, recipe.inputs(augment.to_float(images)))
-  return flops(evaluate, abstract.variables, batch['image'])
+  return certificate.forward_flops(*setting(name))
 
 
 def counted_iterations():
@@ -73,7 +66,7 @@ def counted_iterations():
 
 def test_a_probe_costs_a_forward_pass(forward):
   name, reference = forward
-  ratio = train_flops(name, 'linear_probe') / reference
+  ratio = train_cost(name, 'linear_probe').flops / reference
   print(f'{name}: forward {reference:.4g} FLOPs, linear probe {ratio:.4f}')
   assert 0.9 < ratio <= 1.05
 
@@ -89,7 +82,9 @@ def test_micro_batches_cost_no_more(forward):
   # The scan's body, half the batch, may be counted once; all of the step times what is missing bounds the true cost
   # from above, because it also repeats what is outside the scan.
   missing = 2 / counted_iterations()
-  ratio = missing * train_flops(name, 'linear_probe', micro_batches=2) / reference
+  recipe, variables, batch = setting(name, micro_batches=2)
+  program, _ = certificate.train_program(recipe, first_phase(recipe, 'linear_probe'), OPTIMIZER, variables, batch)
+  ratio = missing * certificate.flops(program) / reference
   print(f'{name}: linear probe in two micro-batches {ratio:.4f} (counted {2 / missing:.0f} of 2)')
   assert 0.9 < ratio <= 1.05
 
@@ -97,15 +92,65 @@ def test_micro_batches_cost_no_more(forward):
 def test_full_fine_tuning_costs_far_more(forward):
   """So the bound above can fail."""
   name, reference = forward
-  ratio = train_flops(name, 'full') / reference
+  ratio = train_cost(name, 'full').flops / reference
   print(f'{name}: full {ratio:.3f}')
   assert ratio >= 2.5
+
+
+@pytest.mark.parametrize('name', ['efficientnet_test', 'resnet_test', 'vit_test'])
+def test_partial_costs_the_forward_and_the_backward_of_the_suffix(name):
+  """The reference is put together from a prefix and a suffix that share nothing with the trainer's step."""
+  (recipe, variables, _), learning = setting(name), 2
+  batch = certificate.example_batch(64, recipe.preprocess.size)  # or the optimizer, whose cost no batch changes, shows
+  names, phase = recipe.model.backbone.names, first_phase(recipe, f'partial:{learning}')
+  boundary, images = names[-learning - 1], batch['image']
+  inside = {collection: tree['backbone'] for collection, tree in variables.items()}
+
+  def prefix(inside, images):
+    return recipe.model.backbone.apply(inside, recipe.inputs(augment.to_float(images)), stop=boundary)[boundary]
+
+  def suffix(params, others, x, labels):
+    features, _ = recipe.model.backbone.apply(
+      {**others, 'params': params['backbone']}, x, train=True, start=boundary, mutable=['batch_stats']
+    )
+    pooled = recipe.model.backbone.pool(features[names[-1]])
+    logits = recipe.model.head.apply({'params': params['head']}, pooled)
+    return recipe.task.losses(logits, jax.nn.one_hot(labels, CLASSES)).mean()
+
+  others = {name: tree for name, tree in inside.items() if name != 'params'}
+  x = jax.eval_shape(prefix, inside, images)
+  trainable, _ = state.split(variables['params'], phase)
+  expected = flops(prefix, inside, images) + flops(jax.value_and_grad(suffix), trainable, others, x, batch['label'])
+  ratio = certificate.train_cost(recipe, phase, OPTIMIZER, variables, batch).flops / expected
+  print(f'{name}: partial:{learning} {ratio:.4f} of forward and backward of the suffix')
+  assert 0.95 < ratio < 1.05
+
+
+@pytest.mark.parametrize(
+  'name, strategy', [('resnet_test', 'linear_probe'), ('vit_test', 'partial:1'), ('vit_test', 'full')]
+)
+def test_devices_exchange_gradients_of_what_learns_alone(name, strategy):
+  """No batch norm is in training mode in these; the 12 bytes are the loss, the accuracy and the count."""
+  done = tlx_command('cost', '--model', name, '--strategy', strategy, '--devices', 4, '--num-classes', 5, '--json')
+  found = json.loads(done.stdout)
+  assert found['devices'] == 4
+  assert found['allreduce_bytes'] == 4 * found['trainable_parameters'] + 12
+
+
+def test_what_is_kept_for_the_backward_pass_belongs_to_what_learns():
+  probe, last, full = (
+    train_cost('resnet_test', name).activation_bytes for name in ('linear_probe', 'partial:1', 'full')
+  )
+  assert probe < 0.01 * last < 0.01 * full
 
 
 @pytest.mark.parametrize('name', [*MODELS, *OTHERS])
 @pytest.mark.parametrize('strategy', ['linear_probe', 'partial:1', 'full'])
 def test_optimizer_state_is_of_what_learns(name, strategy):
-  _, phase, _, abstract, _ = setting(name, strategy)
+  recipe, variables, _ = setting(name)
+  phase = first_phase(recipe, strategy)
+  tx = OPTIMIZER.build(phase, 100, state.split(variables['params'], phase)[0])
+  abstract = jax.eval_shape(lambda variables: state.create(variables, phase, tx, seed=0, ema=True), variables)
   trainable, frozen = state.split(abstract.params, phase)
   counters = [x for x in jax.tree.leaves(abstract.opt_state) if not x.shape]
   moments = trees.size_in_bytes(abstract.opt_state) - trees.size_in_bytes(counters)

@@ -49,27 +49,12 @@ def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -
     trainable, frozen = split(state.params, phase)
     micro = _split_batch(_prepare(recipe, augment_key, batch), recipe.micro_batches)
     total = _over_devices(batch['mask'].sum())
-
-    def losses(trainable: Params, batch_stats: Params, part: Batch, key: jax.Array):
-      variables = {'params': trees.merge(frozen, trainable), 'batch_stats': batch_stats}
-      logits, changed = recipe.model.apply(
-        variables,
-        recipe.inputs(part['image']),
-        train=frozenset(phase.rates),
-        rngs={'dropout': key},
-        mutable=['batch_stats', 'aux'],
-      )
-      each = recipe.task.losses(logits, part['target'])
-      for side in jax.tree.leaves(changed.get('aux', {})):  # a second head inside the backbone
-        each = each + AUX_WEIGHT * recipe.task.losses(side, part['target'])
-      loss = jnp.where(part['mask'], each, 0).sum() / jnp.maximum(total, 1)
-      correct = (part['mask'] & (logits.argmax(-1) == part['label'])).sum() / jnp.maximum(total, 1)
-      return loss, ({**batch_stats, **changed.get('batch_stats', {})}, correct)
+    losses = loss_function(recipe, phase, frozen)
 
     def accumulate(carry, part_and_key):
       grads, batch_stats, loss, correct = carry
       (part_loss, (batch_stats, part_correct)), part_grads = jax.value_and_grad(losses, has_aux=True)(
-        trainable, batch_stats, *part_and_key
+        trainable, batch_stats, *part_and_key, total
       )
       return (jax.tree.map(jnp.add, grads, part_grads), batch_stats, loss + part_loss, correct + part_correct), None
 
@@ -90,6 +75,30 @@ def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -
     return state, {'loss': loss, 'accuracy': accuracy, 'grad_norm': optax.global_norm(grads), 'count': total}
 
   return step
+
+
+def loss_function(recipe: Recipe, phase: Phase, frozen: Params) -> Callable:
+  """(trainable, batch_stats, part, key, total) -> (loss, (batch_stats, accuracy)), both shares of `total` examples.
+
+  part: image float [b, s, s, 3] in [0, 1], target float32 [b, k], label int32 [b], mask bool [b].
+  """
+
+  def losses(trainable: Params, batch_stats: Params, part: Batch, key: jax.Array, total: Any):
+    logits, changed = recipe.model.apply(
+      {'params': trees.merge(frozen, trainable), 'batch_stats': batch_stats},
+      recipe.inputs(part['image']),
+      train=frozenset(phase.rates),
+      rngs={'dropout': key},
+      mutable=['batch_stats', 'aux'],
+    )
+    each = recipe.task.losses(logits, part['target'])
+    for side in jax.tree.leaves(changed.get('aux', {})):  # a second head inside the backbone
+      each = each + AUX_WEIGHT * recipe.task.losses(side, part['target'])
+    loss = jnp.where(part['mask'], each, 0).sum() / jnp.maximum(total, 1)
+    correct = (part['mask'] & (logits.argmax(-1) == part['label'])).sum() / jnp.maximum(total, 1)
+    return loss, ({**batch_stats, **changed.get('batch_stats', {})}, correct)
+
+  return losses
 
 
 def eval_step(recipe: Recipe) -> Callable:

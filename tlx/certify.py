@@ -1,0 +1,78 @@
+"""`tlx cost`: what a strategy costs on a model, beside the forward pass and full fine-tuning; nothing is trained."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tlx import catalog, pretrained, trees
+from tlx.cost import certificate
+from tlx.tasks import classification
+from tlx.train import optimizer
+from tlx.train.step import Recipe
+from tlx.types import Preprocess, UsageError
+
+OF_THE_COSTLIEST = ('flops', 'peak_bytes', 'optimizer_bytes', 'allreduce_bytes', 'activation_bytes')
+
+
+def certify(
+  model: str = 'efficientnet_lite0',
+  strategy: str = 'lp_ft',
+  *,
+  batch_size: int = 32,
+  image_size: int | None = None,
+  num_classes: int = 1000,
+  dtype: str = 'float32',
+  micro_batches: int = 1,
+  optimizer_name: str = 'adamw',
+) -> dict[str, Any]:
+  """What `tlx cost --json` prints: of one device of all that JAX has, for the costliest phase and for each.
+
+  Clipping, norm logging and the NaN check are in the step, as in `tlx finetune`; augmentation is not. image_size: in
+  pixels, the model's own by default. Raises UsageError for a misspelt model or strategy and for sizes that do not fit.
+  """
+  chosen, full = catalog.strategy(strategy), catalog.strategy('full')
+  _check(batch_size, micro_batches, num_classes, image_size)
+  found = pretrained.resolve(model)
+  asked = pretrained.Asked(num_classes, image_size, None, 0.0, 0.0)
+  module, size = pretrained.build(asked.variant(found.variant), num_classes), asked.preprocess(found).size
+  variables = pretrained.abstract(module)
+  recipe = Recipe(
+    module,
+    classification.Classification(num_classes),
+    Preprocess(size=size, crop=1.0),
+    dtype=jnp.dtype(dtype),
+    micro_batches=micro_batches,
+  )
+  batch, rates = certificate.example_batch(batch_size, size), optimizer.Optimizer(optimizer_name)
+  cost = lambda phase: certificate.train_cost(recipe, phase, rates, variables, batch)
+  names = module.backbone.names
+  phases = {phase.name: cost(phase) for phase in chosen.phases(names)}
+  whole = cost(full.phases(names)[0]) if strategy != 'full' else next(iter(phases.values()))
+  return {
+    'model': model,
+    'strategy': strategy,
+    'batch_size': batch_size,
+    'image_size': size,
+    'dtype': dtype,
+    'platform': jax.default_backend(),
+    'devices': jax.device_count(),
+    **{name: max(getattr(found, name) for found in phases.values()) for name in OF_THE_COSTLIEST},
+    'trainable_parameters': max(found.trainable_parameters for found in phases.values()),
+    'parameters': trees.count(variables['params']),
+    'forward_flops': certificate.forward_flops(recipe, variables, batch),
+    'full_flops': whole.flops,
+    'phases': {name: found._asdict() for name, found in phases.items()},
+    'full': whole._asdict(),
+  }
+
+
+def _check(batch_size: int, micro_batches: int, num_classes: int, image_size: int | None) -> None:
+  given = {'--batch-size': batch_size, '--micro-batches': micro_batches, '--num-classes': num_classes}
+  given |= {'--image-size': image_size} if image_size is not None else {}
+  problems = [f'{name} {value}: must be above 0' for name, value in given.items() if value < 1]
+  parts = micro_batches * jax.device_count()
+  if not problems and batch_size % parts:
+    problems = [f'--batch-size {batch_size} does not divide into {parts} parts (micro-batches x devices)']
+  if problems:
+    raise UsageError('\n'.join(problems))

@@ -1,0 +1,159 @@
+"""The cost certificate: what one training step costs, read off the compiled program, which never runs.
+
+Numbers are of one device. FLOPs, memory and all-reduces are the compiler's own; what is kept for the backward pass is
+counted in the program that the compiler is given, which may yet compute some of it twice instead.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from tlx import trees
+from tlx.data import augment
+from tlx.train import optimizer, placement, state
+from tlx.train.step import Recipe, loss_function, train_step
+from tlx.types import Batch, Phase, Variables
+
+# On a CPU, XLA's passes decide what is computed and kept; LLVM, which only makes it fast, is most of the wait.
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+
+
+class Cost(NamedTuple):
+  """Of one training step on one device."""
+
+  flops: float
+  peak_bytes: int  # everything alive at once: state, batch, activations, scratch
+  optimizer_bytes: int
+  allreduce_bytes: int
+  activation_bytes: int  # kept from the forward for the backward pass, of one micro-batch
+  trainable_parameters: int
+
+
+def train_cost(recipe: Recipe, phase: Phase, rates: optimizer.Optimizer, variables: Variables, batch: Batch) -> Cost:
+  """Of the trainer's own step in one phase, over all devices.
+
+  variables, batch: arrays or jax.ShapeDtypeStruct; the batch is the global one, as `step.train_step` takes it.
+  """
+  program, start = train_program(recipe, phase, rates, variables, batch)
+  whole = program
+  if recipe.micro_batches > 1:  # a loop, whose body the compiler may count once
+    whole, _ = train_program(dataclasses.replace(recipe, micro_batches=1), phase, rates, variables, batch)
+  trainable, _ = state.split(start.params, phase)
+  examples = batch['label'].shape[0] // (recipe.micro_batches * jax.device_count())
+  return Cost(
+    flops=flops(whole),
+    peak_bytes=peak_bytes(program),
+    optimizer_bytes=trees.size_in_bytes(start.opt_state),
+    allreduce_bytes=allreduce_bytes(program),
+    activation_bytes=_activation_bytes(recipe, phase, start, examples),
+    trainable_parameters=trees.count(trainable),
+  )
+
+
+def train_program(recipe: Recipe, phase: Phase, rates: optimizer.Optimizer, variables: Variables, batch: Batch):
+  """(the compiled step, the shapes of the state that it takes)."""
+  variables, batch = jax.tree.map(_shape, (dict(variables), batch))
+  tx = rates.build(phase, 100, state.split(variables['params'], phase)[0])
+  begin = lambda variables: state.create(variables, phase, tx, seed=0, ema=recipe.ema > 0)
+  start = jax.eval_shape(begin, variables)
+  return compiled(train_step(recipe, phase, tx), (start, batch), donate=True), start
+
+
+def forward_flops(recipe: Recipe, variables: Variables, batch: Batch) -> float:
+  """Of an evaluation pass over the same batch."""
+  variables, images = jax.tree.map(_shape, (dict(variables), batch['image']))
+  image = jax.ShapeDtypeStruct((images.shape[0], *_pixels(recipe)), images.dtype)
+  forward = lambda variables, images: recipe.model.apply(variables, recipe.inputs(augment.to_float(images)))
+  return flops(compiled(forward, (variables, image)))
+
+
+def example_batch(count: int, size: int) -> Batch:
+  """Shapes of a training batch of `count` images [size, size, 3]."""
+  return {
+    'image': jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8),
+    'label': jax.ShapeDtypeStruct((count,), jnp.int32),
+    'mask': jax.ShapeDtypeStruct((count,), bool),
+    'aspect': jax.ShapeDtypeStruct((count,), jnp.float32),
+  }
+
+
+def compiled(function: Callable, arguments: Sequence[Any], donate: bool = False) -> jax.stages.Compiled:
+  """The program for all devices: the first argument whole on each, the second spread over them."""
+  place = placement.Jit(tuple(jax.devices()))
+  jitted = jax.jit(
+    function, in_shardings=(place.whole, place.spread), out_shardings=place.whole, donate_argnums=0 if donate else ()
+  )
+  return jitted.lower(*arguments).compile(QUICK if jax.default_backend() == 'cpu' else None)
+
+
+def flops(program: jax.stages.Compiled) -> float:
+  """The compiler's count; the body of a loop counts once on some platforms."""
+  found = program.cost_analysis()
+  return (found[0] if isinstance(found, list) else found)['flops']
+
+
+def peak_bytes(program: jax.stages.Compiled) -> int:
+  """Arguments, results that reuse none of them, and temporaries."""
+  memory = program.memory_analysis()
+  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
+
+
+def allreduce_bytes(program: jax.stages.Compiled) -> int:
+  """Bytes that every device gives to all-reduces, by the program's text."""
+  shapes = re.findall(r'= (.*?) all-reduce(?:-start)?\(', program.as_text())
+  return sum(_bytes(*array) for shape in shapes for array in re.findall(r'([a-z]+\d*)\w*\[([\d,]*)\]', shape))
+
+
+def kept_bytes(loss: Callable, *arguments: Any) -> int:
+  """What the forward pass of `loss` (a function with an auxiliary output) keeps for its gradient in argument 0.
+
+  Arguments that are kept as they are, such as kernels, lie in memory anyway and do not count.
+  """
+
+  def residuals(first, *rest):
+    return jax.vjp(lambda x: loss(x, *rest), first, has_aux=True)[1]
+
+  jaxpr = jax.make_jaxpr(residuals)(*arguments).jaxpr
+  given = {id(v) for v in (*jaxpr.invars, *jaxpr.constvars)}
+  kept = {id(v): v.aval for v in jaxpr.outvars if not isinstance(v, Literal) and id(v) not in given}
+  return sum(aval.size * aval.dtype.itemsize for aval in kept.values())
+
+
+def _activation_bytes(recipe: Recipe, phase: Phase, start: state.TrainState, examples: int) -> int:
+  """Of one micro-batch of that many examples."""
+  trainable, frozen = state.split(start.params, phase)
+  part = {
+    'image': jax.ShapeDtypeStruct((examples, *_pixels(recipe)), jnp.float32),
+    'target': jax.ShapeDtypeStruct((examples, recipe.model.head.num_classes), jnp.float32),
+    'label': jax.ShapeDtypeStruct((examples,), jnp.int32),
+    'mask': jax.ShapeDtypeStruct((examples,), bool),
+  }
+
+  def loss(trainable, frozen, batch_stats, part, key):
+    return loss_function(recipe, phase, frozen)(trainable, batch_stats, part, key, examples)
+
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return kept_bytes(loss, trainable, frozen, start.batch_stats, part, key)
+
+
+def _pixels(recipe: Recipe) -> tuple[int, int, int]:
+  return recipe.preprocess.size, recipe.preprocess.size, 3
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _bytes(dtype: str, dimensions: str) -> int:
+  """('bf16', '1280,5') -> 12,800."""
+  bits = int(re.sub(r'\D', '', dtype) or 8)
+  size = max(1, bits // 8)
+  for dimension in filter(None, dimensions.split(',')):
+    size *= int(dimension)
+  return size
