@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -152,30 +151,29 @@ def prepare(experiment: Experiment, show: console.Console) -> Prepared:
   place = placement.make(experiment.compile)
   options.check(experiment)
   from_pretrained = getattr(strategy, 'pretrained', True)
-  pretrained.resolve(experiment.model)  # a misspelt model is found before a data set is read
+  found = pretrained.resolve(experiment.model)  # a misspelt model is found before a data set is read
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)
-  load = partial(
-    pretrained.load,
-    experiment.model,
-    weights=experiment.weights,
-    num_classes=len(data.info.class_names),
-    pretrained=from_pretrained,
-    dropout=experiment.dropout,
-    drop_path=experiment.drop_path,
-    seed=experiment.seed,
-  )
-  loaded = load()
-  phases = strategy.phases(loaded.module.backbone.names)
-  facts = options.Facts(data.info, loaded.preprocess, phases, from_pretrained)
+  if from_pretrained:
+    found = pretrained.locate(found, experiment.weights)
+  # All that the defaults depend on is known before the weights, which are read once, at the size that was chosen.
+  phases = strategy.phases([layer.name for layer in found.variant.config.layers()])
+  facts = options.Facts(data.info, found.preprocess, phases, from_pretrained)
   experiment, why = options.resolve(
     dataclasses.replace(experiment, out=experiment.out or record.folder_name(experiment)), facts
   )
   show.defaults(why)
-  if experiment.image_size != loaded.preprocess.size:
-    loaded = load(image_size=experiment.image_size)
-  loaded = loaded._replace(class_names=data.info.class_names)
   options.check_batch(experiment, jax.device_count())
+  loaded = pretrained.load(
+    found,
+    num_classes=len(data.info.class_names),
+    image_size=experiment.image_size,
+    pretrained=from_pretrained,
+    dropout=experiment.dropout,
+    drop_path=experiment.drop_path,
+    seed=experiment.seed,
+  )._replace(class_names=data.info.class_names)
+  phases = strategy.phases(loaded.module.backbone.names)  # weights of one variant are published with and without `aux`
   steps = schedules.steps(experiment.epochs, facts.examples, experiment.batch_size)
   return Prepared(experiment, why, data, loaded, phases, place, steps)
 
@@ -300,14 +298,7 @@ def _finish(prepared: Prepared, trained: Pretrained, outcome, evaluations, out: 
     metrics['test'] = _numbers(evaluator(prepared, 'test')(variables).summary())
   if jax.process_index() == 0:
     _write_evaluation(prepared, evaluation, out)
-    pretrained.save(
-      out / 'model',
-      trained.module,
-      trained.variables,
-      source=trained.source,
-      preprocess=trained.preprocess,
-      class_names=trained.class_names,
-    )
+    pretrained.export(out / 'model', trained)
     folder.write_json(out / 'result.json', metrics)
     page.write_report(out)
   return metrics

@@ -122,15 +122,7 @@ def export(run: Path, out: Path, layout: str | None = None) -> Path:
   model = load_run(run)
   if blocked := next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), None):
     raise UsageError(f'--out {out}: {blocked} is a file; choose a folder')
-  return pretrained.save(
-    out,
-    model.module,
-    model.variables,
-    source=model.source,
-    preprocess=model.preprocess,
-    class_names=model.class_names,
-    layout=layout,
-  )
+  return pretrained.export(out, model, layout)
 
 
 def model_table(

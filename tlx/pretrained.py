@@ -18,16 +18,24 @@ from tlx.weights import records, rules
 
 
 class Found(NamedTuple):
-  """What a name turned out to be."""
+  """What a name turned out to be; none of its weights is read yet."""
 
   variant: catalog.Variant
   folder: Path | None  # of a folder or a hub id
   config: Mapping[str, Any]  # its config.json
   processor: Mapping[str, Any]  # its preprocessor_config.json
+  location: str = ''  # of the weights, once `locate` has seen to them
+  path: Path | None = None  # the same on this machine
+
+  @property
+  def preprocess(self) -> Preprocess:
+    """What the model expects of its input unless another size is asked for."""
+    record = _preprocess(self.config, self.processor, self.variant)
+    return record._replace(size=getattr(self.variant.config, 'size', None) or record.size)
 
 
 def load(
-  name: str,
+  name: str | Found,
   *,
   weights: str | None = None,
   num_classes: int | None = None,
@@ -42,7 +50,7 @@ def load(
 
   Args:
     name: a variant (`tlx.list_models()`), or a folder or 'hf-hub:OWNER/NAME' with config.json and weights, in timm's
-      layout or in transformers'.
+      layout or in transformers'; or what `resolve` or `locate` made of one, so that nothing is looked up twice.
     weights: a file, URL or folder to take the weights from instead of the variant's published ones.
     num_classes: None keeps the checkpoint's head; another number puts a fresh head (zeros) in its place; 0 leaves none.
     image_size: pixels; None keeps the checkpoint's. Position tables are resampled to it.
@@ -52,18 +60,11 @@ def load(
   Raises: UsageError for an unknown name; WeightMismatchError listing everything that does not fit; TlxError if no
     weights can be had.
   """
-  found = resolve(name)
+  found = resolve(name) if not isinstance(name, Found) else name
   ask = Asked(num_classes, image_size, in_channels, dropout, drop_path)
-  checkpoint = found.variant.checkpoint
   if not pretrained:
     return _random(found, ask, seed)
-  location = weights or (str(found.folder) if found.folder else None) or (checkpoint and checkpoint.location)
-  if location is None:
-    raise TlxError(
-      f'{found.variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), '
-      'or start from random ones with pretrained=False (--strategy scratch)'
-    )
-  return _read(found, location, ask)
+  return _read(found if found.path and not weights else locate(found, weights), ask)
 
 
 def save(
@@ -85,9 +86,8 @@ def save(
   variant = catalog.of_config(module.backbone.config, source and source.variant)
   source = source or Source(variant.name)
   layout, table = _layout_to_write(variant, module, variables, source, layout)
-  tensors = rules.write(jax.device_get(variables), table, source.dropped if source.layout == layout else {})
-  if source.layout == layout:
-    tensors = {name: _narrowed(tensor, source.dtypes.get(name)) for name, tensor in tensors.items()}
+  kept = (source.dropped, source.dtypes) if source.layout == layout else ({}, {})
+  tensors = rules.write(jax.device_get(variables), table, *kept)
   config, processor = _records(variant, module, source, preprocess, class_names, layout)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -98,14 +98,15 @@ def save(
   return folder
 
 
+def export(folder: str | Path, model: Pretrained, layout: str | None = None) -> Path:
+  """`save` of all that `load` returned, trained or not."""
+  about = {'source': model.source, 'preprocess': model.preprocess, 'class_names': model.class_names}
+  return save(folder, model.module, model.variables, layout=layout, **about)
+
+
 def features(module: TransferModel, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
   """{layer name: its output} in order, and 'pooled' [b, d]; images float [b, h, w, 3], already normalised."""
   return module.apply(variables, images, method='features')
-
-
-def imagenet_classes() -> tuple[str, ...]:
-  """The 1,000 classes of ImageNet-1k in the order of their ids."""
-  return tuple((Path(__file__).parent / 'weights' / 'imagenet_classes.txt').read_text().splitlines())
 
 
 def abstract(module: TransferModel, channels: int = 3) -> Variables:
@@ -136,6 +137,27 @@ def resolve(name: str) -> Found:
   return Found(_described(config), folder, config, weights.read_processor(folder))
 
 
+def locate(found: Found, weights_at: str | None = None) -> Found:
+  """The same with its weights on this machine, and with the records that a named variant's repository has beside them.
+
+  weights_at: as `weights` of `load`. Raises: TlxError if no weights can be had.
+  """
+  checkpoint, config, processor = found.variant.checkpoint, found.config, found.processor
+  if found.folder and not weights_at:
+    return found._replace(location=str(found.folder), path=found.folder)
+  location = weights_at or (checkpoint and checkpoint.location)
+  if location is None:
+    raise TlxError(
+      f'{found.variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), '
+      'or start from random ones with pretrained=False (--strategy scratch)'
+    )
+  record = checkpoint if checkpoint and location == checkpoint.location else None
+  path = weights.fetch(location, revision=record and record.revision, sha256=record and record.sha256)
+  if record and not config and location.startswith('hf-hub:'):
+    config, processor = weights.read_config(path), weights.read_processor(path)
+  return Found(found.variant, found.folder, config, processor, location, path)
+
+
 def build(variant: catalog.Variant, num_classes: int, dropout: float = 0.0, drop_path: float = 0.0) -> TransferModel:
   """The module of a variant, without weights; num_classes = 0 leaves out the head."""
   config = variant.config
@@ -157,10 +179,10 @@ class Asked(NamedTuple):
   def channels(self, config: Mapping[str, Any]) -> int:
     return self.in_channels or records.channels(config)
 
-  def preprocess(self, record: Preprocess, variant: catalog.Variant, channels: int) -> Preprocess:
+  def preprocess(self, found: Found) -> Preprocess:
     """The checkpoint's record for this size and number of channels."""
-    size = self.image_size or getattr(variant.config, 'size', None) or record.size
-    return record._replace(size=size, mean=_per_channel(record.mean, channels), std=_per_channel(record.std, channels))
+    record, channels = found.preprocess, self.channels(found.config)
+    return records.for_channels(record._replace(size=self.image_size or record.size), channels)
 
   def variant(self, variant: catalog.Variant) -> catalog.Variant:
     if self.image_size is None or not hasattr(variant.config, 'size'):
@@ -170,8 +192,8 @@ class Asked(NamedTuple):
 
 def _random(found: Found, ask: Asked, seed: int) -> Pretrained:
   """Random weights for the same model that the published ones belong to, so that the two compare."""
-  variant, record = found.variant, _preprocess(found.config, found.processor, found.variant)
-  if variant.checkpoint:
+  variant = found.variant
+  if variant.checkpoint and variant.checkpoint.variant != variant.name:
     variant = catalog.variant(variant.checkpoint.variant)
   variant, channels = ask.variant(variant), ask.channels(found.config)
   module = build(variant, 1000 if ask.num_classes is None else ask.num_classes, ask.dropout, ask.drop_path)
@@ -179,23 +201,18 @@ def _random(found: Found, ask: Asked, seed: int) -> Pretrained:
   return Pretrained(
     module,
     variables,
-    ask.preprocess(record, variant, channels),
+    ask.preprocess(found),
     (),
     Source(variant.name, config=found.config if 'architecture' in found.config else {}),
   )
 
 
-def _read(found: Found, location: str, ask: Asked) -> Pretrained:
-  asked, config, processor = found.variant, found.config, found.processor
-  where = f'{location} -> {asked.name}'
-  record = asked.checkpoint if asked.checkpoint and location == asked.checkpoint.location else None
-  path = weights.fetch(location, revision=record and record.revision, sha256=record and record.sha256)
-  tensors = weights.read_tensors(path)
-  if record and not config and location.startswith('hf-hub:'):
-    config, processor = weights.read_config(path), weights.read_processor(path)
+def _read(found: Found, ask: Asked) -> Pretrained:
+  asked, config = found.variant, found.config
+  where = f'{found.location} -> {asked.name}'
+  tensors = weights.read_tensors(found.path)
   layout, variant = _layout(asked, tensors, where)
   variant = _as_stored(variant, layout, tensors)
-  preprocess = _preprocess(config, processor, asked)
   variant, channels = ask.variant(variant), ask.channels(config)
   table = tuple(variant.family.LAYOUTS[layout](variant.config))
   classes = _classes(table, tensors)
@@ -205,15 +222,15 @@ def _read(found: Found, location: str, ask: Asked) -> Pretrained:
   return Pretrained(
     module,
     jax.tree.map(jnp.asarray, variables),
-    ask.preprocess(preprocess, variant, channels),
-    () if fresh else _class_names(config, module.head.num_classes),
+    ask.preprocess(found),
+    () if fresh else records.names_of_classes(config, module.head.num_classes),
     Source(
       variant.name,
       layout,
-      location,
+      found.location,
       asked.checkpoint.license if asked.checkpoint else 'unknown',
       config,
-      processor,
+      found.processor,
       dropped,
       {name: tensor.dtype.name for name, tensor in tensors.items() if tensor.dtype != np.float32},
     ),
@@ -244,7 +261,7 @@ def _blank(like: Variables, fresh: str | None) -> Variables:
 
 def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:
   """The layout whose names the tensors share most, and the variant that weights of this layout belong to."""
-  tables = {name: tuple(layout(variant.config)) for name, layout in variant.family.LAYOUTS.items()}
+  tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
   wanted = {name: [rule.source for rule in table if rule.target] for name, table in tables.items()}
   shared = {name: sum(source in tensors for source in sources) for name, sources in wanted.items()}
   best = max(shared, key=shared.get)
@@ -271,29 +288,33 @@ def _as_stored(variant: catalog.Variant, layout: str, tensors: Mapping[str, np.n
 
 
 def _layout_to_write(variant, module, variables, source: Source, asked: str | None) -> tuple[str, Sequence[rules.Rule]]:
-  """The layout asked for, else the source's own where a folder can hold it and it has a name for every leaf."""
-  layouts = variant.family.LAYOUTS
-  if asked is not None and asked not in layouts:
-    raise UsageError(f'{variant.name} cannot be written as {asked!r}; it can as {", ".join(layouts)}')
-  if asked and asked.startswith('transformers') and source.layout != asked:
-    raise UsageError(
-      f"only a checkpoint that came in transformers' layout is written as {asked!r}; this came as {source.layout!r}"
-    )
-  own = source.layout if source.layout.startswith('transformers') and source.config else 'timm'
+  """The layout asked for, else the source's own where a folder can hold it and it has a name for every leaf.
+
+  Raises UsageError where what reads that layout would not get this network back.
+  """
+  tables, refused = rules.tables(variant.family.LAYOUTS, module.backbone.config)
+  refused |= {name: reason for name in tables if (reason := _foreign(variant, source, name))}
+  can = [name for name in tables if name not in refused]
+  own = [source.layout] if source.layout.startswith('transformers') else []
+  choices = [name for name in ([asked] if asked else [*own, 'timm']) if name in can]
+  if not choices:
+    reason = refused.get(asked or 'timm', 'its family has no such layout')
+    instead = f'it can as {", ".join(can)}' if can else 'pass the source that it was loaded with'
+    raise UsageError(f'{variant.name} cannot be written as {asked or "timm"!r}: {reason}; {instead}')
   leaves = trees.flatten(variables).keys()
-  for name in (asked,) if asked else (own, 'timm'):
-    table = tuple(layouts[name](module.backbone.config))
-    if leaves <= rules.by_target(table).keys():
-      break
-  return name, table
+  name = next((name for name in choices if leaves <= rules.by_target(tables[name]).keys()), choices[-1])
+  return name, tables[name]
 
 
-def _narrowed(tensor: np.ndarray, dtype: str | None) -> np.ndarray:
-  """The tensor in the source's dtype, where no value changes by that."""
-  if dtype is None or tensor.dtype == np.dtype(dtype):
-    return tensor
-  narrow = tensor.astype(np.dtype(dtype))
-  return narrow if np.array_equal(narrow.astype(tensor.dtype), tensor) else tensor
+def _foreign(variant: catalog.Variant, source: Source, layout: str) -> str:
+  """Why a layout, which has names for this network, would make another of it; '' where it would not."""
+  if layout.startswith('transformers'):
+    same = source.layout == layout and 'model_type' in source.config
+    return '' if same else "transformers' config.json is kept, not made, and this came without"
+  if variant.name not in catalog.variants():
+    return 'it is none of the variants, so that config.json cannot name it'
+  owner = getattr(variant.family, 'LAYOUT_VARIANTS', {}).get(layout, str)(variant.name)
+  return '' if owner == variant.name else f'weights in it are read as {owner}, with another padding or epsilon'
 
 
 def _records(variant, module, source: Source, preprocess, class_names, layout) -> tuple[dict, dict]:
@@ -324,15 +345,3 @@ def _classes(table: Sequence[rules.Rule], tensors: Mapping[str, np.ndarray]) -> 
 def _preprocess(config, processor, variant: catalog.Variant) -> Preprocess:
   """What the records say, or else the variant's own."""
   return records.preprocess(config, processor, variant.checkpoint.preprocess if variant.checkpoint else Preprocess())
-
-
-def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-  """Of RGB -> of any number of channels: the mean of the three for one, else repeated in turn."""
-  if len(values) == channels:
-    return values
-  return (sum(values) / len(values),) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))
-
-
-def _class_names(config: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-  names = records.class_names(config)
-  return names if len(names) == num_classes else imagenet_classes() if num_classes == 1000 else ()

@@ -1,17 +1,19 @@
 """Every family keeps the one idea: an ordered list of named layers, and one table of weights for both directions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomised
+from tiny import NAMES as TINY
+from tiny import built
 
 import tlx
-from tlx import catalog, labels, pretrained, trees
+from tlx import catalog, console, experiment, labels, pretrained, trees, weights
 from tlx.types import Source, UsageError
-from tlx.weights import rules
+from tlx.weights import records, rules
 
-TINY = [name for name in catalog.variants() if name.endswith('_test')]
 OFTEN = ('efficientnet_test', 'resnet_test', 'vit_test')
 IMAGES = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
@@ -26,15 +28,6 @@ def model(request):
   return built(request.param)
 
 
-def built(name):
-  """The variant with five classes, every tensor random."""
-  variant = catalog.variant(name)
-  module = pretrained.build(variant, 5)
-  preprocess = tlx.Preprocess(getattr(variant.config, 'size', 64), 1.0)
-  variables = jax.tree.map(jnp.asarray, randomised(pretrained.abstract(module)))
-  return tlx.Pretrained(module, variables, preprocess, (), Source(variant.name))
-
-
 def test_every_family_has_a_tiny_variant():
   assert {catalog.variant(name).family.__name__.split('.')[-1] for name in TINY} == set(catalog.names('models'))
 
@@ -45,8 +38,9 @@ def test_every_family_has_a_tiny_variant():
 def test_layouts_name_every_leaf_once(name):
   variant = catalog.variant(name)
   like = trees.flatten(pretrained.abstract(pretrained.build(variant, 10)))
-  for layout in variant.family.LAYOUTS.values():
-    table = list(layout(variant.config))
+  tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
+  assert 'timm' in tables
+  for table in tables.values():
     sources = [r.source for r in table]
     assert len(set(sources)) == len(sources)
     assert rules.by_target(table).keys() == like.keys()
@@ -82,11 +76,131 @@ def test_unknown_layer_is_named(model):
 
 def test_write_then_read_gives_the_same_bits(model):
   variant = catalog.variant(model.source.variant)
-  for layout in variant.family.LAYOUTS.values():
-    table = tuple(layout(variant.config))
+  for table in rules.tables(variant.family.LAYOUTS, variant.config)[0].values():
     back, dropped = rules.read(rules.write(model.variables, table), table, model.variables)
     jax.tree.map(np.testing.assert_array_equal, back, model.variables)
     assert not dropped
+
+
+def smallest_with_layouts():
+  """The smallest variant that has a layout which no tiny one of its family has, with the layout."""
+  for family in map(lambda name: catalog.find('models', name), catalog.names('models')):
+    tables = {name: rules.tables(family.LAYOUTS, config)[0] for name, config in family.VARIANTS.items()}
+    for layout in family.LAYOUTS:
+      names = [name for name in tables if layout in tables[name]]
+      if not set(names) & set(TINY):
+        yield min(names, key=lambda name: family.FIGURES[name].parameters), layout
+
+
+@pytest.mark.parametrize('name, layout', list(smallest_with_layouts()))
+def test_layouts_that_no_tiny_variant_has_are_written_and_read(name, layout):
+  variant = catalog.variant(name)
+  like = pretrained.abstract(pretrained.build(variant, 5))
+  flat = {
+    path: np.arange(leaf.size, dtype=np.float32).reshape(leaf.shape) for path, leaf in trees.flatten(like).items()
+  }
+  table = tuple(variant.family.LAYOUTS[layout](variant.config))
+  back, _ = rules.read(rules.write(trees.unflatten(flat), table), table, like)
+  jax.tree.map(np.testing.assert_array_equal, trees.flatten(back), flat)
+
+
+def refusal(name, layout, source=None, folder='never'):
+  """What `tlx.save` says; it must not have begun to write."""
+  module = pretrained.build(catalog.variant(name), 5)
+  with pytest.raises(UsageError) as error:
+    tlx.save(folder, module, {}, source=source, layout=layout)
+  assert '\n' not in str(error.value) and str(error.value).startswith(f'{name} cannot be written as {layout!r}: ')
+  return str(error.value)
+
+
+def test_a_layout_without_such_a_network_says_so(monkeypatch):
+  def torchvision(config):
+    raise rules.NoLayoutError('torchvision has no such vit')
+    yield
+
+  monkeypatch.setitem(catalog.variant('vit_test').family.LAYOUTS, 'torchvision', torchvision)
+  said = refusal('vit_test', 'torchvision')
+  assert said.endswith(': torchvision has no such vit; it can as timm, npz, big_vision')
+  assert refusal('vit_test', 'keras').endswith(': its family has no such layout; it can as timm, npz, big_vision')
+
+
+@pytest.mark.parametrize(
+  'name, layout, lacks',
+  [
+    ('convnextv2_tiny', 'torchvision', 'no ConvNeXt V2'),
+    ('convnext_tiny_hnf', 'facebook', 'only timm has'),
+    ('convnext_large_mlp', 'torchvision', 'only timm has'),
+    ('resnet50d', 'transformers', 'no deep stems'),
+    ('resnext50_32x4d', 'transformers_base', 'groups'),
+    ('efficientnet_lite1', 'torchvision', 'without gates'),
+    ('efficientnet_lite1', 'transformers', 'no EfficientNet-Lite'),
+    ('efficientnetv2_rw_s', 'torchvision', 'without expansion'),
+    ('tf_efficientnetv2_b0', 'torchvision', 'no EfficientNetV2-B0'),
+    ('mobilenetv1_100h', 'keras', 'final convolution'),
+    ('mobilenetv2_110d', 'transformers', 'no deeper'),
+    ('tf_mobilenetv3_large_minimal_100', 'torchvision', 'no minimal'),
+    ('deit3_small_patch16_224', 'transformers_base', 'no DeiT III'),
+    ('deit_base_patch16_224', 'transformers', 'is the distilled one'),
+    ('vit_small_patch14_dinov2', 'transformers_registers', 'with registers'),
+    ('vit_small_patch14_reg4_dinov2', 'transformers_base', 'position apart'),
+    ('swin_s3_tiny_224', 'torchvision', 'one window'),
+    ('swinv2_base_window12to16_192to256', 'torchvision', 'other windows'),
+  ],
+)
+def test_what_a_library_lacks_is_not_written_for_it(name, layout, lacks):
+  assert lacks in refusal(name, layout)
+
+
+def test_no_layout_falls_back_to_the_names_of_timm():
+  same = {('squeezenet', 'torchvision')}  # timm has no SqueezeNet
+  for variant in catalog.variants().values():
+    tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
+    names = {layout: {rule.source for rule in table if rule.target} for layout, table in tables.items()}
+    family = variant.family.__name__.rpartition('.')[-1]
+    assert {(family, layout) for layout in names if layout != 'timm' and names[layout] == names['timm']} <= same
+
+
+@pytest.mark.parametrize(
+  'name, layout, source, expected',
+  [
+    ('vit_test', 'transformers', None, "transformers' config.json is kept, not made"),
+    ('vit_test', 'transformers', Source('vit_test', 'transformers'), "transformers' config.json is kept, not made"),
+    ('tf_efficientnet_b0', 'torchvision', None, 'weights in it are read as efficientnet_b0'),
+    ('efficientnet_b5', 'torchvision', None, 'weights in it are read as tv_efficientnet_b5'),
+    ('mobilenetv1_100', 'keras', None, 'weights in it are read as tf_mobilenetv1_100'),
+  ],
+)
+def test_a_layout_that_would_make_another_network_of_it_says_so(name, layout, source, expected):
+  assert expected in refusal(name, layout, source)
+
+
+def test_a_shape_that_no_variant_has_is_not_written_as_one(tmp_path):
+  config = dataclasses.replace(catalog.variant('vit_test').config, depth=3)
+  module = pretrained.build(catalog.variant('vit_test')._replace(config=config), 5)
+  with pytest.raises(UsageError, match='it is none of the variants.*pass the source that it was loaded with'):
+    tlx.save(tmp_path / 'm', module, {})
+  assert not (tmp_path / 'm').exists()
+
+
+def counted(calls, function):
+  def count(*args, **options):
+    calls.append(function.__name__)
+    return function(*args, **options)
+
+  return count
+
+
+def test_an_experiment_looks_its_model_up_once_and_reads_its_weights_once(tiny_models, tiny_images, monkeypatch):
+  calls = []
+  for name in ('fetch', 'read_config', 'read_tensors'):
+    monkeypatch.setattr(weights, name, counted(calls, getattr(weights, name)))
+  for family, size in (('vit', 48), ('resnet', 64)):  # its parameters depend on the size, and do not
+    calls.clear()
+    asked = tlx.Experiment(model=tiny_models[family], data=f'folder:{tiny_images}', image_size=size)
+    prepared = experiment.prepare(asked, console.Console(quiet=True))
+    assert prepared.pretrained.preprocess.size == size and prepared.experiment.image_size == size
+    assert getattr(prepared.pretrained.module.backbone.config, 'size', size) == size
+    assert sorted(calls) == ['fetch', 'read_config', 'read_tensors']
 
 
 def test_save_then_load_gives_the_same_logits(model, tmp_path):
@@ -160,6 +274,19 @@ def test_all_problems_are_listed_at_once(model):
     rules.read(tensors, table, model.variables, where='file -> model')
   text = str(error.value)
   assert text.startswith('file -> model: 3 problems') and all(name in text for name in (first, second, 'stranger'))
+
+
+def test_a_config_that_tlx_lacks_is_refused_with_all_its_problems():
+  config = {'model_type': 'swin', 'depths': [2, 2], 'hidden_act': 'relu', 'qkv_bias': False}
+  records.require(config, {'depths': (2, 2), 'hidden_act': 'relu'})
+  with pytest.raises(UsageError) as error:
+    records.require(
+      config, {'hidden_act': 'gelu', 'qkv_bias': True, 'depths': (2, 2)}, 'image_size 2 x 3, not a square'
+    )
+  assert str(error.value).startswith(
+    "config.json describes a swin that tlx lacks: hidden_act 'relu', not 'gelu'; qkv_bias False, not True; "
+    'image_size 2 x 3, not a square; choose another checkpoint'
+  )
 
 
 def test_models_are_found_by_pattern_and_misspellings_get_a_suggestion():

@@ -6,50 +6,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randomised
+from tiny import CLASSES, batch, built, side
 
-import tlx
-from tlx import catalog, labels, pretrained, trees
+from tlx import catalog, labels, trees
 from tlx.tasks.classification import Classification
 from tlx.train import loop, optimizer, placement, state, step
-from tlx.types import Preprocess, Source, UsageError
+from tlx.types import Preprocess, UsageError
 
 FAMILIES = {catalog.variant(n).family.__name__.split('.')[-1]: n for n in catalog.variants() if n.endswith('_test')}
 STRATEGIES = [catalog.example(name) for name in catalog.names('strategies')]
 OFTEN = ('efficientnet', 'resnet', 'vit')  # with the others a strategy takes up to half a minute: slow tests
-CLASSES = 5
 
 
 @pytest.fixture(scope='module', params=FAMILIES)
 def model(request):
-  return built(request.param)
+  return dropping(request.param)
 
 
-def built(family):
-  """The family's tiny variant, every tensor random."""
-  variant = catalog.variant(FAMILIES[family])
-  module = pretrained.build(variant, CLASSES, dropout=0.2, drop_path=0.1)
-  variables = jax.tree.map(jnp.asarray, randomised(pretrained.abstract(module)))
-  return tlx.Pretrained(module, variables, Preprocess(), (), Source(variant.name))
-
-
-def side(model):
-  """Pixels of the images: what the model takes, or few."""
-  return getattr(model.module.backbone.config, 'size', 32)
-
-
-def batch(size=8, pixels=32, seed=0):
-  rng = np.random.default_rng(seed)
-  return {
-    'image': rng.integers(0, 256, (size, pixels, pixels, 3), dtype=np.uint8),
-    'label': rng.integers(0, CLASSES, size, dtype=np.int32),
-    'mask': np.ones(size, bool),
-    'aspect': np.ones(size, np.float32),
-  }
+def dropping(family):
+  """The family's tiny variant, with all that is random in training."""
+  return built(FAMILIES[family], dropout=0.2, drop_path=0.1)
 
 
 def recipe(model, **changes):
-  made = step.Recipe(model.module, Classification(CLASSES), Preprocess(size=side(model), crop=1.0), ema=0.9)
+  made = step.Recipe(model.module, Classification(CLASSES), Preprocess(size=side(model.module), crop=1.0), ema=0.9)
   return dataclasses.replace(made, **changes)
 
 
@@ -74,7 +54,7 @@ def test_phases_fill_the_run_and_label_every_leaf(model, spec):
   ],
 )
 def test_frozen_stays_bitwise_and_the_rest_learns(family, spec):
-  model = built(family)
+  model = dropping(family)
   before = jax.tree.map(np.array, model.variables)
   place = placement.make('jit')
   current = None
@@ -86,7 +66,7 @@ def test_frozen_stays_bitwise_and_the_rest_learns(family, spec):
       state.create(model.variables, phase, tx, seed=0, ema=True) if current is None else state.enter(current, phase, tx)
     )
     placed = place.put_state(current)
-    batches = [place.put_batch(batch(pixels=side(model), seed=i)) for i in range(2)]
+    batches = [place.put_batch(batch(i, pixels=side(model.module))) for i in range(2)]
     compiled = place.train(step.train_step(recipe(model, micro_batches=2), phase, tx), placed, batches[0])
     for given in batches:
       placed, metrics = compiled(placed, given)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import environment, randomised
+from conftest import environment
+from tiny import CLASSES, batch, built, side
 
 from tlx import catalog, pretrained, trees
 from tlx.data.augment import PRESETS
@@ -18,7 +19,7 @@ from tlx.tasks.classification import Classification
 from tlx.train import optimizer, placement, state, step
 from tlx.types import Phase, Preprocess
 
-CLASSES, PIXELS, SIZE = 5, 32, 8
+PIXELS, SIZE = 32, 8
 TINY = 'efficientnet_test'
 OFTEN = (TINY, 'resnet_test', 'vit_test')  # the others take a minute each and are slow tests
 NAMES = [
@@ -44,13 +45,6 @@ class Frozen:
     return self.module.apply(variables, images, train=False, **options)
 
 
-def model(name=TINY, **options):
-  """(module, variables), every tensor random."""
-  module = pretrained.build(catalog.variant(name), CLASSES, **options)
-  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), pretrained.abstract(module))
-  return module, jax.tree.map(jnp.asarray, randomised(zeros))
-
-
 def recipe(module, task=None, **changes):
   return dataclasses.replace(
     step.Recipe(module, task or Classification(CLASSES), Preprocess(size=PIXELS, crop=1.0)), **changes
@@ -59,16 +53,6 @@ def recipe(module, task=None, **changes):
 
 def phase_of(strategy, module) -> Phase:
   return catalog.strategy(strategy).phases(module.backbone.names)[0]
-
-
-def batch(seed=0, size=SIZE, pixels=PIXELS):
-  rng = np.random.default_rng(seed)
-  return {
-    'image': rng.integers(0, 256, (size, pixels, pixels, 3), dtype=np.uint8),
-    'label': rng.integers(0, CLASSES, size, dtype=np.int32),
-    'mask': np.ones(size, bool),
-    'aspect': np.ones(size, np.float32),
-  }
 
 
 def close(a, b, limit, floor=1e-12):
@@ -97,7 +81,7 @@ def run(made, variables, phase, data, tx=SGD):
 @pytest.mark.parametrize('kind', ['linear_probe', 'full'])
 def test_micro_batches_change_nothing(kind):
   """Dropout is off and no batch norm trains: for those a micro-batch is another batch."""
-  module, variables = model()
+  module, variables, *_ = built(TINY)
   learner = module if kind == 'linear_probe' else Frozen(module)
   made = recipe(learner, augment=dataclasses.replace(PRESETS['light'], mixup=0.2))
   data = batch() | {'mask': np.arange(SIZE) != 3}  # so that micro-batches differ in how many examples count
@@ -115,7 +99,7 @@ def test_micro_batches_change_nothing(kind):
 
 @pytest.mark.parametrize('kind', ['linear_probe', 'full'])
 def test_padding_has_no_influence(kind):
-  module, variables = model()
+  module, variables, *_ = built(TINY)
   made, phase = recipe(module if kind == 'linear_probe' else Frozen(module), micro_batches=1), phase_of(kind, module)
   real = SIZE - 3
   data = batch() | {'mask': np.arange(SIZE) < real}
@@ -144,7 +128,7 @@ def test_padding_has_no_influence(kind):
 )
 def test_the_loss_is_the_tasks(task):
   """Loss and the head's gradient from the formulas, in numpy."""
-  module, variables = model()
+  module, variables, *_ = built(TINY)
   data = batch() | {'mask': np.arange(SIZE) != 3}
   gradient, _, metrics = run(recipe(module, task), variables, phase_of('linear_probe', module), data)
   inputs = recipe(module).inputs(data['image'].astype(np.float32) / 255)
@@ -173,7 +157,7 @@ def loss_of_plain(logits, data):
 
 
 def test_bfloat16_keeps_what_is_stored_in_float32():
-  module, variables = model()
+  module, variables, *_ = built(TINY)
   phase, tx = phase_of('full', module), optax.sgd(0.1, momentum=0.9)
   results = [
     run(recipe(module, dtype=dtype, ema=0.9), variables, phase, batch(), tx) for dtype in (jnp.float32, jnp.bfloat16)
@@ -194,7 +178,7 @@ def test_bfloat16_keeps_what_is_stored_in_float32():
 
 
 def test_the_average_has_its_closed_form():
-  module, variables = model()
+  module, variables, *_ = built(TINY)
   phase, tx, decay = phase_of('linear_probe', module), optax.sgd(0.5), 0.7
   compiled = jax.jit(step.train_step(recipe(module, ema=decay), phase, tx))
   current, seen = begin(variables, phase, tx, ema=True), [variables['params']['head']]
@@ -208,7 +192,7 @@ def test_the_average_has_its_closed_form():
 
 
 def test_a_step_is_pure_and_its_state_is_donated():
-  module, variables = model(dropout=0.3)
+  module, variables, *_ = built(TINY, dropout=0.3)
   phase = phase_of('linear_probe', module)
   made = recipe(module, augment=dataclasses.replace(PRESETS['light'], mixup=0.2), ema=0.9)
   place, start = placement.make('jit'), begin(variables, phase, ema=True)
@@ -241,11 +225,11 @@ def test_pmap_equals_jit(name):
 def compare_placements(name):
   """On one device and on all, by jit and by pmap: one set of numbers."""
   assert len(jax.devices()) == DEVICES
-  module, variables = model(name, dropout=0.2, drop_path=0.2)
-  side = getattr(module.backbone.config, 'size', PIXELS)
-  phase, data = phase_of('full', module), [batch(i, pixels=side) for i in range(3)]
+  module, variables, *_ = built(name, dropout=0.2, drop_path=0.2)
+  pixels = side(module)
+  phase, data = phase_of('full', module), [batch(i, pixels=pixels) for i in range(3)]
   augmented = dataclasses.replace(PRESETS['light'], mixup=0.2)
-  made = recipe(module, preprocess=Preprocess(size=side, crop=1.0), augment=augmented, ema=0.9)
+  made = recipe(module, preprocess=Preprocess(size=pixels, crop=1.0), augment=augmented, ema=0.9)
   trainable, _ = state.split(variables['params'], phase)
   # Not Adam, which divides the rounding of a zero gradient by its own size.
   tx = optimizer.Optimizer('sgd', 0.05, warmup=0.0).build(phase, 10, trainable)

@@ -17,8 +17,8 @@ from tlx.nn.conv import Dense
 from tlx.nn.qkv import QueryKeyValue
 from tlx.nn.transformer import TransformerConfig
 from tlx.nn.window import RelativePositionBias
-from tlx.types import Checkpoint, Figures, Preprocess, UsageError
-from tlx.weights import rules
+from tlx.types import Checkpoint, Figures, Preprocess
+from tlx.weights import records, rules
 from tlx.weights.resample_tables import relative_table
 
 
@@ -98,13 +98,8 @@ def of_transformers(config: Mapping[str, Any]) -> BeitConfig:
     'use_shared_relative_position_bias': False,
     'use_absolute_position_embeddings': False,
   }
-  odd = [f'{name} {config[name]}, not {value}' for name, value in known.items() if config[name] != value]
-  odd += [] if config['layer_scale_init_value'] > 0 else ['layer_scale_init_value 0, so no layer scales']
-  if odd:
-    raise UsageError(
-      f'config.json describes a BEiT that tlx lacks: {"; ".join(odd)}; '
-      'a checkpoint for image classification such as microsoft/beit-base-patch16-224 has a table in each block'
-    )
+  unscaled = [] if config['layer_scale_init_value'] > 0 else ['layer_scale_init_value 0, so no layer scales']
+  records.require(config, known, *unscaled)
   pool = 'mean' if config['use_mean_pooling'] else 'token'
   scale = config['layer_scale_init_value']
   return names.of_transformers(BeitConfig, config, pool=pool, layer_scale=scale)

@@ -23,8 +23,8 @@ from tlx.nn.dtypes import widened
 from tlx.nn.model import Layer, Staged
 from tlx.nn.norm import LayerNorm, LayerScale
 from tlx.nn.stochastic import DropPath
-from tlx.types import Checkpoint, Figures, Preprocess, TlxError
-from tlx.weights import rules
+from tlx.types import Checkpoint, Figures, Preprocess
+from tlx.weights import records, rules
 
 init = nn.initializers.normal(0.02)
 conv = partial(Conv, use_bias=True, kernel_init=init)
@@ -190,8 +190,7 @@ def timm(config: ConvNeXtConfig) -> Iterator[rules.Rule]:
 
 def facebook(config: ConvNeXtConfig) -> Iterator[rules.Rule]:
   """The authors' names: downsample_layers.0.0, stages.0.0.dwconv, norm, head."""
-  if not _published(config):
-    return timm(config)
+  _published(config)
   parts = ('dwconv', 'norm', 'pwconv1', 'pwconv2', 'gamma', 'grn.gamma', 'grn.beta')
   downsample, block = lambda s: f'downsample_layers.{s}', lambda s, b: f'stages.{s}.{b}'
   stem = (f'{downsample(0)}.0', f'{downsample(0)}.1')
@@ -200,8 +199,7 @@ def facebook(config: ConvNeXtConfig) -> Iterator[rules.Rule]:
 
 def transformers(config: ConvNeXtConfig, base: bool = False) -> Iterator[rules.Rule]:
   """transformers' names: convnext.embeddings.layernorm, convnext.encoder.stages.0.layers.0.dwconv, classifier."""
-  if not _published(config):
-    return timm(config)
+  _published(config)
   prefix = '' if base else 'convnextv2.' if config.grn else 'convnext.'
   parts = ('dwconv', 'layernorm', 'pwconv1', 'pwconv2', 'layer_scale_parameter', 'grn.weight', 'grn.bias')
   stem = (f'{prefix}embeddings.patch_embeddings', f'{prefix}embeddings.layernorm')
@@ -212,28 +210,26 @@ def transformers(config: ConvNeXtConfig, base: bool = False) -> Iterator[rules.R
 
 def torchvision(config: ConvNeXtConfig) -> Iterator[rules.Rule]:
   """torchvision's names: features.0.0, features.1.0.block.0, features.2.0, classifier.0, classifier.2."""
-  if config.grn or not _published(config):
-    return timm(config)
+  _published(config)
+  if config.grn:
+    raise rules.NoLayoutError('torchvision has no ConvNeXt V2')
   parts = ('block.0', 'block.2', 'block.3', 'block.5', 'layer_scale', '', '')
   downsample, block = lambda s: f'features.{2 * s}', lambda s, b: f'features.{2 * s + 1}.{b}'
   ends, scale = ('classifier.0', 'classifier.2'), rules.reshape((-1, 1, 1), (-1,))
   return _layout(config, ('features.0.0', 'features.0.1'), downsample, block, parts, ends, scale=scale)
 
 
-def _published(config: ConvNeXtConfig) -> bool:
-  """Whether it is of the authors' shape; only timm names the parts of the others, and its names stand in elsewhere."""
-  return not (config.stem or config.norm_first or config.hidden)
+def _published(config: ConvNeXtConfig) -> None:
+  """Raises NoLayoutError unless it is of the authors' shape: only timm has the others."""
+  if config.stem or config.norm_first or config.hidden:
+    raise rules.NoLayoutError('only timm has overlapping stems (_ols), early norms (_hnf) and hidden layers (_mlp)')
 
 
 def of_transformers(config: Mapping[str, Any]) -> ConvNeXtConfig:
-  """Of a complete config.json of transformers; raises TlxError for a network that is not here."""
+  """Of a complete config.json of transformers; raises UsageError for a network that is not here."""
   grn = config['model_type'] == 'convnextv2'
-  needed = {'patch_size': 4, 'hidden_act': 'gelu'}
-  problems = [f'{key} = {config[key]}' for key, value in needed.items() if config[key] != value]
-  if not grn and not config['layer_scale_init_value'] > 0:
-    problems.append('no layer scale')
-  if problems:
-    raise TlxError(f'config.json describes a ConvNeXt that tlx has not: {", ".join(problems)}')
+  unscaled = not grn and not config['layer_scale_init_value'] > 0
+  records.require(config, {'patch_size': 4, 'hidden_act': 'gelu'}, *['no layer scale'] * unscaled)
   widths = tuple(config['hidden_sizes'])
   return ConvNeXtConfig(tuple(config['depths']), widths, grn, pointwise_convs=widths[0] in _CONVS)
 

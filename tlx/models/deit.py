@@ -22,6 +22,10 @@ class DeiTConfig(TransformerConfig):
 
 def transformers(config: DeiTConfig, prefix: str = 'deit.') -> Iterator[rules.Rule]:
   """transformers' names: deit.embeddings.distillation_token, deit.encoder.layer.0, classifier."""
+  if config.layer_scale is not None:
+    raise rules.NoLayoutError('transformers has no DeiT III')
+  if prefix and not config.distilled:
+    raise rules.NoLayoutError("transformers' DeiT is the distilled one, the others are its ViT (transformers_base)")
   yield from names.layout(config, names.TRANSFORMERS.under(prefix))
   for unused in (f'{prefix}pooler.*', f'{prefix}embeddings.mask_token'):
     yield rules.Rule(unused, None)

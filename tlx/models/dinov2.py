@@ -34,6 +34,10 @@ def timm(config: DinoConfig) -> Iterator[rules.Rule]:
 
 def transformers(config: DinoConfig, prefix: str = 'dinov2.') -> Iterator[rules.Rule]:
   """transformers' names: dinov2.embeddings.cls_token, dinov2.encoder.layer.0.mlp.weights_in, classifier."""
+  if config.registers and not config.prefix_positions:
+    raise rules.NoLayoutError("transformers keeps the class token's position apart, which timm has added to the token")
+  if prefix and bool(config.registers) != ('registers' in prefix):
+    raise rules.NoLayoutError(f'{prefix[:-1]} is for models {"without" if config.registers else "with"} registers')
   found = _TRANSFORMERS._replace(mlp=('mlp.weights_in', 'mlp.weights_out')) if config.gated else _TRANSFORMERS
   yield from names.layout(config, found.under(prefix))
   yield rules.Rule(f'{prefix}embeddings.mask_token', None)

@@ -13,7 +13,7 @@ import flax.linen as nn
 
 from tlx.nn import inverted_residual as ir
 from tlx.types import Checkpoint, Figures, Preprocess
-from tlx.weights import rules
+from tlx.weights import records, rules
 
 # Table 1 of the paper: kernel, stride, expansion, channels, repeats of each stage.
 STAGES = (
@@ -74,6 +74,8 @@ def lukemelas(config: EfficientNetConfig) -> Iterator[rules.Rule]:
 
 def transformers(config: EfficientNetConfig, prefix: str = 'efficientnet.') -> Iterator[rules.Rule]:
   """transformers' names: efficientnet.embeddings.convolution, efficientnet.encoder.blocks.0.expansion, classifier."""
+  if config.lite:
+    raise rules.NoLayoutError('transformers has no EfficientNet-Lite')
   parts = {
     'expand': ('expansion.expand_conv', 'expansion.expand_bn'),
     'depthwise': ('depthwise_conv.depthwise_conv', 'depthwise_conv.depthwise_norm'),
@@ -96,7 +98,7 @@ def from_transformers(config: Mapping[str, Any]) -> EfficientNetConfig:
   Its padding is fixed for the image size that it names, where it is TensorFlow's; ours is TensorFlow's at any size.
   """
   kernels, strides, expansions, channels, repeats = zip(*STAGES)
-  ir.supported(
+  records.require(
     config,
     {
       'kernel_sizes': kernels,

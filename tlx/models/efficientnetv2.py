@@ -6,11 +6,13 @@ is torchvision's, which uses the epsilon alone. The rw variants are Wightman's, 
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import flax.linen as nn
 
 from tlx.nn import inverted_residual as ir
 from tlx.types import Checkpoint, Figures, Preprocess
+from tlx.weights import rules
 
 # Table 4 of the paper: kind, stride, expansion, channels, repeats; the inverted blocks have gates.
 BASE = (
@@ -84,6 +86,13 @@ class EfficientNetV2Config(ir.Network):
     return ir.Plan(scaled(self.stem), stages, scaled(self.final), nn.silu)
 
 
+def torchvision(config: EfficientNetV2Config) -> Iterator[rules.Rule]:
+  """torchvision's names: features.0.0, features.1.0.block.0.0, features.8.0, classifier.1."""
+  if config.stages == BASE:
+    raise rules.NoLayoutError('torchvision has no EfficientNetV2-B0 to B3')
+  return ir.torchvision(config)
+
+
 _SIZES = {'s': (S, 24), 'm': (M, 24), 'l': (L, 32), 'xl': (XL, 32)}
 _BASE = {'b0': (1.0, 1.0), 'b1': (1.0, 1.1), 'b2': (1.1, 1.2), 'b3': (1.2, 1.4)}  # widen, deepen
 VARIANTS = {
@@ -103,7 +112,7 @@ VARIANTS |= {
     (('conv', 1, 1, 8, 1), ('fused', 2, 2, 16, 2), ('inverted', 2, 2, 16, 2)), 8, final=24
   ),
 }
-LAYOUTS = {'timm': ir.timm, 'torchvision': ir.torchvision}
+LAYOUTS = {'timm': ir.timm, 'torchvision': torchvision}
 # torchvision's weights go with TensorFlow's epsilon, whatever name the user asked for.
 LAYOUT_VARIANTS = {'torchvision': ir.weights_of('tv_', VARIANTS)}
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 
 from tlx.nn import inverted_residual as ir
 from tlx.types import Checkpoint, Figures, Preprocess
-from tlx.weights import resample, rules
+from tlx.weights import records, rules
 
 # Table 1 of the paper: stride, channels, repeats; a stage begins where the resolution halves.
 STAGES = ((1, 64, 1), (2, 128, 2), (2, 256, 2), (2, 512, 6), (2, 1024, 2))
@@ -39,17 +39,18 @@ class MobileNetV1Config(ir.Network):
 
 def transformers(config: MobileNetV1Config, prefix: str = 'mobilenet_v1.') -> Iterator[rules.Rule]:
   """transformers' names: mobilenet_v1.conv_stem.convolution, mobilenet_v1.layer.0.normalization, classifier."""
+  _published(config)
   unit = lambda name: ir.transformers_unit(prefix + name)
   names = lambda i, s, b, block: ([unit(f'layer.{2 * i}'), unit(f'layer.{2 * i + 1}')], ())
-  return ir.layout(config, unit('conv_stem'), unit('conv_head'), 'classifier', names)  # none has a final convolution
+  return ir.layout(config, unit('conv_stem'), ('', ''), 'classifier', names)
 
 
 def keras(config: MobileNetV1Config) -> Iterator[rules.Rule]:
   """Names of Keras and TensorFlow.js: conv1/kernel, conv_dw_1/depthwise_kernel, conv_pw_1_bn/gamma, conv_preds."""
+  _published(config)
   depthwise = rules.Transform(lambda x: x.transpose(0, 1, 3, 2), lambda x: x.transpose(0, 1, 3, 2))
   pointwise = rules.Transform(lambda x: x[0, 0], lambda x: x[None, None])
-  fit = lambda kernel, shape: resample.input_channels(kernel, shape[2])
-  yield rules.Rule('conv1/kernel', 'params/backbone/stem/conv/kernel', fit=fit)
+  yield rules.Rule('conv1/kernel', 'params/backbone/stem/conv/kernel', fit=rules.fit_channels)
   yield from _keras_norm('conv1_bn', 'backbone/stem')
   for i, (s, b, _) in enumerate(config.plan().blocks(), 1):
     block = f'backbone/stage{s}_block{b}'
@@ -57,11 +58,14 @@ def keras(config: MobileNetV1Config) -> Iterator[rules.Rule]:
     yield from _keras_norm(f'conv_dw_{i}_bn', f'{block}/depthwise')
     yield rules.Rule(f'conv_pw_{i}/kernel', f'params/{block}/project/conv/kernel')
     yield from _keras_norm(f'conv_pw_{i}_bn', f'{block}/project')
-  if config.final_conv:  # no model of Keras has it
-    yield rules.Rule('conv_head/kernel', 'params/backbone/final_conv/conv/kernel')
-    yield from _keras_norm('conv_head_bn', 'backbone/final_conv')
   yield rules.Rule('conv_preds/kernel', 'params/head/logits/kernel', pointwise)
   yield rules.Rule('conv_preds/bias', 'params/head/logits/bias')
+
+
+def _published(config: MobileNetV1Config) -> None:
+  """Raises NoLayoutError for a shape that only timm has."""
+  if config.final_conv:
+    raise rules.NoLayoutError('only timm has a MobileNet with a final convolution (h)')
 
 
 def _keras_norm(name: str, target: str) -> Iterator[rules.Rule]:
@@ -73,7 +77,7 @@ def _keras_norm(name: str, target: str) -> Iterator[rules.Rule]:
 
 def from_transformers(config: Mapping[str, Any]) -> MobileNetV1Config:
   """Of transformers' config.json; raises UsageError where it asks for something else."""
-  ir.supported(config, {'tf_padding': True, 'min_depth': 8, 'hidden_act': 'relu6'})
+  records.require(config, {'tf_padding': True, 'min_depth': 8, 'hidden_act': 'relu6'})
   return MobileNetV1Config(widen=config['depth_multiplier'], padding='same', epsilon=config['layer_norm_eps'])
 
 

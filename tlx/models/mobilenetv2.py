@@ -12,7 +12,7 @@ import flax.linen as nn
 
 from tlx.nn import inverted_residual as ir
 from tlx.types import Checkpoint, Figures, Preprocess
-from tlx.weights import rules
+from tlx.weights import records, rules
 
 # Table 2 of the paper: expansion, channels, repeats, stride.
 STAGES = (
@@ -67,6 +67,8 @@ def transformers(config: MobileNetV2Config, prefix: str = 'mobilenet_v2.') -> It
 
   Its stem holds our first block too, so that its layer 0 is our second block.
   """
+  if config.fixed or config.deepen != 1:
+    raise rules.NoLayoutError('transformers has no deeper MobileNetV2 (110d, 120d)')
   unit = lambda name: ir.transformers_unit(prefix + name)
   parts = {'expand': 'expand_1x1', 'depthwise': 'conv_3x3', 'project': 'reduce_1x1'}
 
@@ -79,7 +81,7 @@ def transformers(config: MobileNetV2Config, prefix: str = 'mobilenet_v2.') -> It
 
 def from_transformers(config: Mapping[str, Any]) -> MobileNetV2Config:
   """Of transformers' config.json; raises UsageError where it asks for something else."""
-  ir.supported(
+  records.require(
     config,
     {
       'tf_padding': True,

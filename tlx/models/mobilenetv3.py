@@ -102,6 +102,9 @@ def timm(config: MobileNetV3Config) -> Iterator[rules.Rule]:
 def torchvision(config: MobileNetV3Config) -> Iterator[rules.Rule]:
   """torchvision's names: features.0.0, features.1.block.0.0, features.16.0, classifier.0 (hidden), classifier.3."""
 
+  if config.minimal:
+    raise rules.NoLayoutError('torchvision has no minimal MobileNetV3')
+
   def names(i: int, s: int, b: int, block: ir.Block) -> tuple[list[ir.Unit], ir.Unit]:
     at = f'features.{i + 1}'
     return ([(f'{at}.0', f'{at}.1')], ()) if block.kind == 'conv' else ir.sequential(f'{at}.block', block)

@@ -15,8 +15,8 @@ from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.gate import SqueezeExcite
 from tlx.nn.model import Layer, Staged
 from tlx.nn.stochastic import DropPath
-from tlx.types import Checkpoint, Figures, Preprocess, TlxError
-from tlx.weights import rules
+from tlx.types import Checkpoint, Figures, Preprocess
+from tlx.weights import records, rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +113,8 @@ def transformers(config: RegNetConfig, prefix: str = 'regnet.') -> Iterator[rule
 
 
 def of_transformers(config: Mapping[str, Any]) -> RegNetConfig:
-  """Of a complete config.json of transformers; raises TlxError for a network that is not here."""
-  needed = {'hidden_act': 'relu', 'downsample_in_first_stage': True}
-  if wrong := [f'{key} = {config[key]} (need {value})' for key, value in needed.items() if config[key] != value]:
-    raise TlxError(f'config.json describes a RegNet that tlx has not: {", ".join(wrong)}')
+  """Of a complete config.json of transformers; raises UsageError for a network that is not here."""
+  records.require(config, {'hidden_act': 'relu', 'downsample_in_first_stage': True})
   shape = tuple(config['depths']), tuple(config['hidden_sizes']), config['groups_width']
   return RegNetConfig(*shape, config['layer_type'] == 'y', config['embedding_size'])
 

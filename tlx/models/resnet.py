@@ -19,8 +19,8 @@ from tlx.nn.model import Layer, Staged
 from tlx.nn.norm import BatchNorm
 from tlx.nn.pool import max_pool
 from tlx.nn.stochastic import DropPath
-from tlx.types import Checkpoint, Figures, Preprocess, TlxError
-from tlx.weights import rules
+from tlx.types import Checkpoint, Figures, Preprocess
+from tlx.weights import records, rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +134,9 @@ def _gate(config: ResNetConfig, source: str, target: str) -> Iterator[rules.Rule
 
 
 def transformers(config: ResNetConfig, prefix: str = 'resnet.') -> Iterator[rules.Rule]:
-  """transformers' names: resnet.embedder.embedder.convolution, resnet.encoder.stages.0.layers.0.layer.0, classifier.1.
-
-  It has neither deep stems nor averaging shortcuts nor gates: for those timm's names stand in.
-  """
-  if config.stem or config.averaging or config.gate:
-    yield from timm(config)
-    return
+  """transformers' names: resnet.embedder.embedder.convolution, encoder.stages.0.layers.0.layer.0, classifier.1."""
+  if config.stem or config.averaging or config.gate or (config.groups, config.group_width) != (1, 64):
+    raise rules.NoLayoutError('transformers has no deep stems, averaging shortcuts, gates, groups or wide blocks')
   yield from rules.stem(f'{prefix}embedder.embedder.convolution', 'backbone/stem/conv')
   yield from rules.norm(f'{prefix}embedder.embedder.normalization', 'backbone/stem/norm')
   for s, b in config.blocks():
@@ -155,7 +151,7 @@ def transformers(config: ResNetConfig, prefix: str = 'resnet.') -> Iterator[rule
 
 
 def of_transformers(config: Mapping[str, Any]) -> ResNetConfig:
-  """Of a complete config.json of transformers; raises TlxError for a network that is not here."""
+  """Of a complete config.json of transformers; raises UsageError for a network that is not here."""
   ours = ResNetConfig(tuple(config['depths']), config['layer_type'] == 'bottleneck', config['embedding_size'])
   needed = {
     'hidden_sizes': [ours.base * 2**s * ours.expansion for s in range(4)],
@@ -163,8 +159,7 @@ def of_transformers(config: Mapping[str, Any]) -> ResNetConfig:
     'downsample_in_first_stage': False,
     'downsample_in_bottleneck': False,
   }
-  if wrong := [f'{key} = {config[key]} (need {value})' for key, value in needed.items() if config[key] != value]:
-    raise TlxError(f'config.json describes a ResNet that tlx has not: {", ".join(wrong)}')
+  records.require(config, needed)
   return ours
 
 

@@ -128,6 +128,8 @@ _WITH_KEY = rules.Transform(
 
 def torchvision(config: SwinV2Config) -> Iterator[rules.Rule]:
   """torchvision's names: features.0.0, features.1.0.attn.qkv, features.2.reduction, head."""
+  if any(config.pretrained):
+    raise rules.NoLayoutError('torchvision has no Swin V2 that was pretrained with other windows')
   return _layout(config, names.TORCHVISION._replace(bias_transform=_WITH_KEY), 'attn.', 'cpb_mlp')
 
 

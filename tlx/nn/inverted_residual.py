@@ -14,7 +14,7 @@ from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.gate import SqueezeExcite
 from tlx.nn.model import Layer
 from tlx.nn.stochastic import DropPath
-from tlx.types import Checkpoint, Preprocess, UsageError
+from tlx.types import Checkpoint, Preprocess
 from tlx.weights import rules
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -186,6 +186,11 @@ def timm(config: Network) -> Iterator[rules.Rule]:
 
 def torchvision(config: Network) -> Iterator[rules.Rule]:
   """torchvision's names for EfficientNet: features.0.0, features.1.0.block.0.0, features.8.0, classifier.1."""
+  blocks = [block for _, _, block in config.plan().blocks()]
+  if any('depthwise' in block.units and not block.gate for block in blocks):
+    raise rules.NoLayoutError('torchvision has no EfficientNet without gates (lite)')
+  if any(block.kind == 'fused' and block.expansion == 1 for block in blocks):
+    raise rules.NoLayoutError('torchvision has no fused block without expansion (rw)')
   final = f'features.{len(config.plan().stages) + 1}'
   names = lambda i, s, b, block: sequential(f'features.{s + 1}.{b}.block', block)
   return layout(config, ('features.0.0', 'features.0.1'), (f'{final}.0', f'{final}.1'), 'classifier.1', names)
@@ -210,15 +215,6 @@ def of_torchvision(variant: str, file: str, record: Preprocess) -> Checkpoint:
   """Weights that torchvision publishes under its own names."""
   location = f'https://download.pytorch.org/models/{file}.pth'
   return Checkpoint(variant, location, 'torchvision', record, 'bsd-3-clause', 'https://github.com/pytorch/vision')
-
-
-def supported(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-  """Raises UsageError naming every setting of transformers' config.json that is not as `wanted`."""
-  as_list = lambda value: list(value) if isinstance(value, tuple) else value
-  other = [f'{key}={config[key]!r}' for key, value in wanted.items() if as_list(config[key]) != as_list(value)]
-  if other:
-    has = ', '.join(f'{key}={value!r}' for key, value in wanted.items())
-    raise UsageError(f'config.json of a {config["model_type"]} has {", ".join(other)}; tlx takes those with {has}')
 
 
 def sequential(at: str, block: Block) -> tuple[list[Unit], Unit]:

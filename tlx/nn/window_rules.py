@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from tlx.nn.window import EPSILON, PATCH, PyramidConfig
-from tlx.types import UsageError
-from tlx.weights import rules
+from tlx.weights import records, rules
 
 DERIVED = ('*.relative_position_index', '*.relative_coords_table', '*.attn_mask')  # from the window's size
 Positions = Callable[[str, str], Iterator[rules.Rule]]  # names of a block, ours without 'params/' -> its rules
@@ -114,10 +113,7 @@ def of_transformers(kind: type[PyramidConfig], config: Mapping[str, Any], **fiel
     'layer_norm_eps': EPSILON,
   }
   sides = config['image_size'] if isinstance(config['image_size'], list | tuple) else [config['image_size']]
-  odd = [f'{name} {config[name]!r}, not {value!r}' for name, value in known.items() if config[name] != value]
-  odd += [f'image_size {sides}, not a square'] * (len(set(sides)) > 1)
-  if odd:
-    raise UsageError(f'config.json describes a {config["model_type"]} that tlx lacks: ' + '; '.join(odd))
+  records.require(config, known, *[f'image_size {sides}, not a square'] * (len(set(sides)) > 1))
   return kind(
     depths=tuple(config['depths']),
     heads=tuple(config['num_heads']),

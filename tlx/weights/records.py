@@ -1,9 +1,10 @@
 """What config.json and preprocessor_config.json say of a checkpoint, in timm's words and in transformers'."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from tlx.types import Preprocess, TlxError
+from tlx.types import Preprocess, TlxError, UsageError
 
 Record = Mapping[str, Any]
 PILLOW = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}  # PIL.Image.Resampling
@@ -13,6 +14,11 @@ SQUASHED_FROM = 384  # pixels: from here on ConvNextImageProcessor resizes witho
 def preprocess(config: Record, processor: Record, default: Preprocess) -> Preprocess:
   """What the records say; where they say nothing, `default`."""
   return _of_processor(processor, default) if processor else _of_timm(config.get('pretrained_cfg') or {}, default)
+
+
+def for_channels(record: Preprocess, count: int) -> Preprocess:
+  """The same for images of that many channels."""
+  return record._replace(mean=_per_channel(record.mean, count), std=_per_channel(record.std, count))
 
 
 def channels(config: Record) -> int:
@@ -27,6 +33,17 @@ def class_names(config: Record) -> tuple[str, ...]:
   return tuple(config.get('label_names') or (config.get('pretrained_cfg') or {}).get('label_names') or ())
 
 
+def names_of_classes(config: Record, count: int) -> tuple[str, ...]:
+  """The same where they are as many as the head's classes, else ImageNet-1k's for 1,000 of them, else none."""
+  names = class_names(config)
+  return names if len(names) == count else imagenet_classes() if count == 1000 else ()
+
+
+def imagenet_classes() -> tuple[str, ...]:
+  """The 1,000 classes of ImageNet-1k in the order of their ids."""
+  return tuple((Path(__file__).parent / 'imagenet_classes.txt').read_text().splitlines())
+
+
 def full_config(config: Record) -> dict[str, Any]:
   """A config.json of transformers with the defaults that it leaves out. Raises TlxError without the package."""
   try:
@@ -37,6 +54,24 @@ def full_config(config: Record) -> dict[str, Any]:
     ) from None
   given = {name: value for name, value in config.items() if name != 'model_type'}
   return AutoConfig.for_model(config['model_type'], **given).to_dict()
+
+
+def require(config: Record, wanted: Mapping[str, Any], *others: str) -> None:
+  """Raises UsageError unless a complete config.json of transformers has these settings; names all that differ.
+
+  wanted: setting -> the only value that tlx has; a tuple is as good as a list. others: further problems, in words.
+  """
+  plain = lambda value: list(value) if isinstance(value, tuple) else value
+  odd = [
+    f'{name} {config.get(name)!r}, not {value!r}'
+    for name, value in wanted.items()
+    if plain(config.get(name)) != plain(value)
+  ]
+  if problems := '; '.join([*odd, *others]):
+    raise UsageError(
+      f'config.json describes a {config["model_type"]} that tlx lacks: {problems}; choose another checkpoint '
+      '(`tlx models` lists those that fit)'
+    )
 
 
 def timm_config(
@@ -99,8 +134,8 @@ def _of_processor(record: Record, default: Preprocess) -> Preprocess:
   """An image processor of transformers: resize, perhaps a centre crop, rescale, normalise."""
   size, mode, resized = _sides(record, default)
   scaled, std = record.get('do_normalize', True), tuple(record.get('image_std', default.std))
-  kind = record.get('image_processor_type') or record.get('feature_extractor_type') or ''
-  if record.get('include_top', kind.startswith('EfficientNet')):  # that processor divides by the deviation twice
+  # EfficientNet's processor divides by the deviation twice.
+  if record.get('include_top', _kind(record).startswith('EfficientNet')):
     std = tuple(value * value for value in std)
   return Preprocess(
     size=size,
@@ -124,8 +159,19 @@ def _sides(record: Record, default: Preprocess) -> tuple[int, str, int]:
   if cropped:
     crop = record.get('crop_size', resized)
     return int(crop if isinstance(crop, int) else crop['height']), mode, resized
-  kind = record.get('image_processor_type') or record.get('feature_extractor_type') or ''
-  if 'crop_pct' in record or 'ConvNext' in kind:
+  if 'crop_pct' in record or 'ConvNext' in _kind(record):
     share = record.get('crop_pct') or 224 / 256
     return (resized, 'center', int(resized / share)) if resized < SQUASHED_FROM else (resized, 'squash', resized)
   return resized, mode, resized
+
+
+def _kind(record: Record) -> str:
+  """The class of the image processor, such as 'ConvNextImageProcessor'; '' where the record does not say."""
+  return record.get('image_processor_type') or record.get('feature_extractor_type') or ''
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+  """Of RGB -> of any number of channels: the mean of the three for one, else repeated in turn."""
+  if len(values) == channels:
+    return values
+  return (sum(values) / len(values),) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))

@@ -4,13 +4,13 @@ Every tensor is accounted for: read, or dropped by a rule that says so. Nothing 
 """
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tlx import trees
-from tlx.types import TlxError, Variables
+from tlx.types import TlxError, UsageError, Variables
 from tlx.weights import resample
 
 Tensors = Mapping[str, np.ndarray]
@@ -18,6 +18,10 @@ Tensors = Mapping[str, np.ndarray]
 
 class WeightMismatchError(TlxError):
   """A checkpoint and a model do not fit; the message lists every problem."""
+
+
+class NoLayoutError(UsageError):
+  """A function of LAYOUTS raises it where that library has no such network; the message says what it lacks."""
 
 
 class Transform(NamedTuple):
@@ -66,7 +70,12 @@ def conv(source: str, target: str, bias: bool = False, fit: Fit | None = None) -
 
 def stem(source: str, target: str, bias: bool = False) -> Iterator[Rule]:
   """The convolution that sees the image, which adapts to another number of channels."""
-  return conv(source, target, bias, lambda kernel, shape: resample.input_channels(kernel, shape[2]))
+  return conv(source, target, bias, fit_channels)
+
+
+def fit_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """A convolution's kernel for another number of input channels: the `fit` of what sees the image."""
+  return resample.input_channels(kernel, shape[2])
 
 
 def dense(source: str, target: str, bias: bool = True) -> Iterator[Rule]:
@@ -88,6 +97,19 @@ def norm(source: str, target: str) -> Iterator[Rule]:
   yield Rule(f'{source}.running_mean', f'batch_stats/{target}/mean')
   yield Rule(f'{source}.running_var', f'batch_stats/{target}/var')
   yield Rule(f'{source}.num_batches_tracked', None)
+
+
+def tables(
+  layouts: Mapping[str, Callable[[Any], Iterable[Rule]]], config: Any
+) -> tuple[dict[str, tuple[Rule, ...]], dict[str, str]]:
+  """{layout: its table for a family's config}, and {layout: why there is none} of the others."""
+  made, refused = {}, {}
+  for name, layout in layouts.items():
+    try:
+      made[name] = tuple(layout(config))
+    except NoLayoutError as error:
+      refused[name] = str(error)
+  return made, refused
 
 
 def read(
@@ -124,8 +146,13 @@ def read(
   return trees.unflatten({path: leaves[path] for path in wanted}), dropped
 
 
-def write(variables: Variables, rules: Sequence[Rule], dropped: Tensors | None = None) -> dict[str, np.ndarray]:
-  """The inverse of `read`: the checkpoint's names, shapes and order of axes; raises if a leaf has no rule."""
+def write(
+  variables: Variables, rules: Sequence[Rule], dropped: Tensors | None = None, dtypes: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray]:
+  """The inverse of `read`: the checkpoint's names, shapes and order of axes; raises if a leaf has no rule.
+
+  dtypes: of tensors by name, which they get where no value changes by that.
+  """
   leaves, targets = trees.flatten(variables), by_target(rules)
   if homeless := [f'{path}: no rule names it' for path in leaves if path not in targets]:
     raise WeightMismatchError(_report('export', homeless))
@@ -133,9 +160,18 @@ def write(variables: Variables, rules: Sequence[Rule], dropped: Tensors | None =
   for path, leaf in leaves.items():
     parts = targets[path]
     for rule, value in zip(parts, _split(np.asarray(leaf), parts)):
-      tensors[rule.source] = np.ascontiguousarray(rule.transform.write(value))
+      tensor = np.ascontiguousarray(rule.transform.write(value))
+      tensors[rule.source] = _narrowed(tensor, (dtypes or {}).get(rule.source))
   order = {rule.source: i for i, rule in enumerate(rules)}
   return {name: tensors[name] for name in sorted(tensors, key=lambda name: order.get(name, len(order)))}
+
+
+def _narrowed(tensor: np.ndarray, dtype: str | None) -> np.ndarray:
+  """The tensor in that dtype, where no value changes by that."""
+  if dtype is None or tensor.dtype == np.dtype(dtype):
+    return tensor
+  narrow = tensor.astype(np.dtype(dtype))
+  return narrow if np.array_equal(narrow.astype(tensor.dtype), tensor) else tensor
 
 
 def by_target(rules: Sequence[Rule]) -> dict[str, list[Rule]]:

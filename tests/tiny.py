@@ -1,0 +1,36 @@
+"""Tiny networks and batches, all random, for tests that need no file."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from conftest import randomised
+
+import tlx
+from tlx import catalog, pretrained
+from tlx.types import Source
+
+CLASSES = 5
+NAMES = [name for name in catalog.variants() if name.endswith('_test')]
+
+
+def built(name: str, **options) -> tlx.Pretrained:
+  """The variant with five classes, every tensor random; options: dropout, drop_path."""
+  variant = catalog.variant(name)
+  module = pretrained.build(variant, CLASSES, **options)
+  variables = jax.tree.map(jnp.asarray, randomised(pretrained.abstract(module)))
+  return tlx.Pretrained(module, variables, tlx.Preprocess(side(module, 64), 1.0), (), Source(name))
+
+
+def side(module, pixels: int = 32) -> int:
+  """Of images: the one that the model takes, or that many pixels."""
+  return getattr(module.backbone.config, 'size', pixels)
+
+
+def batch(seed: int = 0, size: int = 8, pixels: int = 32) -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(seed)
+  return {
+    'image': rng.integers(0, 256, (size, pixels, pixels, 3), dtype=np.uint8),
+    'label': rng.integers(0, CLASSES, size, dtype=np.int32),
+    'mask': np.ones(size, bool),
+    'aspect': np.ones(size, np.float32),
+  }
