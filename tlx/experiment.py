@@ -1,6 +1,7 @@
 """An experiment, whole: weights -> what learns -> data -> step -> loop -> evaluate -> export -> report."""
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tlx import catalog, console, labels, options, pretrained, processes, record, schedules, trees
-from tlx.data import augment, pipeline, transforms
+from tlx import catalog, console, labels, options, pretrained, processes, record, schedules, trees, views
+from tlx.data import augment
 from tlx.evaluate import exact, mistakes
 from tlx.report import folder, page
 from tlx.tasks import classification
 from tlx.train import loop, optimizer, placement
 from tlx.train.checkpoint import Checkpoints
-from tlx.train.step import Recipe, eval_step
+from tlx.train.step import Recipe
 from tlx.types import Dataset, Phase, Pretrained
 
 
@@ -91,6 +92,8 @@ class Experiment:
 
   workers: int | None = None
   """Threads that decode images."""
+  cache: Literal['auto', 'off', 'memory', 'disk'] = 'auto'
+  """Run the frozen layers once and keep what comes out, where no augmentation needs fresh pixels."""
   log_every: int = 10
   """Steps between lines of metrics.jsonl."""
   eval_every: float = 0.1
@@ -138,9 +141,9 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   rows = _learning(prepared)
   show.learning(rows)
   record.write(out / 'experiment.json', record.describe(prepared, rows))
-  outcome, evaluations = _train(prepared, out, show)
+  outcome, sight = _train(prepared, out, show)
   trained = prepared.pretrained._replace(variables=jax.device_get(outcome.state.averaged))
-  metrics = _finish(prepared, trained, outcome, evaluations, out, started)
+  metrics = _finish(prepared, trained, outcome, sight, out, started)
   show.result(metrics, out)
   return Result(metrics, trained, out)
 
@@ -212,24 +215,10 @@ def rates(prepared: Prepared) -> optimizer.Optimizer:
   return optimizer.Optimizer(e.optimizer, e.lr, e.weight_decay, e.momentum, e.clip_norm, e.schedule, e.warmup)
 
 
-def evaluator(prepared: Prepared, split: str):
-  """A function of placed variables: one exact pass over a split, compiled once."""
-  e, source = prepared.experiment, prepared.data.splits[split]
-  step = prepared.placement.evaluate(eval_step(recipe(prepared)))
-  transform = transforms.evaluation(prepared.pretrained.preprocess)
-
-  def evaluate(variables) -> exact.Evaluation:
-    shard = (jax.process_index(), jax.process_count())
-    batches = pipeline.eval_batches(source, batch_size=e.batch_size, transform=transform, shard=shard)
-    return exact.evaluate(step, variables, batches, prepared.placement.put_batch, size=len(source))
-
-  return evaluate
-
-
 def _train(prepared: Prepared, out: Path, show: console.Console):
   """The loop with its log, event files, progress bar and checkpoints."""
   e = prepared.experiment
-  evaluations = {'validation': evaluator(prepared, 'validation')}
+  sight = views.Views(e, prepared.data, recipe(prepared), prepared.placement, out / 'features', show.line)
   checkpoints = Checkpoints(out / 'checkpoints', warn=show.warn)
   log = record.Log(out)
   with show.progress(prepared.steps) as progress:
@@ -239,8 +228,7 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       optimizer=rates(prepared),
       placement=prepared.placement,
       checkpoints=checkpoints,
-      batches=lambda step: _batches(prepared, step),
-      evaluate=lambda variables: _numbers(evaluations['validation'](variables).summary()),
+      view=sight.of,
       log=lambda line: (log.append(line), progress.log(line)),
       resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),
       progress=progress.update,
@@ -254,37 +242,19 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
     finally:
       checkpoints.close()
       log.close()
-  return outcome, evaluations
+  return outcome, sight
 
 
-def _batches(prepared: Prepared, step: int):
-  """Placed training batches from the one after `step` on."""
-  e = prepared.experiment
-  if augmentation(e) is None:
-    transform = transforms.evaluation(prepared.pretrained.preprocess)
-  else:  # a little larger than what the model sees, so that a random crop is seldom enlarged much
-    transform = transforms.canvas(round(e.image_size * 8 / 7))
-  batches = pipeline.train_batches(
-    prepared.data.splits['train'],
-    batch_size=e.batch_size,
-    transform=transform,
-    seed=e.seed,
-    start_step=step,
-    class_balanced=e.sampling == 'balanced',
-    workers=e.workers,
-    shard=(jax.process_index(), jax.process_count()),
-  )
-  return pipeline.Prefetch(batches, prepared.placement.put_batch)
-
-
-def _finish(prepared: Prepared, trained: Pretrained, outcome, evaluations, out: Path, started: float) -> dict[str, Any]:
+def _finish(
+  prepared: Prepared, trained: Pretrained, outcome: loop.Outcome, sight: views.Views, out: Path, started: float
+) -> dict[str, Any]:
   """Evaluates, exports and reports what the loop left; nothing of it touches the checkpoints."""
   variables = prepared.placement.put_state(trained.variables)
-  evaluation = evaluations['validation'](variables)
+  evaluation = sight.evaluator('validation')(variables)
   learning = {name for phase in prepared.phases for name in phase.rates}
   params = trees.flatten(trained.variables['params'])
   metrics = {
-    **_numbers(evaluation.summary()),
+    **evaluation.numbers(),
     'split': 'validation',
     'seconds': time.time() - started,
     'images_per_second': outcome.examples / max(outcome.seconds['train'], 1e-9),
@@ -293,13 +263,15 @@ def _finish(prepared: Prepared, trained: Pretrained, outcome, evaluations, out: 
     'phases': [phase.name for phase in prepared.phases],
     'data_wait': outcome.seconds['data'] / max(outcome.seconds['train'], 1e-9),
     'compile_seconds': outcome.seconds['compile'],
+    'prefix_seconds': outcome.seconds['prefix'],
   }
   if 'test' in prepared.data.splits:
-    metrics['test'] = _numbers(evaluator(prepared, 'test')(variables).summary())
+    metrics['test'] = sight.evaluator('test')(variables).numbers()
   if jax.process_index() == 0:
     _write_evaluation(prepared, evaluation, out)
     pretrained.export(out / 'model', trained)
     folder.write_json(out / 'result.json', metrics)
+    shutil.rmtree(out / 'features', ignore_errors=True)
     page.write_report(out)
   return metrics
 
@@ -309,10 +281,6 @@ def _write_evaluation(prepared: Prepared, evaluation: exact.Evaluation, out: Pat
   exact.write(out / 'evaluation.npz', evaluation)
   source, names = prepared.data.splits['validation'], prepared.data.info.class_names
   mistakes.write(out, evaluation.records, source, names)
-
-
-def _numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-  return {name: value for name, value in summary.items() if isinstance(value, float | int)}
 
 
 def _learning(prepared: Prepared) -> list[tuple[str, int, list[optimizer.Row]]]:

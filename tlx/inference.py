@@ -80,7 +80,7 @@ def evaluate(
   )
   step = place.evaluate(eval_step(recipe))
   done = exact.evaluate(step, place.put_state(model.variables), batches, place.put_batch, size=len(found.splits[split]))
-  return {name: value for name, value in done.summary().items() if isinstance(value, float | int)}
+  return done.numbers()
 
 
 def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int = 16) -> Iterator[dict[str, Any]]:

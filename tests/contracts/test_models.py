@@ -69,6 +69,14 @@ def test_prefix_and_suffix_make_the_whole(model):
     np.testing.assert_array_equal(suffix[names[-1]], whole[names[-1]])
 
 
+def test_the_model_goes_on_from_any_layer(model):
+  features = tlx.features(model.module, model.variables, IMAGES)
+  whole = model.module.apply(model.variables, IMAGES)
+  spatial = model.module.pools_nothing
+  for name in (model.module.backbone.names[0], model.module.backbone.names[-1], *['pooled'] * (not spatial)):
+    np.testing.assert_array_equal(model.module.apply(model.variables, features[name], start=name), whole)
+
+
 def test_unknown_layer_is_named(model):
   with pytest.raises(UsageError, match='no such layer: nowhere; the backbone has stem'):
     model.module.backbone.apply({'params': {}}, IMAGES, stop='nowhere')

@@ -4,6 +4,7 @@ The signal comes from inside the process, while it asks for the batch of a chose
 kills at the same step; checkpoints are written in the background all the while.
 """
 
+import copy
 import json
 import random
 import shutil
@@ -19,7 +20,7 @@ from harm import DAMAGES, flipped, largest, small_disk
 
 from tlx import files
 
-TIMES = ('seconds', 'images_per_second', 'data_wait', 'compile_seconds')
+TIMES = ('seconds', 'images_per_second', 'data_wait', 'compile_seconds', 'prefix_seconds')
 STEPS, FIRST_PHASE = 23, 7  # 30 images, batches of 4, 3 epochs; lp_ft gives the probe 0.3 of them
 
 # Sends a signal while the COUNT-th batch is fetched: steps up to COUNT - 1 of this process are under way or done.
@@ -94,12 +95,12 @@ def saved(out):
   return sorted(int(path.name) for path in (out / 'checkpoints').iterdir() if path.name.isdigit())
 
 
-def assert_same(out, whole):
+def assert_same(out, whole, leaves=100):
   assert (out / 'model/model.safetensors').read_bytes() == (whole / 'model/model.safetensors').read_bytes()
   assert numbers(out) == numbers(whole)
   assert saved(out)[-1] == saved(whole)[-1] == STEPS
   here, there = (json.loads((x / f'checkpoints/{STEPS}/meta/metadata').read_text()) for x in (out, whole))
-  assert len(there['fingerprint']) > 100  # parameters, statistics, moments and average, each with a checksum
+  assert len(there['fingerprint']) > leaves  # parameters, statistics, moments and average, each with a checksum
   # A stop at the last step leaves its evaluation to the run that goes on.
   assert {**here, 'evaluation_due': False} == there
 
@@ -108,6 +109,20 @@ def assert_stopped(done, step):
   assert done.returncode == 128 + signal.SIGTERM, done.stderr
   (line,) = done.stderr.splitlines()
   assert f'step {step}' in line and 'same command' in line
+
+
+@pytest.mark.parametrize('place', ['memory', 'disk'])
+def test_a_killed_probe_on_kept_features(runs, tmp_path, place):
+  probe = copy.copy(runs)
+  probe.options = runs.options.replace('lp_ft', 'linear_probe').replace('light', f'none --cache {place}')
+  whole, out = tmp_path / 'whole', tmp_path / 'run'
+  done = probe.run(whole)
+  assert done.returncode == 0 and f'in {place}' in done.stdout, done.stderr
+  assert probe.run(out, batch=11, signum=signal.SIGKILL).returncode == -signal.SIGKILL
+  assert (out / 'features').exists() == (place == 'disk')
+  assert probe.run(out).returncode == 0
+  assert_same(out, whole, leaves=70)  # no moments of the backbone
+  assert not (out / 'features').exists()
 
 
 def test_kill_stop_and_damage_one_after_the_other(runs, whole, tmp_path):

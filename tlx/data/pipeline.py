@@ -24,8 +24,9 @@ def train_batches(
   source: DataSource,
   *,
   batch_size: int,
-  transform: Callable,
   seed: int,
+  transform: Callable | None = None,
+  load: Callable[[np.ndarray], Batch] | None = None,
   start_step: int = 0,
   class_balanced: bool = False,
   workers: int = 0,
@@ -36,6 +37,7 @@ def train_batches(
   Args:
     batch_size: of the global batch, over all shards.
     transform: `transforms.evaluation(...)` or `transforms.canvas(...)`.
+    load: positions in the split, -1 for padding -> their part of a batch; in place of `transform`.
     start_step: step of the first batch.
     class_balanced: draw the class uniformly, then one of its examples, both with replacement.
     workers: threads that make batches ahead; 0 makes each one when it is asked for.
@@ -58,7 +60,7 @@ def train_batches(
     order = positions.repeat().random_map(lambda _, rng: rng.choice(members[rng.integers(len(members))]))
   else:
     order = positions.shuffle().repeat()
-  load = _Loader(source, transform)
+  load = load or _Loader(source, transform)
   batches = order.batch(batch_size).map(lambda indices: load(indices[part]))
   iterator = _iterate(batches, workers)
   iterator.set_state({'next_index': start_step})
@@ -66,7 +68,13 @@ def train_batches(
 
 
 def eval_batches(
-  source: DataSource, *, batch_size: int, transform: Callable, workers: int = 0, shard: tuple[int, int] = (0, 1)
+  source: DataSource,
+  *,
+  batch_size: int,
+  transform: Callable | None = None,
+  load: Callable[[np.ndarray], Batch] | None = None,
+  workers: int = 0,
+  shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
   """Every example once and in order; the last batch is filled with zeros and mask False.
 
@@ -76,7 +84,7 @@ def eval_batches(
   import grain
 
   part = _slice(batch_size, shard)
-  load = _Loader(source, transform)
+  load = load or _Loader(source, transform)
 
   def batch(step):
     indices = np.arange(step * batch_size, (step + 1) * batch_size)[part]

@@ -22,6 +22,10 @@ class Evaluation(NamedTuple):
   def summary(self) -> dict[str, Any]:
     return self.metrics.compute()
 
+  def numbers(self) -> dict[str, float]:
+    """The summary without its tables."""
+    return {name: value for name, value in self.summary().items() if isinstance(value, float | int)}
+
 
 def evaluate(step: Callable, variables: Variables, batches: Iterable[Batch], put: Callable, *, size: int) -> Evaluation:
   """Runs the compiled `eval_step` over `batches`, placed on the devices by `put`.

@@ -12,6 +12,8 @@ from tlx.nn.dtypes import widened
 from tlx.nn.stochastic import Dropout
 from tlx.types import UsageError
 
+POOLED = 'pooled'  # one vector an image, behind the last layer
+
 
 class Layer(NamedTuple):
   """One named step of a backbone; `build(name=...)` makes its linen module, called as (x, train)."""
@@ -110,16 +112,26 @@ class TransferModel(nn.Module):
   backbone: Backbone
   head: Head
 
-  def __call__(self, images: jax.Array, *, train: bool | Collection[str] = False) -> jax.Array:
-    """train: layer names (the head's is 'head') in training mode, or all or none."""
-    features = self.features(images, train=train)
-    spatial = self.head.spatial and self.head.num_classes
-    return self.head(features[self.backbone.names[-1]] if spatial else features['pooled'], trains(train, HEAD))
+  def __call__(self, x: jax.Array, *, train: bool | Collection[str] = False, start: str | None = None) -> jax.Array:
+    """train: layer names (the head's is 'head') in training mode, or all or none.
+
+    start: a layer whose output `x` is, or 'pooled'; the layers up to it do not run.
+    """
+    if start != POOLED:
+      last = self.backbone.names[-1]
+      x = x if start == last else self.backbone(x, train=train, start=start)[last]
+      x = x if self.pools_nothing else self.backbone.pool(x)
+    return self.head(x, trains(train, HEAD))
+
+  @property
+  def pools_nothing(self) -> bool:
+    """The head sees the last layer's map as it is."""
+    return bool(self.head.spatial and self.head.num_classes)
 
   def features(self, images: jax.Array, *, train: bool | Collection[str] = False) -> dict[str, jax.Array]:
     """Every layer's output by name, in order, and 'pooled' [b, d]."""
     features = self.backbone(images, train=train)
-    return {**features, 'pooled': self.backbone.pool(features[self.backbone.names[-1]])}
+    return {**features, POOLED: self.backbone.pool(features[self.backbone.names[-1]])}
 
 
 def trains(train: bool | Collection[str], name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import signal
 import threading
 import time
@@ -36,6 +37,14 @@ class Stretch(NamedTuple):
   end: int
 
 
+class View(NamedTuple):
+  """How a phase sees the data: as images, or as the features of its frozen prefix."""
+
+  start: str | None  # the layer whose features the batches hold; None: images
+  batches: Callable[[int], Any]  # first step -> iterator of placed batches, with `waited` seconds and close()
+  evaluate: Callable[[Variables], Mapping[str, float]]  # of placed variables
+
+
 class Plan(NamedTuple):
   """Everything that the loop asks for."""
 
@@ -44,8 +53,7 @@ class Plan(NamedTuple):
   optimizer: Optimizer
   placement: Jit | Pmap
   checkpoints: Checkpoints
-  batches: Callable[[int], Any]  # first step -> iterator of placed batches, with `waited` seconds and close()
-  evaluate: Callable[[Variables], Mapping[str, float]]  # of placed variables
+  view: Callable[[Stretch, Variables, Callable[[], None]], View]  # of placed variables; the last raises Stopped if due
   log: Callable[[Mapping[str, Any]], None]
   resumed: Callable[[int, bool], None]  # step of the restored checkpoint, 0 = none; whether its evaluation is to come
   progress: Callable[[int, str, Mapping[str, float]], None]  # step, phase, newest numbers
@@ -63,7 +71,7 @@ class Outcome(NamedTuple):
   """The last state, the same on every device, and where the time of this process went."""
 
   state: states.TrainState
-  seconds: Mapping[str, float]  # compile, train, evaluate, and data: the part of train that waited for it
+  seconds: Mapping[str, float]  # compile, prefix, train, evaluate, and data: the part of train that waited for it
   examples: int
 
 
@@ -110,10 +118,12 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
       elif index > first:
         state = states.enter(state, stretch.phase, tx)
       placed = plan.placement.put_state(state)
+      with watch.of('prefix'):
+        view = plan.view(stretch, placed.variables, lambda step=step: _leave(signals, step))
       if restored and index == first and restored.meta['evaluation_due']:
-        _evaluate(plan, placed, step, stretch, watch)
+        _evaluate(plan, view, placed, step, stretch, watch)
       pending = _gathered(restored.meta) if restored and index == first else []
-      state = plan.placement.one(_train(plan, index, tx, placed, step, watch, signals, pending))
+      state = plan.placement.one(_train(plan, view, index, tx, placed, step, watch, signals, pending))
       step = stretch.end
     plan.checkpoints.wait()
     if late := processes.largest(signals.received):  # too late for the last step to see it
@@ -121,16 +131,18 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
   return Outcome(state, dict(watch.seconds), watch.examples)
 
 
-def _train(plan: Plan, index: int, tx, state, start: int, watch: 'Stopwatch', signals: '_Signals', pending: list):
+def _train(
+  plan: Plan, view: View, index: int, tx, state, start: int, watch: 'Stopwatch', signals: '_Signals', pending: list
+):
   """One phase, from after `start` to its end; pending: metrics of the steps up to there that are in no line yet."""
   stretch = plan.stretches[index]
   if start == stretch.end:
     return state
-  batches = plan.batches(start)
+  batches, recipe = view.batches(start), dataclasses.replace(plan.recipe, start=view.start)
   try:
     batch = next(batches)
     with watch.of('compile'):
-      compiled = plan.placement.train(train_step(plan.recipe, stretch.phase, tx), state, batch)
+      compiled = plan.placement.train(train_step(recipe, stretch.phase, tx), state, batch)
     for step in range(start + 1, stretch.end + 1):
       last = step == stretch.end
       due = step % plan.eval_every == 0 or step == plan.steps
@@ -146,7 +158,7 @@ def _train(plan: Plan, index: int, tx, state, start: int, watch: 'Stopwatch', si
           _check(plan, _rows(pending), step, stretch)
         batch = None if last else next(batches)
       if due and not stop:
-        _evaluate(plan, state, step, stretch, watch)
+        _evaluate(plan, view, state, step, stretch, watch)
       if save or stop:
         rows = {name: values.tolist() for name, values in _rows(pending).items()}
         meta = {'phase': index, 'data': {'next_index': step}, 'evaluation_due': due and bool(stop), 'unlogged': rows}
@@ -160,9 +172,15 @@ def _train(plan: Plan, index: int, tx, state, start: int, watch: 'Stopwatch', si
     batches.close()
 
 
-def _evaluate(plan: Plan, state, step: int, stretch: Stretch, watch: 'Stopwatch') -> None:
+def _leave(signals: '_Signals', step: int) -> None:
+  """Raises Stopped if a signal came, where the state after `step` is saved or is the first."""
+  if stop := processes.largest(signals.received):
+    raise Stopped(step, stop)
+
+
+def _evaluate(plan: Plan, view: View, state, step: int, stretch: Stretch, watch: 'Stopwatch') -> None:
   with watch.of('evaluate'):
-    numbers = plan.evaluate(state.averaged)
+    numbers = view.evaluate(state.averaged)
   plan.log({'step': step, 'split': 'validation', 'phase': stretch.phase.name, **numbers})
 
 
@@ -219,7 +237,7 @@ class Stopwatch:
   """Seconds by what they went to."""
 
   def __init__(self):
-    self.seconds = collections.Counter({'compile': 0.0, 'train': 0.0, 'evaluate': 0.0, 'data': 0.0})
+    self.seconds = collections.Counter(dict.fromkeys(('compile', 'prefix', 'train', 'evaluate', 'data'), 0.0))
     self.examples, self._lap = 0, time.perf_counter()
 
   @contextlib.contextmanager

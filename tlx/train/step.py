@@ -34,14 +34,20 @@ class Recipe:
   dtype: Any = jnp.float32  # of the compute; parameters, statistics and the loss stay float32
   micro_batches: int = 1
   ema: float = 0.0  # decay of the moving average; 0 = off
+  start: str | None = None  # the batch holds the features of this layer (cost.prefix) in place of images
 
   def inputs(self, images: jax.Array) -> jax.Array:
-    """[0, 1] pixels -> what the backbone expects."""
+    """[0, 1] pixels -> what the backbone expects; features stay as they are."""
+    if self.start:
+      return images
     return augment.normalise(images, self.preprocess.mean, self.preprocess.std).astype(self.dtype)
 
 
 def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -> Callable:
-  """(state, batch) -> (state, metrics); batch: image uint8 [b, s, s, 3], label int32 [b], mask bool [b], aspect [b]."""
+  """(state, batch) -> (state, metrics); batch: image uint8 [b, s, s, 3], label int32 [b], mask bool [b], aspect [b].
+
+  Where the recipe starts after a layer: features float [b, ...] in place of image and aspect.
+  """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -88,6 +94,7 @@ def loss_function(recipe: Recipe, phase: Phase, frozen: Params) -> Callable:
       {'params': trees.merge(frozen, trainable), 'batch_stats': batch_stats},
       recipe.inputs(part['image']),
       train=frozenset(phase.rates),
+      start=recipe.start,
       rngs={'dropout': key},
       mutable=['batch_stats', 'aux'],
     )
@@ -105,7 +112,8 @@ def eval_step(recipe: Recipe) -> Callable:
   """(variables, batch) -> (metric sums, per-example records); padding counts for nothing."""
 
   def step(variables: Params, batch: Batch):
-    logits = recipe.model.apply(variables, recipe.inputs(augment.to_float(batch['image'])))
+    images = batch['features'] if recipe.start else augment.to_float(batch['image'])
+    logits = recipe.model.apply(variables, recipe.inputs(images), start=recipe.start)
     sums = _over_devices(recipe.task.metrics(logits, batch['label'], batch['mask']))
     probabilities = jax.nn.softmax(logits.astype(jnp.float32))
     own = jnp.take_along_axis(probabilities, jnp.maximum(batch['label'], 0)[:, None], axis=-1)[:, 0]
@@ -119,7 +127,9 @@ def _prepare(recipe: Recipe, key: jax.Array, batch: Batch) -> Batch:
   """Augmented float images and soft targets."""
   targets = recipe.task.targets(batch['label'])
   first = devices.example_positions(len(batch['label']))[0]
-  if recipe.augment is None:
+  if recipe.start:
+    images = batch['features']
+  elif recipe.augment is None:
     images = augment.to_float(batch['image'])
   else:
     images = augment.augment_batch(key, batch['image'], batch['aspect'], recipe.augment, recipe.preprocess.size, first)
