@@ -37,9 +37,9 @@ class Worst(NamedTuple):
   name: str
 
 
-def images(size: int) -> np.ndarray:
-  """float32 [2, size, size, 3], already normalised."""
-  return np.random.default_rng(0).normal(size=(len(LABELS), size, size, 3)).astype(np.float32)
+def images(size: int, spread: float = 1.0) -> np.ndarray:
+  """float32 [2, size, size, 3], already normalised; spread: their standard deviation."""
+  return np.random.default_rng(0).normal(0, spread, (len(LABELS), size, size, 3)).astype(np.float32)
 
 
 def draw(module: Any) -> None:

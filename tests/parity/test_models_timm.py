@@ -36,6 +36,7 @@ class Case(NamedTuple):
   name: str
   size: int = 64
   arguments: dict[str, Any] = {}
+  spread: float = 1.0  # of the images: 8 where a ReLU6 is to reach its upper end
 
 
 def sized(name: str, size: int = 64) -> Case:
@@ -51,13 +52,14 @@ CASES = {  # family: two variants or more
   'densenet': (Case('densenet121'), Case('densenet169')),
   'dinov2': (sized('vit_small_patch14_dinov2', 56), sized('vit_small_patch14_reg4_dinov2', 56)),
   'efficientnet': (
-    Case('efficientnet_b0'), Case('tf_efficientnet_b0'), Case('efficientnet_lite0'), Case('tf_efficientnet_lite0', 75),
+    Case('efficientnet_b0'), Case('tf_efficientnet_b0'),
+    Case('efficientnet_lite0', spread=8), Case('tf_efficientnet_lite0', 75, spread=8),
   ),
   'efficientnetv2': (Case('efficientnetv2_rw_t'), Case('tf_efficientnetv2_b0', 75)),
   'eva': (sized('eva02_tiny_patch14_224', 56), sized('eva02_small_patch14_224', 56)),
   'inception': (Case('inception_v3', 96),),
-  'mobilenetv1': (Case('mobilenetv1_100'), Case('mobilenetv1_100h', 75)),
-  'mobilenetv2': (Case('mobilenetv2_050'), Case('mobilenetv2_110d', 75)),
+  'mobilenetv1': (Case('mobilenetv1_100', spread=8), Case('mobilenetv1_100h', 75, spread=8)),
+  'mobilenetv2': (Case('mobilenetv2_050', spread=8), Case('mobilenetv2_110d', 75, spread=8)),
   'mobilenetv3': (Case('mobilenetv3_small_050'), Case('tf_mobilenetv3_large_minimal_100', 75)),
   'regnet': (Case('regnetx_002'), Case('regnety_002', 75)),
   'resnet': (Case('resnet18', 75), Case('resnet50')),
@@ -108,7 +110,7 @@ def pair(request, timm, torch, tmp_path_factory):
   torch.save(theirs.state_dict(), folder / 'pytorch_model.bin')
   record = {'architecture': case.name, 'num_classes': theirs.num_classes, 'model_args': case.arguments}
   (folder / 'config.json').write_text(json.dumps(record))
-  return Pair(case, theirs, folder, tlx.load(str(folder)), reference.images(case.size))
+  return Pair(case, theirs, folder, tlx.load(str(folder)), reference.images(case.size, case.spread))
 
 
 def test_every_family_is_compared():
