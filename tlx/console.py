@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tlx.train import room
 from tlx.types import DatasetInfo
 
 NUMBERS = ('images', 'classes', 'tensors', 'parameters', 'peak lr', 'gmacs', 'size', 'top-1')  # columns of numbers
@@ -66,6 +67,12 @@ class Console:
       for row in rows:
         table.add_row(row.label, str(row.tensors), f'{row.parameters:,}', f'{row.learning_rate:.3g}')
       self.rich.print(table)
+
+  def program(self, phase: str, program: Any) -> None:
+    """What one step of a phase costs, where the compiler has said."""
+    if hasattr(program, 'memory_analysis'):
+      needs = f'{room.flops(program) / 1e9:,.2f} GFLOPs and {_size(room.peak_bytes(program))} of memory'
+      self.line(f'{phase}: a step takes {needs} on each device')
 
   def result(self, metrics: Mapping[str, Any], out: Path) -> None:
     """The table at the end, and where the report lies."""

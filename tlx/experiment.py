@@ -15,7 +15,7 @@ from tlx.data import augment
 from tlx.evaluate import exact, mistakes
 from tlx.report import folder, page
 from tlx.tasks import classification
-from tlx.train import loop, optimizer, placement
+from tlx.train import loop, optimizer, placement, room
 from tlx.train.checkpoint import Checkpoints
 from tlx.train.step import Recipe
 from tlx.types import Dataset, Phase, Pretrained
@@ -229,6 +229,10 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       placement=prepared.placement,
       checkpoints=checkpoints,
       view=sight.of,
+      compiled=lambda stretch, program: (
+        room.check(program, e.batch_size, e.micro_batches),
+        show.program(stretch.phase.name, program),
+      ),
       log=lambda line: (log.append(line), progress.log(line)),
       resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),
       progress=progress.update,

@@ -1,6 +1,7 @@
 """The command line as a new user meets it: a wrong input gives one clear message and an exit code, no traceback."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -10,6 +11,7 @@ from PIL import Image
 
 import tlx
 from tlx import cli
+from tlx.train import room
 
 COMMANDS = ('finetune', 'evaluate', 'predict', 'models', 'export', 'report')
 
@@ -69,7 +71,7 @@ def test_help_explains(tlx_run, command):
 @pytest.mark.parametrize(
   ('arguments', 'expected'),
   [
-    ((), 'finetune, evaluate, predict, models, export, report'),
+    ((), 'finetune, evaluate, predict, models, cost, export, report'),
     (('finetun',), 'did you mean finetune?'),
     (('finetune', '--batchsize', '4'), '--batch-size'),
     (('finetune', '--epoch', '4'), '--epochs'),
@@ -313,3 +315,14 @@ def test_report_is_written_again(tlx_run, finished):
   code, out, _ = tlx_run('report', finished)
   assert code == 0 and str(finished / 'report.html') in out
   assert '<html' in (finished / 'report.html').read_text()
+
+
+def test_a_step_that_does_not_fit_is_refused_before_it_runs(tlx_run, options, tiny_images, tmp_path, monkeypatch):
+  monkeypatch.setattr(room, 'limit', lambda device: 1_000)
+  out = tmp_path / 'run'
+  code, _, err = tlx_run('finetune', *options, '--data', f'folder:{tiny_images}', '--out', out)
+  assert code == 1 and 'which has 0.00 GB; choose a smaller model or image' in err
+  assert not (out / 'checkpoints').exists()
+  monkeypatch.undo()
+  code, said, _ = tlx_run('finetune', *options, '--data', f'folder:{tiny_images}', '--out', out)
+  assert code == 0 and re.search(r'head: a step takes \d+\.\d+ GFLOPs and [\d.]+ [kM]B of memory', said)

@@ -16,6 +16,7 @@ from jax.extend.core import Literal
 from tlx import trees
 from tlx.data import augment
 from tlx.train import optimizer, placement, state
+from tlx.train.room import flops, peak_bytes
 from tlx.train.step import Recipe, loss_function, train_step
 from tlx.types import Batch, Phase, Variables
 
@@ -89,19 +90,6 @@ def compiled(function: Callable, arguments: Sequence[Any], donate: bool = False)
     function, in_shardings=(place.whole, place.spread), out_shardings=place.whole, donate_argnums=0 if donate else ()
   )
   return jitted.lower(*arguments).compile(QUICK if jax.default_backend() == 'cpu' else None)
-
-
-def flops(program: jax.stages.Compiled) -> float:
-  """The compiler's count; the body of a loop counts once on some platforms."""
-  found = program.cost_analysis()
-  return (found[0] if isinstance(found, list) else found)['flops']
-
-
-def peak_bytes(program: jax.stages.Compiled) -> int:
-  """Arguments, results that reuse none of them, and temporaries."""
-  memory = program.memory_analysis()
-  results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  return memory.argument_size_in_bytes + results + memory.temp_size_in_bytes
 
 
 def allreduce_bytes(program: jax.stages.Compiled) -> int:

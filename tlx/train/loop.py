@@ -54,6 +54,7 @@ class Plan(NamedTuple):
   placement: Jit | Pmap
   checkpoints: Checkpoints
   view: Callable[[Stretch, Variables, Callable[[], None]], View]  # of placed variables; the last raises Stopped if due
+  compiled: Callable[[Stretch, Any], None]  # a phase and its program; may raise before the first step
   log: Callable[[Mapping[str, Any]], None]
   resumed: Callable[[int, bool], None]  # step of the restored checkpoint, 0 = none; whether its evaluation is to come
   progress: Callable[[int, str, Mapping[str, float]], None]  # step, phase, newest numbers
@@ -143,6 +144,7 @@ def _train(
     batch = next(batches)
     with watch.of('compile'):
       compiled = plan.placement.train(train_step(recipe, stretch.phase, tx), state, batch)
+    plan.compiled(stretch, compiled)
     for step in range(start + 1, stretch.end + 1):
       last = step == stretch.end
       due = step % plan.eval_every == 0 or step == plan.steps
