@@ -68,9 +68,9 @@ class Experiment:
   """Decay of the moving average of what learns; 0 = none."""
   label_smoothing: float | None = None
   """Share of each target that is spread over all classes."""
-  dropout: float = 0.0
+  dropout: float | None = None
   """Before the head."""
-  drop_path: float = 0.0
+  drop_path: float | None = None
   """Stochastic depth of the last block, growing linearly from the first."""
   class_weights: Literal['none', 'balanced'] = 'none'
   """balanced: the rarer the class, the heavier its loss."""

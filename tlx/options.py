@@ -57,7 +57,7 @@ def batch_size(facts: Facts) -> tuple[int, str]:
 
 def epochs(facts: Facts) -> tuple[int, str]:
   """Small sets want many passes, a head alone more than a backbone, and what starts from nothing the most."""
-  base = 30 if facts.probe else 12
+  base = 30 if facts.probe else 24
   if facts.examples >= 10_000:
     base //= 3
   if not facts.pretrained:
@@ -77,12 +77,20 @@ def label_smoothing(facts: Facts) -> tuple[float, str]:
   return (0.0, 'a probe is calibrated without') if facts.probe else (0.1, 'usual for fine-tuning')
 
 
+def dropout(facts: Facts) -> tuple[float, str]:
+  return (0.0, 'a probe needs none') if facts.probe else (0.2, 'usual for fine-tuning')
+
+
+def drop_path(facts: Facts) -> tuple[float, str]:
+  return (0.0, 'no block learns') if facts.probe else (0.1, 'usual for fine-tuning')
+
+
 def augmentation(facts: Facts) -> tuple[str, str]:
   if facts.info.augment != 'photo':
     return facts.info.augment, 'what suits this data set'
   if facts.probe:
     return 'none', 'a probe sees each image as evaluation does'
-  return ('light', 'few images') if facts.examples < 10_000 else ('medium', 'many images')
+  return 'medium', 'the backbone learns'
 
 
 def workers(facts: Facts) -> tuple[int, str]:
@@ -96,6 +104,8 @@ CHOICES = {
   'lr': lr,
   'weight_decay': weight_decay,
   'label_smoothing': label_smoothing,
+  'dropout': dropout,
+  'drop_path': drop_path,
   'augment': augmentation,
   'workers': workers,
 }

@@ -69,7 +69,7 @@ _LIMITS = _PROBABILITIES | _STRENGTHS | {'hue': 0.5, 'shift': 1, 'rotation': 180
 PRESETS = {
   'none': Augment(),
   'light': Augment(crop_scale=(0.5, 1), flip=0.5),
-  'medium': Augment(crop_scale=(0.25, 1), flip=0.5, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02),
+  'medium': Augment(crop_scale=(0.25, 1), flip=0.5, brightness=0.3, contrast=0.3, saturation=0.3, hue=0.02, mixup=0.2),
   'strong': Augment(
     crop_scale=(0.08, 1),
     flip=0.5,
