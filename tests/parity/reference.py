@@ -14,6 +14,7 @@ import numpy as np
 
 import tlx
 from tlx import catalog
+from tlx.cost.certificate import QUICK
 from tlx.types import Params, Variables
 from tlx.weights import rules
 
@@ -106,7 +107,9 @@ def our_pass(model: tlx.Pretrained, array: np.ndarray, *, train: bool, dtype: st
 
   with jax.enable_x64(dtype == 'float64'):
     params, others = variables.pop('params'), variables
-    gradients, (logits, moved) = jax.jit(jax.grad(loss, has_aux=True))(params, others, np.asarray(array, dtype))
+    arguments = (params, others, np.asarray(array, dtype))
+    program = jax.jit(jax.grad(loss, has_aux=True)).lower(*arguments).compile(QUICK)
+    gradients, (logits, moved) = program(*arguments)
   table = table_of(model)
   named = rules.write(jax.device_get({'params': gradients}), table), rules.write(jax.device_get(dict(moved)), table)
   assert {x.dtype.name for x in jax.tree.leaves((logits, named))} == {dtype}  # no layer narrowed it on the way

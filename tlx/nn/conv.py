@@ -93,6 +93,8 @@ def cpu_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ..
     return conv_cpu.depthwise_kernel_gradient(x, dy, kernel_shape, spec)
   if conv_cpu.is_pointwise(kernel_shape, spec):
     return conv_cpu.pointwise_kernel_gradient(x, dy, kernel_shape, spec)
+  if spec.groups > 1:
+    return conv_cpu.grouped_kernel_gradient(x, dy, kernel_shape, spec)
   return library_kernel_gradient(x, dy, kernel_shape, spec)
 
 

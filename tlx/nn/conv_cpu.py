@@ -140,6 +140,18 @@ def pointwise_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[i
   return dk.reshape(kernel_shape).astype(x.dtype)
 
 
+def grouped_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
+  """One product a tap, batched over the groups; the library's takes groups one after the other."""
+
+  def grouped(array: jax.Array) -> jax.Array:
+    return array.reshape(*array.shape[:3], spec.groups, -1)
+
+  dy, inputs = grouped(dy), taps(x, kernel_shape[:2], dy.shape[1:3], spec)
+  return (
+    jnp.stack([product('bhwgc,bhwgd->cgd', grouped(tap), dy) for tap in inputs]).reshape(kernel_shape).astype(x.dtype)
+  )
+
+
 def dense_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], spec: Spec) -> jax.Array:
   """One product for each tap, at the size of dy."""
 
