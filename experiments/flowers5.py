@@ -1,10 +1,12 @@
-"""Five flowers, 80 training photographs of each, EfficientNet-Lite0: linear probe against full fine-tuning.
+"""Five flowers, 80 training photographs of each, EfficientNet-Lite0: linear probe against LP-FT.
 
   python experiments/flowers5.py PATH [STRATEGY]     with PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg
 
-Measured on 200 validation photographs, seed 0, one run each, 2026-11-21 (a photograph is 0.005, and one standard error
-about 0.023): linear_probe 0.8750; full 0.8750; lp_ft 0.8650; full --augment medium 0.8750; lp_ft --augment medium
-0.8850; lp_ft --augment medium --epochs 24 --ema 0.98 0.8800. No fine-tuning here is clearly above the probe.
+Measured with default settings on 200 validation photographs, 2 shared CPU cores, 2026-11-21 (a photograph is 0.005):
+linear_probe 0.875, 0.870, 0.870 (seeds 0, 1, 2; 29 s each); lp_ft 0.905 (seed 0, 447 s).
+One run each, seed 0, all with 24 epochs, dropout 0.2 and stochastic depth 0.1: full 0.900; full --augment strong 0.900.
+With 12 epochs and neither, lp_ft reached 0.865 (--augment light) and 0.885 (medium), full 0.875 with either.
+About ten of the 200 labels fit their photograph badly (a fountain and a house among the tulips).
 Reference: 0.870 for scikit-learn's logistic regression with its best C, 0.905 for full fine-tuning, both in PyTorch.
 """
 
@@ -12,7 +14,7 @@ import sys
 
 import tlx
 
-experiment = lambda path, strategy='full': tlx.Experiment(data=f'folder:{path}', strategy=strategy)
+experiment = lambda path, strategy='lp_ft': tlx.Experiment(data=f'folder:{path}', strategy=strategy)
 
 if __name__ == '__main__':
   tlx.finetune(experiment(*sys.argv[1:]))

@@ -111,7 +111,7 @@ def assert_stopped(done, step):
   assert f'step {step}' in line and 'same command' in line
 
 
-@pytest.mark.parametrize('place', ['memory', 'disk'])
+@pytest.mark.parametrize('place', [pytest.param('memory', marks=pytest.mark.slow), 'disk'])
 def test_a_killed_probe_on_kept_features(runs, tmp_path, place):
   probe = copy.copy(runs)
   probe.options = runs.options.replace('lp_ft', 'linear_probe').replace('light', f'none --cache {place}')

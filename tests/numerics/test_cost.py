@@ -97,7 +97,7 @@ def test_full_fine_tuning_costs_far_more(forward):
   assert ratio >= 2.5
 
 
-@pytest.mark.parametrize('name', ['efficientnet_test', 'resnet_test', 'vit_test'])
+@pytest.mark.parametrize('name', [*(pytest.param(n, marks=pytest.mark.slow) for n in MODELS[:2]), 'vit_test'])
 def test_partial_costs_the_forward_and_the_backward_of_the_suffix(name):
   """The reference is put together from a prefix and a suffix that share nothing with the trainer's step."""
   (recipe, variables, _), learning = setting(name), 2
@@ -127,7 +127,12 @@ def test_partial_costs_the_forward_and_the_backward_of_the_suffix(name):
 
 
 @pytest.mark.parametrize(
-  'name, strategy', [('resnet_test', 'linear_probe'), ('vit_test', 'partial:1'), ('vit_test', 'full')]
+  ('name', 'strategy'),
+  [
+    pytest.param('resnet_test', 'linear_probe', marks=pytest.mark.slow),
+    pytest.param('vit_test', 'partial:1', marks=pytest.mark.slow),
+    ('vit_test', 'full'),
+  ],
 )
 def test_devices_exchange_gradients_of_what_learns_alone(name, strategy):
   """No batch norm is in training mode in these; the 12 bytes are the loss, the accuracy and the count."""
@@ -137,6 +142,7 @@ def test_devices_exchange_gradients_of_what_learns_alone(name, strategy):
   assert found['allreduce_bytes'] == 4 * found['trainable_parameters'] + 12
 
 
+@pytest.mark.slow
 def test_what_is_kept_for_the_backward_pass_belongs_to_what_learns():
   probe, last, full = (
     train_cost('resnet_test', name).activation_bytes for name in ('linear_probe', 'partial:1', 'full')

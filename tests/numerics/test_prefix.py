@@ -56,8 +56,15 @@ def same(a, b):
       assert value == (other[name] if isinstance(value, str) else pytest.approx(other[name], rel=1e-3, abs=1e-5)), name
 
 
-@pytest.mark.parametrize('strategy', ['linear_probe', 'partial:2'])
-@pytest.mark.parametrize('cache', ['memory', 'disk'])
+@pytest.mark.parametrize(
+  ('strategy', 'cache'),
+  [
+    ('linear_probe', 'memory'),
+    ('partial:2', 'disk'),
+    pytest.param('linear_probe', 'disk', marks=pytest.mark.slow),
+    pytest.param('partial:2', 'memory', marks=pytest.mark.slow),
+  ],
+)
 def test_the_run_is_the_same(finetune, strategy, cache):
   options = {'strategy': strategy, 'optimizer': 'sgd', 'lr': 0.05, 'dropout': 0.2}
   kept, plain = finetune(cache=cache, **options), finetune(cache='off', **options)
