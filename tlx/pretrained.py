@@ -52,7 +52,7 @@ def load(
     name: a variant (`tlx.list_models()`), or a folder or 'hf-hub:OWNER/NAME' with config.json and weights, in timm's
       layout or in transformers'; or what `resolve` or `locate` made of one, so that nothing is looked up twice.
     weights: a file, URL or folder to take the weights from instead of the variant's published ones.
-    num_classes: None keeps the checkpoint's head; another number puts a fresh head (zeros) in its place; 0 leaves none.
+    num_classes: None keeps the checkpoint's head; another number puts a fresh head in its place; 0 leaves none.
     image_size: pixels; None keeps the checkpoint's. Position tables are resampled to it.
     in_channels: None keeps the checkpoint's; the first convolution is adapted to it.
     pretrained: False gives random weights drawn from `seed`.
@@ -218,7 +218,8 @@ def _read(found: Found, ask: Asked) -> Pretrained:
   classes = _classes(table, tensors)
   module = build(variant, classes if ask.num_classes is None else ask.num_classes, ask.dropout, ask.drop_path)
   fresh = 'logits' if ask.num_classes not in (None, classes) else None
-  variables, dropped = rules.read(tensors, table, _blank(abstract(module, channels), fresh), fresh=fresh, where=where)
+  blank = rules.blank(abstract(module, channels), fresh, module.pools_nothing)
+  variables, dropped = rules.read(tensors, table, blank, fresh=fresh, where=where)
   return Pretrained(
     module,
     jax.tree.map(jnp.asarray, variables),
@@ -247,16 +248,6 @@ def _described(config: Mapping[str, Any]) -> catalog.Variant:
   if unknown := arguments.keys() - {'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate'}:
     raise TlxError(f'config.json of {variant.name} asks for {", ".join(sorted(unknown))} in model_args, unknown to tlx')
   return Asked(None, size if size is None or isinstance(size, int) else size[0], None, 0, 0).variant(variant)
-
-
-def _blank(like: Variables, fresh: str | None) -> Variables:
-  """`like` with zeros for a fresh head: the first steps then move the backbone little."""
-  if fresh is None:
-    return like
-  flat = trees.flatten(like)
-  return trees.unflatten(
-    {path: np.zeros(x.shape, x.dtype) if fresh in path.split('/') else x for path, x in flat.items()}
-  )
 
 
 def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:

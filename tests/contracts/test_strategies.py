@@ -61,7 +61,7 @@ def test_frozen_stays_bitwise_and_the_rest_learns(family, spec):
   for phase in catalog.strategy(spec).phases(model.module.backbone.names)[:2]:
     trainable, _ = state.split(model.variables['params'], phase)
     # Weight decay and the moving average on: neither may touch what is frozen.
-    tx = optimizer.Optimizer('adamw', 0.1, weight_decay=0.1, warmup=0.0).build(phase, 4, trainable)
+    tx = optimizer.Optimizer('adamw', 0.02, weight_decay=0.1, warmup=0.0).build(phase, 4, trainable)
     current = (
       state.create(model.variables, phase, tx, seed=0, ema=True) if current is None else state.enter(current, phase, tx)
     )

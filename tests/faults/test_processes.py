@@ -64,7 +64,9 @@ def test_two_processes_give_the_numbers_of_one_and_stop_together(command, tmp_pa
   assert [process.returncode for process, *_ in stopped] == [128 + signal.SIGTERM] * 2, stopped
   done = two(command, tmp_path / 'two')
   assert [process.returncode for process, *_ in done] == [0, 0], done
-  spoken = [[line for line in out.splitlines() if not line.startswith('[Gloo]')] for _, out, _ in done]
+  # What JAX's transport prints, one line of which two threads may tear in two.
+  theirs = lambda line: '[Gloo]' in line or 'peer ranks' in line or not line.strip()
+  spoken = [[line for line in out.splitlines() if not theirs(line)] for _, out, _ in done]
   assert any('resumed after step' in line for line in spoken[0]) and not spoken[1]
   (one, model), (both, same) = results(tmp_path / 'one'), results(tmp_path / 'two')
   assert both['count'] == one['count'] == 15

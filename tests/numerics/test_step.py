@@ -239,7 +239,7 @@ def compare_placements(name):
   ]
   for numbers, after in results[1:]:
     for ours, theirs in zip(numbers, results[0][0]):
-      close(ours, theirs, 1e-5)
+      close(ours, theirs, 5e-5)  # the third step's are of parameters that may differ by 1e-4
     for part in ('params', 'batch_stats', 'ema'):
       close(getattr(after, part), getattr(results[0][1], part), 1e-4)
   assert not same(results[0][1].params, variables['params'])

@@ -214,3 +214,20 @@ def _join(parts: Sequence[Rule], tensors: Tensors, leaf) -> np.ndarray | None:
 def _report(where: str, problems: list[str]) -> str:
   shown = problems[:20] + [f'... and {len(problems) - 20} more'] * (len(problems) > 20)
   return '\n  '.join([f'{where}: {len(problems)} problem{"s" * (len(problems) > 1)}', *shown])
+
+
+def blank(like: Variables, fresh: str | None, rectified: bool = False) -> Variables:
+  """`like` with zeros for a fresh head: the first steps then move the backbone little.
+
+  rectified: its logits go through a ReLU, where zeros would never learn; its kernel is drawn, with deviation 0.01.
+  """
+  if fresh is None:
+    return like
+  rng = np.random.default_rng(0)
+
+  def start(path: str, x: Any) -> np.ndarray:
+    drawn = rectified and path.endswith('/kernel')
+    return rng.normal(0, 0.01, x.shape).astype(x.dtype) if drawn else np.zeros(x.shape, x.dtype)
+
+  flat = trees.flatten(like)
+  return trees.unflatten({path: start(path, x) if fresh in path.split('/') else x for path, x in flat.items()})
