@@ -2,7 +2,8 @@
 
   python experiments/cats_dogs.py PATH     with PATH/train/{cat,dog}/*.jpg and PATH/val/{cat,dog}/*.jpg
 
-Measured: accuracy 0.9850 on 400 validation photographs, seed 0, one run, 2026-11-21.
+Measured: accuracy 0.9850, 0.9875, 0.9875 on 400 validation photographs, seeds 0, 1, 2, 34 s each on 2 shared CPU
+cores, 2026-11-21.
 Reference: 0.9925 for scikit-learn's logistic regression with its best C, on PyTorch features of the same weights.
 """
 
