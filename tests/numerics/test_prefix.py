@@ -90,6 +90,7 @@ def test_automatic_keeps_what_a_probe_sees_and_nothing_that_changes(finetune, ca
   assert probe['prefix_seconds'] > 0.05 > light['prefix_seconds']
 
 
+@pytest.mark.slow
 def test_phases_that_learn_more_go_back_to_images(finetune):
   kept, plain = (finetune(strategy='gradual', optimizer='sgd', lr=0.01, cache=cache) for cache in ('auto', 'off'))
   same(kept, plain)
