@@ -1,6 +1,7 @@
 """How a phase sees the data: as images, or as the features of its frozen prefix, computed once."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,15 +58,21 @@ class Views:
   def evaluator(
     self, split: str, layer: str | None = None, features: prefix.Features | None = None
   ) -> Callable[[Variables], exact.Evaluation]:
-    """A function of placed variables: one exact pass over a split, compiled once."""
-    recipe = dataclasses.replace(self.recipe, start=layer if features else None)
-    step, size = self.placement.evaluate(eval_step(recipe)), len(self.data.splits[split])
+    """A function of placed variables: one exact pass over a split."""
+    step, size = self._of_images if features is None else self._compiled(layer), len(self.data.splits[split])
 
     def evaluate(variables: Variables) -> exact.Evaluation:
       batches = self._in_order(split, features)
       return exact.evaluate(step, variables, batches, self.placement.put_batch, size=size)
 
     return evaluate
+
+  @functools.cached_property
+  def _of_images(self) -> Callable:
+    return self._compiled(None)  # once for all phases and splits
+
+  def _compiled(self, start: str | None) -> Callable:
+    return self.placement.evaluate(eval_step(dataclasses.replace(self.recipe, start=start)))
 
   def _hindrance(self, layer: str | None) -> str | None:
     """Why no features can stand for the images, or None."""

@@ -6,7 +6,7 @@ counted in the program that the compiler is given, which may yet compute some of
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,7 +62,7 @@ def train_program(recipe: Recipe, phase: Phase, rates: optimizer.Optimizer, vari
   tx = rates.build(phase, 100, state.split(variables['params'], phase)[0])
   begin = lambda variables: state.create(variables, phase, tx, seed=0, ema=recipe.ema > 0)
   start = jax.eval_shape(begin, variables)
-  return compiled(train_step(recipe, phase, tx), (start, batch), donate=True), start
+  return _everywhere().train(train_step(recipe, phase, tx), start, batch, _options()), start
 
 
 def forward_flops(recipe: Recipe, variables: Variables, batch: Batch) -> float:
@@ -70,7 +70,7 @@ def forward_flops(recipe: Recipe, variables: Variables, batch: Batch) -> float:
   variables, images = jax.tree.map(_shape, (dict(variables), batch['image']))
   image = jax.ShapeDtypeStruct((images.shape[0], *_pixels(recipe)), images.dtype)
   forward = lambda variables, images: recipe.model.apply(variables, recipe.inputs(augment.to_float(images)))
-  return flops(compiled(forward, (variables, image)))
+  return flops(_everywhere().evaluate(forward).lower(variables, image).compile(_options()))
 
 
 def example_batch(count: int, size: int) -> Batch:
@@ -81,15 +81,6 @@ def example_batch(count: int, size: int) -> Batch:
     'mask': jax.ShapeDtypeStruct((count,), bool),
     'aspect': jax.ShapeDtypeStruct((count,), jnp.float32),
   }
-
-
-def compiled(function: Callable, arguments: Sequence[Any], donate: bool = False) -> jax.stages.Compiled:
-  """The program for all devices: the first argument whole on each, the second spread over them."""
-  place = placement.Jit(tuple(jax.devices()))
-  jitted = jax.jit(
-    function, in_shardings=(place.whole, place.spread), out_shardings=place.whole, donate_argnums=0 if donate else ()
-  )
-  return jitted.lower(*arguments).compile(QUICK if jax.default_backend() == 'cpu' else None)
 
 
 def allreduce_bytes(program: jax.stages.Compiled) -> int:
@@ -128,6 +119,14 @@ def _activation_bytes(recipe: Recipe, phase: Phase, start: state.TrainState, exa
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   return kept_bytes(loss, trainable, frozen, start.batch_stats, part, key)
+
+
+def _everywhere() -> placement.Jit:
+  return placement.Jit(tuple(jax.devices()))
+
+
+def _options() -> Mapping[str, Any] | None:
+  return QUICK if jax.default_backend() == 'cpu' else None
 
 
 def _pixels(recipe: Recipe) -> tuple[int, int, int]:

@@ -3,7 +3,6 @@
 Every example's features come from the same program in the same batches, so a resumed run finds the same bits.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from tlx.data import augment
 from tlx.nn.model import POOLED, TransferModel
+from tlx.train import room
 from tlx.train.step import Recipe
 from tlx.types import Batch, Phase, Variables
 
@@ -100,16 +100,9 @@ def place(needed: int, folder: Path, asked: str) -> str | None:
   """'memory' or 'disk', whichever has room for so many bytes; `asked` may insist on one. None: neither has."""
   if asked in ('memory', 'disk'):
     return asked
-  if needed * SHARE <= _free_memory():
+  if needed * SHARE <= room.memory('SC_AVPHYS_PAGES', unknown=4 * 2**30):
     return 'memory'
   return 'disk' if needed * SHARE <= shutil.disk_usage(folder).free else None
-
-
-def _free_memory() -> int:
-  try:
-    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  except (ValueError, OSError, AttributeError):  # not on this system
-    return 4 * 2**30
 
 
 def _empty(shape: tuple[int, ...], dtype: Any, where: Path | None) -> np.ndarray:

@@ -119,16 +119,18 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
       elif index > first:
         state = states.enter(state, stretch.phase, tx)
       placed = plan.placement.put_state(state)
-      with watch.of('prefix'):
-        view = plan.view(stretch, placed.variables, lambda step=step: _leave(signals, step))
-      if restored and index == first and restored.meta['evaluation_due']:
+      due = bool(restored and index == first and restored.meta['evaluation_due'])
+      if due or step < stretch.end:
+        with watch.of('prefix'):
+          view = plan.view(stretch, placed.variables, lambda step=step: _leave(signals, step))
+      if due:
         _evaluate(plan, view, placed, step, stretch, watch)
-      pending = _gathered(restored.meta) if restored and index == first else []
-      state = plan.placement.one(_train(plan, view, index, tx, placed, step, watch, signals, pending))
-      step = stretch.end
+      if step < stretch.end:
+        pending = _gathered(restored.meta) if restored and index == first else []
+        placed = _train(plan, view, index, tx, placed, step, watch, signals, pending)
+      state, step = plan.placement.one(placed), stretch.end
     plan.checkpoints.wait()
-    if late := processes.largest(signals.received):  # too late for the last step to see it
-      raise Stopped(step, late)
+    _leave(signals, step)  # too late for the last step to see it
   return Outcome(state, dict(watch.seconds), watch.examples)
 
 
@@ -137,8 +139,6 @@ def _train(
 ):
   """One phase, from after `start` to its end; pending: metrics of the steps up to there that are in no line yet."""
   stretch = plan.stretches[index]
-  if start == stretch.end:
-    return state
   batches, recipe = view.batches(start), dataclasses.replace(plan.recipe, start=view.start)
   try:
     batch = next(batches)
@@ -175,7 +175,7 @@ def _train(
 
 
 def _leave(signals: '_Signals', step: int) -> None:
-  """Raises Stopped if a signal came, where the state after `step` is saved or is the first."""
+  """Raises Stopped if a signal came; the state after `step` is saved, or is the first."""
   if stop := processes.largest(signals.received):
     raise Stopped(step, stop)
 

@@ -4,7 +4,7 @@ The state lies whole on every device; batches are split along their first axis, 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,10 +42,13 @@ class Jit:
     """This process's share of a global batch -> a global array."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.spread, x), batch)
 
-  def train(self, step: Callable, state: Any, batch: Any) -> Callable:
-    """Compiles (state, batch) -> (state, metrics) for these arguments' shapes; the state's buffers are reused."""
+  def train(self, step: Callable, state: Any, batch: Any, options: Mapping[str, Any] | None = None) -> Callable:
+    """Compiles (state, batch) -> (state, metrics) for these arguments' shapes; the state's buffers are reused.
+
+    options: of the compiler.
+    """
     jitted = jax.jit(step, donate_argnums=0, in_shardings=(self.whole, self.spread), out_shardings=self.whole)
-    return jitted.lower(state, batch).compile()
+    return jitted.lower(state, batch).compile(options)
 
   def evaluate(self, step: Callable) -> Callable:
     """Compiles (variables, batch) -> (sums, records); every process gets all the records."""

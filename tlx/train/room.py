@@ -39,12 +39,15 @@ def check(program: Any, batch_size: int, micro_batches: int) -> None:
 def limit(device: jax.Device) -> int:
   """Bytes that a program may use there: the accelerator's, or this machine's memory."""
   stats = device.memory_stats() or {}
-  if 'bytes_limit' in stats:
-    return stats['bytes_limit']
+  return stats['bytes_limit'] if 'bytes_limit' in stats else memory('SC_PHYS_PAGES', unknown=2**62)
+
+
+def memory(pages: str, unknown: int) -> int:
+  """Bytes of this machine's memory by the system's name for its pages, or `unknown` where the system does not say."""
   try:
-    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  except (ValueError, OSError, AttributeError):  # not on this system
-    return 2**62
+    return os.sysconf(pages) * os.sysconf('SC_PAGE_SIZE')
+  except (ValueError, OSError, AttributeError):
+    return unknown
 
 
 def _lasting(program: jax.stages.Compiled) -> int:
