@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -268,3 +270,21 @@ def test_a_disk_that_is_full_when_the_hashes_are_written(two, monkeypatch):
     with pytest.raises(TlxError, match=r'could not save a checkpoint in .*No space left on device'):
       checkpoints.wait()
   assert restored(two)[0].step == 9  # which is whole: only its hashes are missing
+
+
+def test_python_says_nothing_of_what_orbax_gave_up():
+  """Coroutines are left over at the end of a program whose disk is full: those of a save, and no others."""
+  program = """
+from tlx.train import failures
+
+def nested():
+  async def write_fragment(): ...
+  return write_fragment()
+
+async def async_save(): ...
+async def others(): ...
+failures.silence()
+left = [nested(), async_save(), others()]
+"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+  assert re.findall(r"coroutine '(.*?)' was never awaited", done.stderr) == ['others'], done.stderr

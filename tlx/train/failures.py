@@ -43,7 +43,8 @@ def silence() -> None:
   """Orbax reports every save, raises one error of many, and leaves the others to asyncio and to Python to print."""
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   logging.getLogger('asyncio').addFilter(_of_others)
-  warnings.filterwarnings('ignore', r"coroutine '_?(async|read|write)_\w+' was never awaited", RuntimeWarning)
+  works = 'async|background|deserialize|load|merge|read|save|serialize|write'
+  warnings.filterwarnings('ignore', rf"coroutine '([\w<>]+\.)*_?({works})\w*' was never awaited", RuntimeWarning)
   hook = sys.unraisablehook
   sys.unraisablehook = lambda found: None if _abandoned(found) else hook(found)
 
