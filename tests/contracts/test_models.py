@@ -128,8 +128,9 @@ def test_a_layout_without_such_a_network_says_so(monkeypatch):
 
   monkeypatch.setitem(catalog.variant('vit_test').family.LAYOUTS, 'torchvision', torchvision)
   said = refusal('vit_test', 'torchvision')
-  assert said.endswith(': torchvision has no such vit; it can as timm, npz, big_vision')
-  assert refusal('vit_test', 'keras').endswith(': its family has no such layout; it can as timm, npz, big_vision')
+  assert said.endswith(': torchvision has no such vit; it can as timm, torchvision_files, npz, big_vision')
+  said = refusal('vit_test', 'keras')
+  assert said.endswith(': its family has no such layout; it can as timm, torchvision_files, npz, big_vision')
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,9 @@ def test_a_layout_without_such_a_network_says_so(monkeypatch):
     ('deit_base_patch16_224', 'transformers', 'is the distilled one'),
     ('vit_small_patch14_dinov2', 'transformers_registers', 'with registers'),
     ('vit_small_patch14_reg4_dinov2', 'transformers_base', 'position apart'),
+    ('resnet50d', 'torchvision', 'no deep stems'),
     ('swin_s3_tiny_224', 'torchvision', 'one window'),
+    ('swinv2_tiny_window16_256', 'torchvision', 'no multiple of its patches or windows (8 by 16)'),
     ('swinv2_base_window12to16_192to256', 'torchvision', 'other windows'),
   ],
 )
@@ -160,7 +163,7 @@ def test_what_a_library_lacks_is_not_written_for_it(name, layout, lacks):
 
 
 def test_no_layout_falls_back_to_the_names_of_timm():
-  same = {('squeezenet', 'torchvision')}  # timm has no SqueezeNet
+  same = {(family, 'torchvision') for family in ('densenet', 'inception', 'resnet', 'squeezenet')}  # in timm or tlx
   for variant in catalog.variants().values():
     tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
     names = {layout: {rule.source for rule in table if rule.target} for layout, table in tables.items()}

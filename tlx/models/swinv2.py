@@ -119,10 +119,11 @@ def microsoft(config: SwinV2Config) -> Iterator[rules.Rule]:
   return _layout(config, names.MICROSOFT._replace(biases=('attn.q_bias', 'attn.v_bias')), 'attn.', 'cpb_mlp')
 
 
-# torchvision keeps a bias of the keys and multiplies it by zero.
+# torchvision keeps a bias of the keys and computes with zeros in its place.
 _WITH_KEY = rules.Transform(
   lambda bias: np.delete(bias.reshape(3, -1), 1, axis=0).reshape(-1),
   lambda bias: np.insert(bias.reshape(2, -1), 1, 0, axis=0).reshape(-1),
+  exact=False,
 )
 
 
@@ -130,11 +131,13 @@ def torchvision(config: SwinV2Config) -> Iterator[rules.Rule]:
   """torchvision's names: features.0.0, features.1.0.attn.qkv, features.2.reduction, head."""
   if any(config.pretrained):
     raise rules.NoLayoutError('torchvision has no Swin V2 that was pretrained with other windows')
+  names.require_tiles(config, 'torchvision')
   return _layout(config, names.TORCHVISION._replace(bias_transform=_WITH_KEY), 'attn.', 'cpb_mlp')
 
 
 def transformers(config: SwinV2Config, prefix: str = 'swinv2.') -> Iterator[rules.Rule]:
   """transformers' names: swinv2.embeddings, swinv2.encoder.layers.0.blocks.0.attention.self.query, classifier."""
+  names.require_tiles(config, 'transformers', shrinks=True)
   layout = names.TRANSFORMERS.under(prefix)
   layout = layout._replace(biases=('attention.self.query.bias', 'attention.self.value.bias'))
   yield from _layout(config, layout, 'attention.self.', 'continuous_position_bias_mlp')
@@ -143,7 +146,8 @@ def transformers(config: SwinV2Config, prefix: str = 'swinv2.') -> Iterator[rule
 
 def of_transformers(config: Mapping[str, Any]) -> SwinV2Config:
   """Our config from a complete one of transformers."""
-  return names.of_transformers(SwinV2Config, config, pretrained=tuple(config['pretrained_window_sizes']))
+  known = tuple(config['pretrained_window_sizes'])
+  return names.of_transformers(SwinV2Config, config, shrinks=True, pretrained=known)
 
 
 _SIZES = {  # blocks of the third stage, heads of the first, channels of the first

@@ -25,10 +25,11 @@ class NoLayoutError(UsageError):
 
 
 class Transform(NamedTuple):
-  """An exact change of axes and its inverse."""
+  """A change of axes and its inverse."""
 
   read: Callable[[np.ndarray], np.ndarray]
   write: Callable[[np.ndarray], np.ndarray]
+  exact: bool = True  # False: values without influence are not read, and are kept beside what is
 
 
 SAME = Transform(lambda x: x, lambda x: x)
@@ -140,6 +141,7 @@ def read(
       problems.append(f'{shapes} -> {path} {wanted[path].shape}: shapes differ')
     else:
       leaves[path] = value
+      dropped |= {rule.source: np.asarray(tensors[rule.source]) for rule in parts if not rule.transform.exact}
   problems += [f'{path}: no rule writes it' for path in wanted if path not in leaves and path not in targets]
   if problems:
     raise WeightMismatchError(_report(where, problems))
@@ -151,6 +153,7 @@ def write(
 ) -> dict[str, np.ndarray]:
   """The inverse of `read`: the checkpoint's names, shapes and order of axes; raises if a leaf has no rule.
 
+  dropped: as `read` returned them; what a transform did not read of a tensor comes back where the rest is unchanged.
   dtypes: of tensors by name, which they get where no value changes by that.
   """
   leaves, targets = trees.flatten(variables), by_target(rules)
@@ -160,8 +163,10 @@ def write(
   for path, leaf in leaves.items():
     parts = targets[path]
     for rule, value in zip(parts, _split(np.asarray(leaf), parts)):
-      tensor = np.ascontiguousarray(rule.transform.write(value))
-      tensors[rule.source] = _narrowed(tensor, (dtypes or {}).get(rule.source))
+      kept = tensors.get(rule.source)
+      if kept is None or not np.array_equal(rule.transform.read(kept), value):
+        tensor = np.ascontiguousarray(rule.transform.write(value))
+        tensors[rule.source] = _narrowed(tensor, (dtypes or {}).get(rule.source))
   order = {rule.source: i for i, rule in enumerate(rules)}
   return {name: tensors[name] for name in sorted(tensors, key=lambda name: order.get(name, len(order)))}
 
