@@ -1,6 +1,7 @@
 """Every family that torchvision has against it, all weights random: logits, statistics, gradients, and files both ways.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +64,15 @@ CASES = {  # family: two variants, where torchvision has two
       image_size=64, patch_size=32, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536), ONE),
   ),
 }  # fmt: skip
+OTHERS = {  # shapes that the cases lack, whose tensors alone are compared
+  'wide_resnet50_2': 'wide_resnet50_2', 'resnext101_64x4d': 'resnext101_64x4d', 'resnet152': 'resnet152',
+  'vit_base_patch16_224': 'vit_b_16', 'regnety_080_tv': 'regnet_y_8gf', 'swin_base_patch4_window7_224': 'swin_b',
+  'densenet161': 'densenet161', 'tv_efficientnet_b7': 'efficientnet_b7',
+}  # fmt: skip
+OLDER = (  # names in torchvision's published files that its code no longer has
+  ('densenet', r'(denselayer\d+\.(?:norm|conv))([12])', r'\1.\2'),
+  ('vit', r'mlp\.([03])\.', lambda found: f'mlp.linear_{1 + int(found[1]) // 3}.'),
+)
 EXACT = 1e-8  # float64, of each tensor's largest value
 # PyTorch's backward pass of the hard sigmoid holds 1/6 in float32 whatever its input: 3.1e-8 of a gradient. torchvision
 # computes Swin V2's steps between places in float32.
@@ -146,10 +156,36 @@ def test_the_same_tensors_come_back(pair, tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize(('name', 'theirs'), OTHERS.items())
+def test_other_sizes_come_back_too(name, theirs, torchvision, torch, tmp_path):
+  expected = getattr(torchvision.models, theirs)().state_dict()
+  torch.save(expected, tmp_path / 'weights.pth')
+  loaded = tlx.load(name, weights=str(tmp_path / 'weights.pth'))
+  back = rules.write(jax.device_get(loaded.variables), reference.table_of(loaded), loaded.source.dropped)
+  assert back.keys() == expected.keys() and all(back[n].tobytes() == x.numpy().tobytes() for n, x in expected.items())
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(('family', 'pattern', 'older'), OLDER, ids=lambda x: x if x in CASES else '')
+def test_the_older_names_of_its_files(family, pattern, older, torchvision, torch, tmp_path):
+  case = CASES[family][0]
+  module = made(torchvision, case)
+  reference.draw(module)
+  files = {re.sub(pattern, older, name): x for name, x in module.state_dict().items()}
+  assert files.keys() != module.state_dict().keys()
+  torch.save(module.state_dict(), tmp_path / 'new.pth')
+  torch.save(files, tmp_path / 'old.pth')
+  new, old = (load(case, str(tmp_path / f'{name}.pth')) for name in ('new', 'old'))
+  assert old.source.layout == 'torchvision_files'
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), new.variables, old.variables))
+
+
+@pytest.mark.parity
 def test_a_fine_tuned_one_in_torchvision(pair, torchvision, torch, tmp_path):
   tuned = load(pair.case, pair.path, num_classes=5)
   variables = reference.random_head(tuned)
-  folder = tlx.save(tmp_path / 'tuned', tuned.module, variables, source=tuned.source, layout='torchvision')
+  # Without its source: nothing that the file had besides is kept, as where the weights came from another library.
+  folder = tlx.save(tmp_path / 'tuned', tuned.module, variables, layout='torchvision')
   tensors = {name: torch.from_numpy(x) for name, x in read_tensors(folder).items()}
   theirs = made(torchvision, pair.case, num_classes=5)
   theirs.load_state_dict(tensors, strict=True)

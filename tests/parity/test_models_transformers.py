@@ -31,7 +31,7 @@ STAGES = dict(hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1])
 CONVNEXT = STAGES | dict(layer_norm_eps=1e-6)  # of the last norm: by default 1e-12, tlx has its authors'
 RESNET = dict(embedding_size=8, hidden_sizes=[32, 64, 128, 256], depths=[1, 2, 1, 1])
 REGNET = STAGES | dict(embedding_size=8, groups_width=8)
-EFFICIENT = dict(width_coefficient=0.25, depth_coefficient=0.3, hidden_dim=320)
+EFFICIENT = dict(width_coefficient=0.5, depth_coefficient=0.3, hidden_dim=640)
 
 
 class Case(NamedTuple):
@@ -76,7 +76,7 @@ CASES = {
     'efficientnet': Case('EfficientNetForImageClassification', EFFICIENT, size=64),
     'efficientnet_wider': Case(
       'EfficientNetForImageClassification',
-      EFFICIENT | dict(width_coefficient=0.3, hidden_dim=384, batch_norm_eps=1e-5), size=64,
+      EFFICIENT | dict(width_coefficient=0.75, hidden_dim=960, batch_norm_eps=1e-5), size=64,
     ),
     'efficientnet_base': Case('EfficientNetModel', EFFICIENT, 'pooled', 64),
   },

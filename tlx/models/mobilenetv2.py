@@ -82,10 +82,8 @@ def transformers(config: MobileNetV2Config, prefix: str = 'mobilenet_v2.') -> It
 def from_transformers(config: Mapping[str, Any]) -> MobileNetV2Config:
   """Of transformers' config.json; raises UsageError where it asks for something else."""
   ours = MobileNetV2Config(config['depth_multiplier'], padding='same', epsilon=config['layer_norm_eps'])
-  plan = ours.plan()
-  lacks = [f'depth_multiplier {ours.widen}, so no shortcut where tlx has one'] * (
-    plan.stem == plan.stages[0][0].features  # transformers' first block never has one
-  )
+  # transformers' first block never has a shortcut.
+  lacks = [f'depth_multiplier {ours.widen}, so that tlx has a shortcut more'] * (0 in ours.plan().joined())
   records.require(
     config,
     {

@@ -69,7 +69,8 @@ def microsoft(config: SwinConfig) -> Iterator[rules.Rule]:
 def torchvision(config: SwinConfig) -> Iterator[rules.Rule]:
   """torchvision's names: features.0.0, features.1.0.attn.qkv, features.2.reduction, head."""
   names.require_tiles(config, 'torchvision')
-  return _layout(config, names.TORCHVISION)
+  yield from _layout(config, names.TORCHVISION)
+  yield from names.torchvision_buffers(config, {'relative_position_index': names.position_index})
 
 
 def transformers(config: SwinConfig, prefix: str = 'swin.') -> Iterator[rules.Rule]:

@@ -57,15 +57,16 @@ class ContinuousPositionBias(nn.Module):
     bias = self.param('hidden_bias', nn.initializers.zeros, (HIDDEN,))
     output = self.param('output', table_init, (HIDDEN, self.heads))
     hidden, bias, output = (x.astype(at_least_float32(dtype)) for x in (hidden, bias, output))
-    steps = jnp.asarray(self._steps(), hidden.dtype)
+    steps = jnp.asarray(log_steps(self.side, self.pretrained), hidden.dtype)
     table = nn.relu(steps @ hidden + bias) @ output
     return LARGEST_BIAS * nn.sigmoid(relative_positions(table, self.side))
 
-  def _steps(self) -> np.ndarray:
-    """Row and column of every step on a logarithmic scale where 1 is seven eighths of a window: [steps^2, 2]."""
-    step = np.arange(1 - self.side, self.side) * (8 / max(1, (self.pretrained or self.side) - 1))
-    step = np.sign(step) * np.log2(np.abs(step) + 1) / np.log2(8)
-    return np.stack(np.meshgrid(step, step, indexing='ij'), axis=-1).reshape(-1, 2)
+
+def log_steps(side: int, pretrained: int = 0) -> np.ndarray:
+  """Row and column of every step on a logarithmic scale where 1 is seven eighths of a window: [steps^2, 2]."""
+  step = np.arange(1 - side, side) * (8 / max(1, (pretrained or side) - 1))
+  step = np.sign(step) * np.log2(np.abs(step) + 1) / np.log2(8)
+  return np.stack(np.meshgrid(step, step, indexing='ij'), axis=-1).reshape(-1, 2)
 
 
 class CosineAttention(nn.Module):
@@ -132,7 +133,13 @@ def torchvision(config: SwinV2Config) -> Iterator[rules.Rule]:
   if any(config.pretrained):
     raise rules.NoLayoutError('torchvision has no Swin V2 that was pretrained with other windows')
   names.require_tiles(config, 'torchvision')
-  return _layout(config, names.TORCHVISION._replace(bias_transform=_WITH_KEY), 'attn.', 'cpb_mlp')
+  yield from _layout(config, names.TORCHVISION._replace(bias_transform=_WITH_KEY), 'attn.', 'cpb_mlp')
+  buffers = {'relative_position_index': names.position_index, 'relative_coords_table': _coordinates}
+  yield from names.torchvision_buffers(config, buffers)
+
+
+def _coordinates(side: int) -> np.ndarray:
+  return log_steps(side).astype(np.float32).reshape(1, 2 * side - 1, 2 * side - 1, 2)
 
 
 def transformers(config: SwinV2Config, prefix: str = 'swinv2.') -> Iterator[rules.Rule]:

@@ -65,6 +65,12 @@ class Plan(NamedTuple):
     """(stage, place in it, block) from input to output."""
     return ((s, b, block) for s, stage in enumerate(self.stages) for b, block in enumerate(stage))
 
+  def joined(self) -> list[int]:
+    """Stages that begin with a shortcut."""
+    inputs = (self.stem, *(stage[-1].features for stage in self.stages))
+    fits = lambda first, channels: first.skip and first.stride == 1 and first.features == channels
+    return [s for s, stage in enumerate(self.stages) if fits(stage[0], inputs[s])]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:

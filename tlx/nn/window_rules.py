@@ -1,7 +1,10 @@
 """How checkpoints name the parts of a pyramid of windowed attention, and what transformers says of one."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tlx.nn.window import EPSILON, PATCH, PyramidConfig
 from tlx.weights import records, rules
@@ -112,6 +115,21 @@ def require_tiles(config: PyramidConfig, library: str, shrinks: bool = False) ->
     raise rules.NoLayoutError(
       f'{library} fills up in another way what is no multiple of its patches or windows ({", ".join(odd)})'
     )
+
+
+def torchvision_buffers(config: PyramidConfig, make: Mapping[str, Callable[[int], np.ndarray]]) -> Iterator[rules.Rule]:
+  """What torchvision's files have besides, of every block; make: name -> from the window's side."""
+  for s, b in config.blocks():
+    block = TORCHVISION.block.format(odd=2 * s + 1, b=b)
+    for name, value in make.items():
+      yield rules.Rule(f'{block}attn.{name}', None, value=partial(value, config.window(s)))
+
+
+def position_index(side: int) -> np.ndarray:
+  """Where torchvision finds the bias of every pair of places in its table: int64 [side^4]."""
+  row, column = np.divmod(np.arange(side * side), side)
+  step = lambda place: place[:, None] - place[None, :] + side - 1
+  return (step(row) * (2 * side - 1) + step(column)).reshape(-1)
 
 
 def pretraining(prefix: str) -> Iterator[rules.Rule]:

@@ -52,7 +52,8 @@ class Rule(NamedTuple):
   source: its name; where it is dropped also a pattern such as 'text_model.*'. target: the leaf's path, 'params/...' or
   'batch_stats/...'; None drops it. Several rules with one target are parts of the leaf, joined along its last axis in
   the order of the table (query, key and value). fit: makes a leaf of another shape fit, where the input's size or
-  channels differ from the checkpoint's. share: how long this part is beside the leaf's others.
+  channels differ from the checkpoint's. share: how long this part is beside the leaf's others. value: of a tensor that
+  is dropped and that its library wants in a file, where none was kept.
   """
 
   source: str
@@ -60,6 +61,7 @@ class Rule(NamedTuple):
   transform: Transform = SAME
   fit: Fit | None = None
   share: int = 1
+  value: Callable[[], np.ndarray] | None = None
 
 
 def conv(source: str, target: str, bias: bool = False, fit: Fit | None = None) -> Iterator[Rule]:
@@ -159,7 +161,7 @@ def write(
   leaves, targets = trees.flatten(variables), by_target(rules)
   if homeless := [f'{path}: no rule names it' for path in leaves if path not in targets]:
     raise WeightMismatchError(_report('export', homeless))
-  tensors = dict(dropped or {})
+  tensors = {rule.source: rule.value() for rule in rules if rule.value} | dict(dropped or {})
   for path, leaf in leaves.items():
     parts = targets[path]
     for rule, value in zip(parts, _split(np.asarray(leaf), parts)):
