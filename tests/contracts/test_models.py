@@ -112,6 +112,23 @@ def test_layouts_that_no_tiny_variant_has_are_written_and_read(name, layout):
   jax.tree.map(np.testing.assert_array_equal, trees.flatten(back), flat)
 
 
+def test_a_bias_that_torchvision_never_reads_comes_back_while_the_rest_is_the_same():
+  variant = catalog.variant('swinv2_test')
+  config = dataclasses.replace(variant.config, windows=(4, 4), size=32, pretrained=(0, 0))
+  like = pretrained.abstract(pretrained.build(variant._replace(config=config), 5))
+  table = tuple(variant.family.LAYOUTS['torchvision'](config))
+  tensors = rules.write(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), like), table)
+  name = 'features.1.0.attn.qkv.bias'
+  query, key, value = np.split(tensors[name], 3)
+  assert query.all() and not key.any() and value.all()
+  tensors[name] = np.arange(len(tensors[name]), dtype=np.float32)
+  variables, dropped = rules.read(tensors, table, like)
+  back = rules.write(variables, table, dropped)
+  assert back.keys() == tensors.keys() and all(np.array_equal(back[n], x) for n, x in tensors.items())
+  tuned = rules.write(jax.tree.map(lambda x: x + 1, variables), table, dropped)
+  np.testing.assert_array_equal(tuned[name].reshape(3, -1)[1], key)
+
+
 def refusal(name, layout, source=None, folder='never'):
   """What `tlx.save` says; it must not have begun to write."""
   module = pretrained.build(catalog.variant(name), 5)

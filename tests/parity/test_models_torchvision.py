@@ -1,4 +1,9 @@
-"""Every family that torchvision has against it, all weights random: logits, statistics, gradients, and files both ways.
+"""Every family that torchvision has against it, every tensor random: outputs, gradients, and files in both directions.
+
+Largest errors of `pytest -m parity -n 0 -s tests/parity/test_models_torchvision.py` with jax 0.10.2, torch 2.13.0 and
+torchvision 0.28.0, each as a share of its tensor's largest value: float64 logits 5e-11 (Swin V2 2e-9), statistics
+4e-12, gradients 7e-10 (MobileNetV3 3e-8, Swin V2 2e-7), float32 logits 2e-6. The largest are Inception's, in training
+mode, whose last maps of these small images hold a place or two.
 """
 
 import re
@@ -24,13 +29,16 @@ class Case(NamedTuple):
   modes: tuple[str, ...] = ('eval', 'train')
 
 
-ONE = ('train',)  # without batch statistics both modes are one program
+# Without batch statistics both modes are one program; of large second variants the other mode has its logits compared.
+ONE = ('train',)
 CASES = {  # family: two variants, where torchvision has two
   'convnext': (Case('convnext_tiny', 'convnext_tiny', modes=ONE), Case('convnext_small', 'convnext_small', modes=ONE)),
-  'densenet': (Case('densenet121', 'densenet121'), Case('densenet169', 'densenet169', 75)),
-  'efficientnet': (Case('efficientnet_b0', 'efficientnet_b0'), Case('tv_efficientnet_b5', 'efficientnet_b5', 75)),
+  'densenet': (Case('densenet121', 'densenet121'), Case('densenet169', 'densenet169', 75, modes=ONE)),
+  'efficientnet': (
+    Case('efficientnet_b0', 'efficientnet_b0'), Case('tv_efficientnet_b5', 'efficientnet_b5', 75, modes=ONE),
+  ),
   'efficientnetv2': (
-    Case('tv_efficientnetv2_s', 'efficientnet_v2_s'), Case('tv_efficientnetv2_m', 'efficientnet_v2_m', 75),
+    Case('tv_efficientnetv2_s', 'efficientnet_v2_s'), Case('tv_efficientnetv2_m', 'efficientnet_v2_m', 75, modes=ONE),
   ),
   'inception': (
     # The second head, which trains on maps of 299 pixels alone, and the network without it.
@@ -41,10 +49,11 @@ CASES = {  # family: two variants, where torchvision has two
     Case('mobilenetv2_100', 'mobilenet_v2'), Case('mobilenetv2_050', 'mobilenet_v2', 75, {'width_mult': 0.5}),
   ),
   'mobilenetv3': (
-    Case('tv_mobilenetv3_small_100', 'mobilenet_v3_small'), Case('tv_mobilenetv3_large_100', 'mobilenet_v3_large', 75),
+    Case('tv_mobilenetv3_small_100', 'mobilenet_v3_small'),
+    Case('tv_mobilenetv3_large_100', 'mobilenet_v3_large', 75, modes=ONE),
   ),
   'regnet': (Case('regnetx_004_tv', 'regnet_x_400mf'), Case('regnety_004', 'regnet_y_400mf', 75)),
-  'resnet': (Case('resnet18', 'resnet18', 75), Case('resnext50_32x4d', 'resnext50_32x4d')),
+  'resnet': (Case('resnet18', 'resnet18', 75), Case('resnext50_32x4d', 'resnext50_32x4d', modes=ONE)),
   'squeezenet': (
     Case('squeezenet1_0', 'squeezenet1_0', modes=ONE), Case('squeezenet1_1', 'squeezenet1_1', 75, modes=ONE),
   ),
@@ -140,7 +149,7 @@ def test_every_family_with_such_a_layout_is_compared():
 @pytest.mark.parametrize('mode', ['eval', 'train'])
 def test_logits_statistics_and_gradients(pair, mode):
   if mode not in pair.case.modes:
-    pytest.skip('the other mode is the same program' if pair.case.modes == ONE else 'smaller images than it trains on')
+    pytest.skip('the same program, one of the second variants, or images too small to train on')
   errors = reference.float64_errors(pair.ours, pair.theirs, pair.images, train=mode == 'train')
   print(f'\n{pair.case.name} {mode}:', *(f'{what} {e.error:.1e} {e.name};' for what, e in errors.items()))
   family = next((family for family in ROUNDED if family in pair.case.name), None)

@@ -1,7 +1,7 @@
 """EfficientNet B0 to B7 (Tan & Le 2019, https://arxiv.org/abs/1905.11946) and Lite0 to Lite4 (no gates, ReLU6).
 
 Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, which its weights were trained with; tv_
-are those of torchvision's that use the epsilon alone.
+are those of torchvision's that use the epsilon, and the momentum.
 """
 
 import dataclasses
