@@ -213,8 +213,8 @@ def _read(found: Found, ask: Asked) -> Pretrained:
   tensors = weights.read_tensors(found.path)
   layout, variant = _layout(asked, tensors, where)
   variant = _as_stored(variant, layout, tensors)
+  table = tuple(variant.family.LAYOUTS[layout](variant.config))  # of the checkpoint: at another size it may have none
   variant, channels = ask.variant(variant), ask.channels(config)
-  table = tuple(variant.family.LAYOUTS[layout](variant.config))
   classes = _classes(table, tensors)
   module = build(variant, classes if ask.num_classes is None else ask.num_classes, ask.dropout, ask.drop_path)
   fresh = 'logits' if ask.num_classes not in (None, classes) else None

@@ -112,6 +112,23 @@ def test_layouts_that_no_tiny_variant_has_are_written_and_read(name, layout):
   jax.tree.map(np.testing.assert_array_equal, trees.flatten(back), flat)
 
 
+def test_a_bias_that_torchvision_never_reads_comes_back_while_the_rest_is_the_same():
+  variant = catalog.variant('swinv2_test')
+  config = dataclasses.replace(variant.config, windows=(4, 4), size=32, pretrained=(0, 0))
+  like = pretrained.abstract(pretrained.build(variant._replace(config=config), 5))
+  table = tuple(variant.family.LAYOUTS['torchvision'](config))
+  tensors = rules.write(jax.tree.map(lambda x: np.ones(x.shape, x.dtype), like), table)
+  name = 'features.1.0.attn.qkv.bias'
+  query, key, value = np.split(tensors[name], 3)
+  assert query.all() and not key.any() and value.all()
+  tensors[name] = np.arange(len(tensors[name]), dtype=np.float32)
+  variables, dropped = rules.read(tensors, table, like)
+  back = rules.write(variables, table, dropped)
+  assert back.keys() == tensors.keys() and all(np.array_equal(back[n], x) for n, x in tensors.items())
+  tuned = rules.write(jax.tree.map(lambda x: x + 1, variables), table, dropped)
+  np.testing.assert_array_equal(tuned[name].reshape(3, -1)[1], key)
+
+
 def refusal(name, layout, source=None, folder='never'):
   """What `tlx.save` says; it must not have begun to write."""
   module = pretrained.build(catalog.variant(name), 5)
@@ -128,8 +145,9 @@ def test_a_layout_without_such_a_network_says_so(monkeypatch):
 
   monkeypatch.setitem(catalog.variant('vit_test').family.LAYOUTS, 'torchvision', torchvision)
   said = refusal('vit_test', 'torchvision')
-  assert said.endswith(': torchvision has no such vit; it can as timm, npz, big_vision')
-  assert refusal('vit_test', 'keras').endswith(': its family has no such layout; it can as timm, npz, big_vision')
+  assert said.endswith(': torchvision has no such vit; it can as timm, torchvision_files, npz, big_vision')
+  said = refusal('vit_test', 'keras')
+  assert said.endswith(': its family has no such layout; it can as timm, torchvision_files, npz, big_vision')
 
 
 @pytest.mark.parametrize(
@@ -151,7 +169,9 @@ def test_a_layout_without_such_a_network_says_so(monkeypatch):
     ('deit_base_patch16_224', 'transformers', 'is the distilled one'),
     ('vit_small_patch14_dinov2', 'transformers_registers', 'with registers'),
     ('vit_small_patch14_reg4_dinov2', 'transformers_base', 'position apart'),
+    ('resnet50d', 'torchvision', 'no deep stems'),
     ('swin_s3_tiny_224', 'torchvision', 'one window'),
+    ('swinv2_tiny_window16_256', 'torchvision', 'no multiple of its patches or windows (8 by 16)'),
     ('swinv2_base_window12to16_192to256', 'torchvision', 'other windows'),
   ],
 )
@@ -160,7 +180,7 @@ def test_what_a_library_lacks_is_not_written_for_it(name, layout, lacks):
 
 
 def test_no_layout_falls_back_to_the_names_of_timm():
-  same = {('squeezenet', 'torchvision')}  # timm has no SqueezeNet
+  same = {(family, 'torchvision') for family in ('densenet', 'inception', 'resnet', 'squeezenet')}  # in timm or tlx
   for variant in catalog.variants().values():
     tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
     names = {layout: {rule.source for rule in table if rule.target} for layout, table in tables.items()}

@@ -5,7 +5,7 @@ variables: gradients and moved statistics too. torch is imported by use, so that
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -122,10 +122,41 @@ def without(result: Pass, dropped: Tensors) -> Pass:
   return result._replace(gradients={name: x for name, x in result.gradients.items() if name not in dropped})
 
 
+def random_head(model: tlx.Pretrained) -> Variables:
+  """The variables with a random head in place of the fresh one, which is zero."""
+  from conftest import randomised  # of pytest's path
+
+  params = model.variables['params']
+  return {**model.variables, 'params': {**params, 'head': randomised(params['head'])}}
+
+
+def float64_errors(
+  model: tlx.Pretrained, module: Any, array: np.ndarray, *, train: bool, renamed: Callable[[Pass], Pass] = lambda x: x
+) -> dict[str, Worst]:
+  """Of logits, statistics and gradients; in training mode, and only there, their statistics must have moved.
+
+  renamed: gives theirs the names that files have, where a module's are others.
+  """
+  before = {name: x.numpy().copy() for name, x in module.named_buffers() if name.endswith(STATISTICS)}
+  read = rules.by_target(table_of(model)).values()
+  unread = model.source.dropped.keys() - {rule.source for parts in read for rule in parts}
+  ours = our_pass(model, array, train=train, dtype='float64')
+  theirs = their_pass(module, array, train=train, dtype='float64')
+  assert not [name for name, x in theirs.statistics.items() if np.array_equal(x, before[name]) == train]
+  theirs = without(renamed(theirs), {name: model.source.dropped[name] for name in unread})
+  return {
+    'logits': compare({'': ours.logits}, {'': theirs.logits}),
+    'statistics': compare(ours.statistics, theirs.statistics),
+    # Where batch statistics take a shift away again its true gradient is zero, and rounding is what is computed.
+    'gradients': compare(ours.gradients, theirs.gradients, floor=1e-6),
+  }
+
+
 def table_of(model: tlx.Pretrained) -> tuple[rules.Rule, ...]:
   """The rules of the layout that the model was loaded from."""
-  family = catalog.variant(model.source.variant).family
-  return tuple(family.LAYOUTS[model.source.layout](model.module.backbone.config))
+  config = model.module.backbone.config
+  family = catalog.of_config(config, model.source.variant).family  # of a config.json, it may be none of the variants
+  return tuple(family.LAYOUTS[model.source.layout](config))
 
 
 def relative(found: np.ndarray, expected: np.ndarray, floor: float = 0.0) -> float:

@@ -228,8 +228,13 @@ def _published(config: ConvNeXtConfig) -> None:
 def of_transformers(config: Mapping[str, Any]) -> ConvNeXtConfig:
   """Of a complete config.json of transformers; raises UsageError for a network that is not here."""
   grn = config['model_type'] == 'convnextv2'
-  unscaled = not grn and not config['layer_scale_init_value'] > 0
-  records.require(config, {'patch_size': 4, 'hidden_act': 'gelu'}, *['no layer scale'] * unscaled)
+  epsilon = config['layer_norm_eps']
+  records.require(
+    config,
+    {'patch_size': 4, 'hidden_act': 'gelu'},
+    *['no layer scale'] * (not grn and not config['layer_scale_init_value'] > 0),
+    *[f'layer_norm_eps {epsilon}, not 1e-6 or less'] * (epsilon > 1e-6),
+  )
   widths = tuple(config['hidden_sizes'])
   return ConvNeXtConfig(tuple(config['depths']), widths, grn, pointwise_convs=widths[0] in _CONVS)
 

@@ -103,7 +103,7 @@ def timm(config: DenseNetConfig, part: str = '{}{}') -> Iterator[rules.Rule]:
   yield from rules.dense('classifier', 'head/logits')
 
 
-def torchvision(config: DenseNetConfig) -> Iterator[rules.Rule]:
+def torchvision_files(config: DenseNetConfig) -> Iterator[rules.Rule]:
   """Names in torchvision's files, older than its code, which has timm's: features.denseblock1.denselayer1.norm.1."""
   return timm(config, '{}.{}')
 
@@ -115,7 +115,7 @@ VARIANTS = {
   'densenet201': DenseNetConfig((6, 12, 48, 32)),
   'densenet_test': DenseNetConfig((1, 2, 1), growth=4),
 }
-LAYOUTS = {'timm': timm, 'torchvision': torchvision}
+LAYOUTS = {'timm': timm, 'torchvision': timm, 'torchvision_files': torchvision_files}
 _TAGS = {'densenet121': 'ra_in1k', 'densenet161': 'tv_in1k', 'densenet169': 'tv_in1k', 'densenet201': 'tv_in1k'}
 CHECKPOINTS = {
   name: Checkpoint(

@@ -1,7 +1,7 @@
 """EfficientNet B0 to B7 (Tan & Le 2019, https://arxiv.org/abs/1905.11946) and Lite0 to Lite4 (no gates, ReLU6).
 
 Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, which its weights were trained with; tv_
-are those of torchvision's that use the epsilon alone.
+are those of torchvision's that use the epsilon, and the momentum.
 """
 
 import dataclasses
@@ -98,6 +98,10 @@ def from_transformers(config: Mapping[str, Any]) -> EfficientNetConfig:
   Its padding is fixed for the image size that it names, where it is TensorFlow's; ours is TensorFlow's at any size.
   """
   kernels, strides, expansions, channels, repeats = zip(*STAGES)
+  scales = config['width_coefficient'], config['depth_coefficient']
+  ours = EfficientNetConfig(*scales, padding='same', epsilon=config['batch_norm_eps'])
+  # transformers' stages never begin with a shortcut.
+  lacks = [f'width_coefficient {ours.widen}, so that tlx has a shortcut more'] * bool(ours.plan().joined())
   records.require(
     config,
     {
@@ -112,9 +116,9 @@ def from_transformers(config: Mapping[str, Any]) -> EfficientNetConfig:
       'hidden_act': 'swish',
       'pooling_type': 'mean',
     },
+    *lacks,
   )
-  scales = config['width_coefficient'], config['depth_coefficient']
-  return EfficientNetConfig(*scales, padding='same', epsilon=config['batch_norm_eps'])
+  return ours
 
 
 _LITE = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))

@@ -95,8 +95,8 @@ def torchvision(config: EfficientNetV2Config) -> Iterator[rules.Rule]:
 
 _SIZES = {'s': (S, 24), 'm': (M, 24), 'l': (L, 32), 'xl': (XL, 32)}
 _BASE = {'b0': (1.0, 1.0), 'b1': (1.0, 1.1), 'b2': (1.1, 1.2), 'b3': (1.2, 1.4)}  # widen, deepen
-VARIANTS = {
-  f'{prefix}efficientnetv2_{size}': EfficientNetV2Config(*_SIZES[size], **ir.PREFIXES[prefix])
+VARIANTS = {  # torchvision has PyTorch's momentum here
+  f'{prefix}efficientnetv2_{size}': EfficientNetV2Config(*_SIZES[size], **{**ir.PREFIXES[prefix], 'momentum': 0.9})
   for prefix, sizes in {'': _SIZES, 'tf_': _SIZES, 'tv_': ('s', 'm', 'l')}.items()
   for size in sizes
 }

@@ -226,7 +226,7 @@ VARIANTS = {
   'inception_v3': InceptionConfig(),
   'inception_test': InceptionConfig((('4a',), ('5b',), ('6a', '6b'), ('7a', '7b')), divide=16, padded=True),
 }
-LAYOUTS = {'timm': timm}
+LAYOUTS = {'timm': timm, 'torchvision': timm}
 CHECKPOINTS = {
   'inception_v3': Checkpoint(
     'inception_v3',

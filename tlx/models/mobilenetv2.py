@@ -81,6 +81,9 @@ def transformers(config: MobileNetV2Config, prefix: str = 'mobilenet_v2.') -> It
 
 def from_transformers(config: Mapping[str, Any]) -> MobileNetV2Config:
   """Of transformers' config.json; raises UsageError where it asks for something else."""
+  ours = MobileNetV2Config(config['depth_multiplier'], padding='same', epsilon=config['layer_norm_eps'])
+  # transformers' first block never has a shortcut.
+  lacks = [f'depth_multiplier {ours.widen}, so that tlx has a shortcut more'] * (0 in ours.plan().joined())
   records.require(
     config,
     {
@@ -93,8 +96,9 @@ def from_transformers(config: Mapping[str, Any]) -> MobileNetV2Config:
       'finegrained_output': True,
       'hidden_act': 'relu6',
     },
+    *lacks,
   )
-  return MobileNetV2Config(config['depth_multiplier'], padding='same', epsilon=config['layer_norm_eps'])
+  return ours
 
 
 _SCALES = {  # widen, deepen, fixed

@@ -2,7 +2,7 @@
 
 'minimal' leaves out what some accelerators lack: gates, hard swish and kernels of 5. Names that begin with tf_ pad as
 TensorFlow does and use its BatchNorm epsilon, which its weights were trained with; tv_ is torchvision's, which uses the
-epsilon alone.
+epsilon, and the momentum.
 """
 
 import dataclasses

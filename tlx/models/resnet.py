@@ -105,7 +105,7 @@ class Block(nn.Module):
 
 
 def timm(config: ResNetConfig) -> Iterator[rules.Rule]:
-  """timm's and torchvision's names: conv1, layer1.0.conv1, layer1.0.downsample.0, fc."""
+  """timm's names: conv1, layer1.0.conv1, layer1.0.downsample.0, fc."""
   stem = 'backbone/stem'
   yield from rules.stem('conv1.0' if config.stem else 'conv1', f'{stem}/conv{"1" if config.stem else ""}')
   for i in range(len(config.stem)):
@@ -131,6 +131,13 @@ def _gate(config: ResNetConfig, source: str, target: str) -> Iterator[rules.Rule
     yield from rules.conv(f'{source}.fc2', f'{target}/expand', bias=True)
   elif config.gate == 'eca':
     yield rules.Rule(f'{source}.conv.weight', f'params/{target}/kernel', rules.reshape((1, 1, -1), (-1, 1)))
+
+
+def torchvision(config: ResNetConfig) -> Iterator[rules.Rule]:
+  """torchvision's names, which timm has kept."""
+  if config.stem or config.averaging or config.gate:
+    raise rules.NoLayoutError('torchvision has no deep stems, averaging shortcuts or gates')
+  yield from timm(config)
 
 
 def transformers(config: ResNetConfig, prefix: str = 'resnet.') -> Iterator[rules.Rule]:
@@ -205,7 +212,12 @@ VARIANTS = {
   'resnet_test': ResNetConfig((1, 2, 1, 1), base=4),
   'resnetd_test': ResNetConfig((1, 1, 1, 1), base=4, groups=2, group_width=32, stem=(3, 4), averaging=True, gate='se'),
 }
-LAYOUTS = {'timm': timm, 'transformers': transformers, 'transformers_base': partial(transformers, prefix='')}
+LAYOUTS = {
+  'timm': timm,
+  'torchvision': torchvision,
+  'transformers': transformers,
+  'transformers_base': partial(transformers, prefix=''),
+}
 TRANSFORMERS = {'resnet': of_transformers}
 _TAGS = {  # timm's default weights: (tag, size, crop)
   'resnet10t': ('c3_in1k', 176, 0.875),

@@ -68,21 +68,16 @@ def microsoft(config: SwinConfig) -> Iterator[rules.Rule]:
 
 def torchvision(config: SwinConfig) -> Iterator[rules.Rule]:
   """torchvision's names: features.0.0, features.1.0.attn.qkv, features.2.reduction, head."""
-  _one_window(config, 'torchvision')
-  return _layout(config, names.TORCHVISION)
+  names.require_tiles(config, 'torchvision')
+  yield from _layout(config, names.TORCHVISION)
+  yield from names.torchvision_buffers(config, {'relative_position_index': names.position_index})
 
 
 def transformers(config: SwinConfig, prefix: str = 'swin.') -> Iterator[rules.Rule]:
   """transformers' names: swin.embeddings, swin.encoder.layers.0.blocks.0.attention.self.query, classifier."""
-  _one_window(config, 'transformers')
+  names.require_tiles(config, 'transformers')
   yield from _layout(config, names.TRANSFORMERS.under(prefix), 'attention.self.')
   yield from names.pretraining(prefix)
-
-
-def _one_window(config: SwinConfig, library: str) -> None:
-  """Raises NoLayoutError where stages have different windows."""
-  if len(set(config.windows)) > 1:
-    raise rules.NoLayoutError(f'{library} has one window for all stages of a Swin (not S3)')
 
 
 def of_transformers(config: Mapping[str, Any]) -> SwinConfig:

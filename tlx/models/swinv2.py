@@ -57,15 +57,16 @@ class ContinuousPositionBias(nn.Module):
     bias = self.param('hidden_bias', nn.initializers.zeros, (HIDDEN,))
     output = self.param('output', table_init, (HIDDEN, self.heads))
     hidden, bias, output = (x.astype(at_least_float32(dtype)) for x in (hidden, bias, output))
-    steps = jnp.asarray(self._steps(), hidden.dtype)
+    steps = jnp.asarray(log_steps(self.side, self.pretrained), hidden.dtype)
     table = nn.relu(steps @ hidden + bias) @ output
     return LARGEST_BIAS * nn.sigmoid(relative_positions(table, self.side))
 
-  def _steps(self) -> np.ndarray:
-    """Row and column of every step on a logarithmic scale where 1 is seven eighths of a window: [steps^2, 2]."""
-    step = np.arange(1 - self.side, self.side) * (8 / max(1, (self.pretrained or self.side) - 1))
-    step = np.sign(step) * np.log2(np.abs(step) + 1) / np.log2(8)
-    return np.stack(np.meshgrid(step, step, indexing='ij'), axis=-1).reshape(-1, 2)
+
+def log_steps(side: int, pretrained: int = 0) -> np.ndarray:
+  """Row and column of every step on a logarithmic scale where 1 is seven eighths of a window: [steps^2, 2]."""
+  step = np.arange(1 - side, side) * (8 / max(1, (pretrained or side) - 1))
+  step = np.sign(step) * np.log2(np.abs(step) + 1) / np.log2(8)
+  return np.stack(np.meshgrid(step, step, indexing='ij'), axis=-1).reshape(-1, 2)
 
 
 class CosineAttention(nn.Module):
@@ -119,10 +120,11 @@ def microsoft(config: SwinV2Config) -> Iterator[rules.Rule]:
   return _layout(config, names.MICROSOFT._replace(biases=('attn.q_bias', 'attn.v_bias')), 'attn.', 'cpb_mlp')
 
 
-# torchvision keeps a bias of the keys and multiplies it by zero.
+# torchvision keeps a bias of the keys and computes with zeros in its place.
 _WITH_KEY = rules.Transform(
   lambda bias: np.delete(bias.reshape(3, -1), 1, axis=0).reshape(-1),
   lambda bias: np.insert(bias.reshape(2, -1), 1, 0, axis=0).reshape(-1),
+  exact=False,
 )
 
 
@@ -130,11 +132,19 @@ def torchvision(config: SwinV2Config) -> Iterator[rules.Rule]:
   """torchvision's names: features.0.0, features.1.0.attn.qkv, features.2.reduction, head."""
   if any(config.pretrained):
     raise rules.NoLayoutError('torchvision has no Swin V2 that was pretrained with other windows')
-  return _layout(config, names.TORCHVISION._replace(bias_transform=_WITH_KEY), 'attn.', 'cpb_mlp')
+  names.require_tiles(config, 'torchvision')
+  yield from _layout(config, names.TORCHVISION._replace(bias_transform=_WITH_KEY), 'attn.', 'cpb_mlp')
+  buffers = {'relative_position_index': names.position_index, 'relative_coords_table': _coordinates}
+  yield from names.torchvision_buffers(config, buffers)
+
+
+def _coordinates(side: int) -> np.ndarray:
+  return log_steps(side).astype(np.float32).reshape(1, 2 * side - 1, 2 * side - 1, 2)
 
 
 def transformers(config: SwinV2Config, prefix: str = 'swinv2.') -> Iterator[rules.Rule]:
   """transformers' names: swinv2.embeddings, swinv2.encoder.layers.0.blocks.0.attention.self.query, classifier."""
+  names.require_tiles(config, 'transformers', shrinks=True)
   layout = names.TRANSFORMERS.under(prefix)
   layout = layout._replace(biases=('attention.self.query.bias', 'attention.self.value.bias'))
   yield from _layout(config, layout, 'attention.self.', 'continuous_position_bias_mlp')
@@ -143,7 +153,8 @@ def transformers(config: SwinV2Config, prefix: str = 'swinv2.') -> Iterator[rule
 
 def of_transformers(config: Mapping[str, Any]) -> SwinV2Config:
   """Our config from a complete one of transformers."""
-  return names.of_transformers(SwinV2Config, config, pretrained=tuple(config['pretrained_window_sizes']))
+  known = tuple(config['pretrained_window_sizes'])
+  return names.of_transformers(SwinV2Config, config, shrinks=True, pretrained=known)
 
 
 _SIZES = {  # blocks of the third stage, heads of the first, channels of the first

@@ -26,6 +26,16 @@ def timm(config: ViTConfig) -> Iterator[rules.Rule]:
   yield rules.Rule('pre_logits.*', None)  # of pretraining; the fine-tuned models have none
 
 
+def torchvision(config: ViTConfig) -> Iterator[rules.Rule]:
+  """torchvision's names: conv_proj, encoder.layers.encoder_layer_0.self_attention.in_proj_weight, heads.head."""
+  return names.layout(config, names.TORCHVISION)
+
+
+def torchvision_files(config: ViTConfig) -> Iterator[rules.Rule]:
+  """Names in torchvision's files, some older than its code: encoder.layers.encoder_layer_0.mlp.linear_1."""
+  return names.layout(config, names.TORCHVISION._replace(mlp=('mlp.linear_1', 'mlp.linear_2')))
+
+
 def transformers(config: ViTConfig, prefix: str = 'vit.') -> Iterator[rules.Rule]:
   """transformers' ViT and the encoder of its ViTMAE: vit.embeddings.cls_token, vit.encoder.layer.0, classifier."""
   yield from names.layout(config, names.TRANSFORMERS.under(prefix))
@@ -85,6 +95,8 @@ VARIANTS = {f'vit_{size}_patch{patch}_{image}': _config(size, patch, image) for 
 VARIANTS['vit_test'] = ViTConfig(8, 2, 2, patch=16, size=64)
 LAYOUTS = {
   'timm': timm,
+  'torchvision': torchvision,
+  'torchvision_files': torchvision_files,
   'transformers': transformers,
   'transformers_base': partial(transformers, prefix=''),
   'npz': names.npz,

@@ -18,10 +18,11 @@ class ConvNorm(nn.Module):
   groups: int = 1
   padding: Padding = 'torch'
   epsilon: float = 1e-5  # of the batch norm
+  momentum: float = 0.9  # of its statistics
   activation: Callable[[jax.Array], jax.Array] | None = nn.relu
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = Conv(self.features, self.kernel, self.stride, self.padding, self.groups, name='conv')(x)
-    x = BatchNorm(epsilon=self.epsilon, name='norm')(x, train)
+    x = BatchNorm(self.momentum, self.epsilon, name='norm')(x, train)
     return self.activation(x) if self.activation else x

@@ -65,6 +65,12 @@ class Plan(NamedTuple):
     """(stage, place in it, block) from input to output."""
     return ((s, b, block) for s, stage in enumerate(self.stages) for b, block in enumerate(stage))
 
+  def joined(self) -> list[int]:
+    """Stages that begin with a shortcut."""
+    inputs = (self.stem, *(stage[-1].features for stage in self.stages))
+    fits = lambda first, channels: first.skip and first.stride == 1 and first.features == channels
+    return [s for s, stage in enumerate(self.stages) if fits(stage[0], inputs[s])]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
@@ -72,6 +78,7 @@ class Network:
 
   padding: str = 'torch'  # 'same' where the weights come from TensorFlow
   epsilon: float = 1e-5  # of the batch norms
+  momentum: float = 0.9  # of their statistics
 
   @property
   def width(self) -> int:
@@ -84,11 +91,12 @@ class Network:
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
     plan = self.plan()
     blocks = list(plan.blocks())
-    unit = partial(ConvNorm, padding=self.padding, epsilon=self.epsilon, activation=plan.activation)
+    numerics = {'padding': self.padding, 'epsilon': self.epsilon, 'momentum': self.momentum}
+    unit = partial(ConvNorm, activation=plan.activation, **numerics)
     return (
       Layer('stem', partial(unit, plan.stem, 3, 2)),
       *(
-        Layer(f'stage{s}_block{b}', partial(Residual, self.padding, self.epsilon, block, drop_path * i / len(blocks)))
+        Layer(f'stage{s}_block{b}', partial(Residual, block, drop_path * i / len(blocks), **numerics))
         for i, (s, b, block) in enumerate(blocks)
       ),
       *([Layer('final_conv', partial(unit, plan.final, 1))] if plan.final else []),
@@ -98,7 +106,7 @@ class Network:
 PREFIXES = {  # of a variant's name: whose weights it takes
   '': {},
   'tf_': {'padding': 'same', 'epsilon': 1e-3},  # TensorFlow's
-  'tv_': {'epsilon': 1e-3},  # those of torchvision's that were trained with TensorFlow's epsilon
+  'tv_': {'epsilon': 1e-3, 'momentum': 0.99},  # those of torchvision's that have TensorFlow's batch norm
 }
 
 
@@ -111,10 +119,11 @@ def round_channels(channels: float, limit: float = 0.9) -> int:
 class Residual(nn.Module):
   """Any kind of block: [b, h, w, c] -> [b, h / stride, w / stride, features]."""
 
-  padding: str
-  epsilon: float
   block: Block
   drop_path: float
+  padding: str
+  epsilon: float
+  momentum: float
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -133,6 +142,7 @@ class Residual(nn.Module):
         groups=expanded if name == 'depthwise' else 1,
         padding=self.padding,
         epsilon=self.epsilon,
+        momentum=self.momentum,
         activation=None if name == 'project' and block.linear else block.activation,
         name=name,
       )(x, train)

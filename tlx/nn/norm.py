@@ -56,10 +56,11 @@ class LayerNorm(nn.Module):
   """Normalises each position over its channels, the last axis (Ba et al. 2016); `scale`, `bias` float32 [c]."""
 
   epsilon: float = 1e-6
+  initial: float = 1.0  # of the scale
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    return _affine(self, x, _standardised(x, (-1,), self.epsilon))
+    return _affine(self, x, _standardised(x, (-1,), self.epsilon), self.initial)
 
 
 class GroupNorm(nn.Module):
@@ -91,8 +92,8 @@ def _standardised(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Ar
   return centred * lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + epsilon)
 
 
-def _affine(module: nn.Module, x: jax.Array, standardised: jax.Array) -> jax.Array:
+def _affine(module: nn.Module, x: jax.Array, standardised: jax.Array, initial: float = 1.0) -> jax.Array:
   """standardised * scale + bias, with the module's parameters, in the dtype of x."""
-  scale = module.param('scale', nn.initializers.ones, (x.shape[-1],))
+  scale = module.param('scale', nn.initializers.constant(initial), (x.shape[-1],))
   bias = module.param('bias', nn.initializers.zeros, (x.shape[-1],))
   return (standardised * scale + bias).astype(x.dtype)

@@ -56,6 +56,20 @@ TIMM = Names(
   norm='norm',
   head='head',
 )
+TORCHVISION = Names(
+  patches='conv_proj',
+  tokens=('class_token', '', ''),
+  positions='encoder.pos_embedding',
+  pre_norm='',
+  block='encoder.layers.encoder_layer_{}',
+  norms=('ln_1', 'ln_2'),
+  qkv=('self_attention.in_proj_',),
+  proj='self_attention.out_proj',
+  scales=('', ''),
+  mlp=('mlp.0', 'mlp.3'),
+  norm='encoder.ln',
+  head='heads.head',
+)
 TRANSFORMERS = Names(  # ViT, DeiT and the encoder of MAE; DINOv2 with other names for a block's parts
   patches='embeddings.patch_embeddings.projection',
   tokens=('embeddings.cls_token', 'embeddings.distillation_token', 'embeddings.register_tokens'),

@@ -60,13 +60,13 @@ class PyramidConfig(Staged):
 
   def window(self, stage: int) -> int:
     """Never larger than the map."""
-    return min(self.windows[stage], self._side(stage))
+    return min(self.windows[stage], self.side(stage))
 
   def shift(self, stage: int, block: int) -> int:
     """Every other block moves its windows by half of their side, unless one window is the whole map."""
-    return 0 if block % 2 == 0 or self._side(stage) <= self.windows[stage] else self.window(stage) // 2
+    return 0 if block % 2 == 0 or self.side(stage) <= self.windows[stage] else self.window(stage) // 2
 
-  def _side(self, stage: int) -> int:
+  def side(self, stage: int) -> int:
     """Places along a side of the stage's map."""
     return -(-(self.size // PATCH) // 2**stage)
 
@@ -208,8 +208,9 @@ class Block(nn.Module):
     if s and not self.block:
       x = PatchMerging(c.norm_last, name='merging')(x)
     mlp = Mlp(int(c.channels(s) * c.mlp_ratio), name='mlp')
+    first = 0.0 if c.norm_last else 1.0  # a fresh branch that ends with its norm is silent
     for i, branch in ((1, c.attention(s, self.block, name='attention')), (2, mlp)):
-      norm = LayerNorm(EPSILON, name=f'norm{i}')
+      norm = LayerNorm(EPSILON, first, name=f'norm{i}')
       y = norm(branch(x)) if c.norm_last else branch(norm(x))
       x = x + DropPath(self.drop_path)(y, train)
     return x

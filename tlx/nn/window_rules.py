@@ -1,7 +1,10 @@
 """How checkpoints name the parts of a pyramid of windowed attention, and what transformers says of one."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tlx.nn.window import EPSILON, PATCH, PyramidConfig
 from tlx.weights import records, rules
@@ -98,13 +101,49 @@ def _block(names: Names, source: str, target: str) -> Iterator[rules.Rule]:
     yield from rules.dense(source + dense, f'{target}/mlp/fc{i}')
 
 
+def require_tiles(config: PyramidConfig, library: str, shrinks: bool = False) -> None:
+  """Raises NoLayoutError unless patches tile the image, and windows of one size the map of every stage.
+
+  Elsewhere the library computes otherwise: it fills a map up before it shifts it, tlx and timm after. shrinks: it has
+  smaller windows where a map is smaller than they are.
+  """
+  if len(set(config.windows)) > 1:
+    raise rules.NoLayoutError(f'{library} has one window for all stages of a Swin (not S3)')
+  tiles = [config.window(s) if shrinks else window for s, window in enumerate(config.windows)]
+  sides = [(config.size, PATCH), *((config.side(s), tile) for s, tile in enumerate(tiles))]
+  if odd := [f'{side} by {tile}' for side, tile in sides if side % tile]:
+    raise rules.NoLayoutError(
+      f'{library} fills up in another way what is no multiple of its patches or windows ({", ".join(odd)})'
+    )
+
+
+def torchvision_buffers(config: PyramidConfig, make: Mapping[str, Callable[[int], np.ndarray]]) -> Iterator[rules.Rule]:
+  """What torchvision's files have besides, of every block; make: name -> from the window's side."""
+  for s, b in config.blocks():
+    block = TORCHVISION.block.format(odd=2 * s + 1, b=b)
+    for name, value in make.items():
+      yield rules.Rule(f'{block}attn.{name}', None, value=partial(value, config.window(s)))
+
+
+def position_index(side: int) -> np.ndarray:
+  """Where torchvision finds the bias of every pair of places in its table: int64 [side^4]."""
+  row, column = np.divmod(np.arange(side * side), side)
+  step = lambda place: place[:, None] - place[None, :] + side - 1
+  return (step(row) * (2 * side - 1) + step(column)).reshape(-1)
+
+
 def pretraining(prefix: str) -> Iterator[rules.Rule]:
   """What transformers' models for masked images (SimMIM) have besides."""
   return (rules.Rule(pattern, None) for pattern in (f'{prefix}embeddings.mask_token', 'decoder.*'))
 
 
-def of_transformers(kind: type[PyramidConfig], config: Mapping[str, Any], **fields: Any) -> PyramidConfig:
-  """Our config from a complete one of transformers. Raises UsageError, naming all settings that tlx lacks."""
+def of_transformers(
+  kind: type[PyramidConfig], config: Mapping[str, Any], shrinks: bool = False, **fields: Any
+) -> PyramidConfig:
+  """Our config from a complete one of transformers. Raises UsageError, naming all settings that tlx lacks.
+
+  shrinks: as in `require_tiles`.
+  """
   known = {
     'patch_size': PATCH,
     'hidden_act': 'gelu',
@@ -114,7 +153,7 @@ def of_transformers(kind: type[PyramidConfig], config: Mapping[str, Any], **fiel
   }
   sides = config['image_size'] if isinstance(config['image_size'], list | tuple) else [config['image_size']]
   records.require(config, known, *[f'image_size {sides}, not a square'] * (len(set(sides)) > 1))
-  return kind(
+  ours = kind(
     depths=tuple(config['depths']),
     heads=tuple(config['num_heads']),
     base=config['embed_dim'],
@@ -123,3 +162,5 @@ def of_transformers(kind: type[PyramidConfig], config: Mapping[str, Any], **fiel
     mlp_ratio=float(config['mlp_ratio']),
     **fields,
   )
+  require_tiles(ours, 'transformers', shrinks)
+  return ours

@@ -25,10 +25,11 @@ class NoLayoutError(UsageError):
 
 
 class Transform(NamedTuple):
-  """An exact change of axes and its inverse."""
+  """A change of axes and its inverse."""
 
   read: Callable[[np.ndarray], np.ndarray]
   write: Callable[[np.ndarray], np.ndarray]
+  exact: bool = True  # False: values without influence are not read, and are kept beside what is
 
 
 SAME = Transform(lambda x: x, lambda x: x)
@@ -51,7 +52,8 @@ class Rule(NamedTuple):
   source: its name; where it is dropped also a pattern such as 'text_model.*'. target: the leaf's path, 'params/...' or
   'batch_stats/...'; None drops it. Several rules with one target are parts of the leaf, joined along its last axis in
   the order of the table (query, key and value). fit: makes a leaf of another shape fit, where the input's size or
-  channels differ from the checkpoint's. share: how long this part is beside the leaf's others.
+  channels differ from the checkpoint's. share: how long this part is beside the leaf's others. value: of a tensor that
+  is dropped and that its library wants in a file, where none was kept.
   """
 
   source: str
@@ -59,6 +61,7 @@ class Rule(NamedTuple):
   transform: Transform = SAME
   fit: Fit | None = None
   share: int = 1
+  value: Callable[[], np.ndarray] | None = None
 
 
 def conv(source: str, target: str, bias: bool = False, fit: Fit | None = None) -> Iterator[Rule]:
@@ -140,6 +143,7 @@ def read(
       problems.append(f'{shapes} -> {path} {wanted[path].shape}: shapes differ')
     else:
       leaves[path] = value
+      dropped |= {rule.source: np.asarray(tensors[rule.source]) for rule in parts if not rule.transform.exact}
   problems += [f'{path}: no rule writes it' for path in wanted if path not in leaves and path not in targets]
   if problems:
     raise WeightMismatchError(_report(where, problems))
@@ -151,17 +155,20 @@ def write(
 ) -> dict[str, np.ndarray]:
   """The inverse of `read`: the checkpoint's names, shapes and order of axes; raises if a leaf has no rule.
 
+  dropped: as `read` returned them; what a transform did not read of a tensor comes back where the rest is unchanged.
   dtypes: of tensors by name, which they get where no value changes by that.
   """
   leaves, targets = trees.flatten(variables), by_target(rules)
   if homeless := [f'{path}: no rule names it' for path in leaves if path not in targets]:
     raise WeightMismatchError(_report('export', homeless))
-  tensors = dict(dropped or {})
+  tensors = {rule.source: rule.value() for rule in rules if rule.value} | dict(dropped or {})
   for path, leaf in leaves.items():
     parts = targets[path]
     for rule, value in zip(parts, _split(np.asarray(leaf), parts)):
-      tensor = np.ascontiguousarray(rule.transform.write(value))
-      tensors[rule.source] = _narrowed(tensor, (dtypes or {}).get(rule.source))
+      kept = tensors.get(rule.source)
+      if kept is None or not np.array_equal(rule.transform.read(kept), value):
+        tensor = np.ascontiguousarray(rule.transform.write(value))
+        tensors[rule.source] = _narrowed(tensor, (dtypes or {}).get(rule.source))
   order = {rule.source: i for i, rule in enumerate(rules)}
   return {name: tensors[name] for name in sorted(tensors, key=lambda name: order.get(name, len(order)))}
 
