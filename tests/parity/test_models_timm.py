@@ -17,6 +17,7 @@ The 1e-10s are shifts that batch statistics take away, whose true gradient is ze
 """
 
 import json
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +48,10 @@ def sized(name: str, size: int = 64) -> Case:
 CASES = {  # family: two variants or more
   'beit': (sized('beit_base_patch16_224'), sized('beitv2_base_patch16_224')),
   'clip': (sized('vit_xsmall_patch16_clip_224'), sized('vit_base_patch32_clip_quickgelu_224')),
-  'convnext': (Case('convnext_atto'), Case('convnextv2_atto'), Case('convnext_atto_ols')),
+  'convnext': (
+    Case('convnext_atto'), Case('convnext_atto_ols'), Case('convnext_tiny_hnf'), Case('convnextv2_atto'),
+    Case('convnextv2_femto'),
+  ),
   'deit': (sized('deit_tiny_patch16_224'), sized('deit3_small_patch16_224')),
   'densenet': (Case('densenet121'), Case('densenet169')),
   'dinov2': (sized('vit_small_patch14_dinov2', 56), sized('vit_small_patch14_reg4_dinov2', 56)),
@@ -56,13 +60,16 @@ CASES = {  # family: two variants or more
     Case('efficientnet_lite0', spread=8), Case('tf_efficientnet_lite0', 75, spread=8),
   ),
   'efficientnetv2': (Case('efficientnetv2_rw_t'), Case('tf_efficientnetv2_b0', 75)),
-  'eva': (sized('eva02_tiny_patch14_224', 56), sized('eva02_small_patch14_224', 56)),
+  'eva': (sized('eva02_tiny_patch14_224', 56), sized('eva02_base_patch14_224', 56)),
   'inception': (Case('inception_v3', 96),),
   'mobilenetv1': (Case('mobilenetv1_100', spread=8), Case('mobilenetv1_100h', 75, spread=8)),
   'mobilenetv2': (Case('mobilenetv2_050', spread=8), Case('mobilenetv2_110d', 75, spread=8)),
   'mobilenetv3': (Case('mobilenetv3_small_050'), Case('tf_mobilenetv3_large_minimal_100', 75)),
-  'regnet': (Case('regnetx_002'), Case('regnety_002', 75)),
-  'resnet': (Case('resnet18', 75), Case('resnet50')),
+  'regnet': (Case('regnetx_002'), Case('regnety_002', 75), Case('regnety_008')),
+  'resnet': (
+    Case('resnet18', 75), Case('resnet50'), Case('wide_resnet50_2'), Case('resnext50_32x4d'), Case('resnet18d', 75),
+    Case('resnet26d'), Case('seresnext26t_32x4d'), Case('ecaresnet26t'),
+  ),
   'resnetv2': (Case('resnetv2_50x1_bit'), Case('resnetv2_101x1_bit', 75)),
   'siglip': (sized('vit_base_patch32_siglip_256'), sized('vit_base_patch16_siglip_224')),
   'swin': (Case('swin_tiny_patch4_window7_224', 224), Case('swin_s3_tiny_224', 224)),
@@ -102,7 +109,12 @@ def timm(torch):
   return timm
 
 
-@pytest.fixture(scope='module', params=[case for cases in CASES.values() for case in cases], ids=lambda case: case.name)
+def grouped(case: Case):
+  """All tests of one variant on one worker (`--dist loadgroup`), which makes its pair once."""
+  return pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(case.name))
+
+
+@pytest.fixture(scope='module', params=[grouped(case) for cases in CASES.values() for case in cases])
 def pair(request, timm, torch, tmp_path_factory):
   case, folder = request.param, tmp_path_factory.mktemp('timm')
   theirs = timm.create_model(case.name, **case.arguments)
@@ -161,6 +173,30 @@ def limit(what: str, name: str) -> float:
 
 
 @pytest.mark.parity
+def test_both_heads_of_inception_in_training(timm, torch, tmp_path):
+  theirs = timm.create_model('inception_v3', aux_logits=True)
+  reference.draw(theirs)
+  torch.save(theirs.state_dict(), tmp_path / 'pytorch_model.bin')
+  (tmp_path / 'config.json').write_text(json.dumps({'architecture': 'inception_v3', 'num_classes': 1000}))
+  ours = tlx.load(str(tmp_path))
+
+  def apply(*arguments, mutable, **options):
+    logits, moved = ours.module.apply(*arguments, mutable=[*mutable, 'aux'], **options)
+    (second,) = jax.tree.leaves(moved.pop('aux'))
+    return logits + second, moved
+
+  # One loss of the sum reaches every parameter of both; timm's second head needs the full 299 pixels.
+  theirs.register_forward_hook(lambda module, inputs, outputs: sum(outputs))
+  both = ours._replace(module=SimpleNamespace(apply=apply, backbone=ours.module.backbone))
+  how = {'array': reference.images(299), 'train': True, 'dtype': 'float64'}
+  a, b = reference.our_pass(both, **how), reference.their_pass(theirs, **how)
+  assert reference.compare({'': a.logits}, {'': b.logits}).error < EXACT
+  assert reference.compare(a.statistics, b.statistics).error < EXACT
+  assert reference.compare(a.gradients, b.gradients, floor=1e-6).error < EXACT
+  assert all(x.any() for name, x in b.gradients.items() if name.startswith('AuxLogits'))
+
+
+@pytest.mark.parity
 def test_our_file_in_timm(pair, timm, torch, tmp_path):
   tuned = tlx.load(str(pair.folder), num_classes=5)
   variables = {
@@ -174,7 +210,7 @@ def test_our_file_in_timm(pair, timm, torch, tmp_path):
   with torch.no_grad():
     expected = by_folder(reference.to_torch(pair.images)).numpy()
     np.testing.assert_array_equal(by_path(reference.to_torch(pair.images)).numpy(), expected)
-  logits = jax.jit(tuned.module.apply)(variables, pair.images)
+  logits = reference.compiled(tuned.module.apply, variables, pair.images)
   assert logits.shape == (2, 5) and reference.relative(np.asarray(logits), expected) < SINGLE
 
 
