@@ -1,17 +1,24 @@
 """Every family against timm, all weights random: logits, statistics, gradients, and files in both directions.
 
-timm must be importable, and torchvision, which it imports. Largest errors of `pytest -m parity -n 0 -s
-tests/parity/test_models_timm.py` (75 s of CPU time a variant) with jax 0.10.2, timm 1.0.31 and torch 2.13.0, each as a
-share of its tensor's largest value, in evaluation / training mode; last, the whole gradient in float32 against timm's
-in float64, and in brackets timm's own:
+timm must be importable, and torchvision, which it imports. Largest errors of a family's variants that `pytest -m parity
+-n 0 -s tests/parity/test_models_timm.py` prints (30 s of CPU time a variant, on two busy cores) with jax 0.10.2, timm
+1.0.31 and torch 2.13.0, each as a share of its tensor's largest value, in evaluation / training mode; last, the whole
+gradient in float32 against timm's in float64, and in brackets timm's own:
 
-                         float64 logits   float64 gradients  float32 logits   float32 gradient
-  efficientnet_b0        2e-15 / 2e-14    2e-14 / 6e-10      7e-7 / 1e-5      3e-7 (4e-7) / 3e-5 (3e-5)
-  tf_efficientnet_b0     2e-15 / 2e-14    6e-15 / 3e-10      6e-7 / 8e-6      3e-7 (4e-7) / 3e-5 (3e-5)
-  efficientnet_lite0     1e-15 / 7e-14    1e-14 / 3e-10      7e-7 / 2e-5      4e-7 (5e-7) / 4e-3 (8e-5)
-  tf_efficientnet_lite0  1e-15 / 4e-14    8e-15 / 6e-10      6e-7 / 1e-5      4e-7 (5e-7) / 2e-5 (3e-3)
-  resnet18               2e-15 / 6e-15    3e-15 / 3e-14      6e-7 / 2e-6      2e-2 (2e-2) / 5e-6 (4e-6)
-  resnet50               3e-15 / 1e-13    9e-15 / 9e-13      8e-7 / 4e-5      7e-7 (8e-7) / 9e-3 (3e-2)
+                  float64 logits  float64 gradients  float32 logits  float32 gradient
+  beit            1e-15 / 1e-15   1e-14 / 1e-14      4e-7 / 4e-7     7e-7 (8e-7) / 7e-7 (8e-7)
+  clip            2e-15 / 2e-15   6e-15 / 6e-15      8e-7 / 8e-7     1e-6 (1e-6) / 1e-6 (1e-6)
+  convnext        2e-15 / 2e-15   1e-14 / 1e-14      8e-7 / 8e-7     1e-6 (1e-6) / 1e-6 (1e-6)
+  deit            2e-15 / 2e-15   8e-15 / 8e-15      1e-6 / 1e-6     1e-6 (1e-6) / 1e-6 (1e-6)
+  densenet        1e-15 / 3e-14   5e-15 / 5e-13      5e-7 / 7e-6     5e-7 (6e-7) / 1e-2 (1e-2)
+  dinov2          3e-15 / 3e-15   2e-14 / 2e-14      2e-6 / 2e-6     1e-6 (1e-6) / 1e-6 (1e-6)
+  efficientnet    1e-15 / 1e-13   1e-14 / 6e-10      7e-7 / 2e-5     4e-7 (6e-7) / 2e-4 (6e-5)
+  eva             9e-9 / 9e-9     8e-8 / 8e-8        8e-7 / 8e-7     1e-6 (1e-6) / 1e-6 (1e-6)
+  inception       1e-15 / 4e-13   1e-14 / 2e-12      4e-7 / 6e-5     4e-7 (4e-7) / 1e-2 (2e-2)
+  mobilenetv2     1e-15 / 9e-14   7e-15 / 3e-10      6e-7 / 2e-5     4e-7 (5e-7) / 1e-4 (1e-4)
+  mobilenetv3     1e-15 / 2e-14   3e-8 / 3e-8        7e-7 / 4e-6     5e-7 (7e-7) / 1e-5 (1e-5)
+  regnet          9e-16 / 4e-14   4e-15 / 1e-12      6e-7 / 1e-5     4e-7 (6e-7) / 3e-2 (3e-2)
+  resnet          2e-15 / 1e-13   7e-15 / 2e-12      9e-7 / 5e-5     1e-2 (1e-2) / 3e-2 (3e-2)
 
 The 1e-10s are shifts that batch statistics take away, whose true gradient is zero.
 """
@@ -61,7 +68,7 @@ CASES = {  # family: two variants or more
   ),
   'efficientnetv2': (Case('efficientnetv2_rw_t'), Case('tf_efficientnetv2_b0', 75)),
   'eva': (sized('eva02_tiny_patch14_224', 56), sized('eva02_base_patch14_224', 56)),
-  'inception': (Case('inception_v3', 96),),
+  'inception': (Case('inception_v3', 139),),  # at 96 pixels the last norms would see two values
   'mobilenetv1': (Case('mobilenetv1_100', spread=8), Case('mobilenetv1_100h', 75, spread=8)),
   'mobilenetv2': (Case('mobilenetv2_050', spread=8), Case('mobilenetv2_110d', 75, spread=8)),
   'mobilenetv3': (Case('mobilenetv3_small_050'), Case('tf_mobilenetv3_large_minimal_100', 75)),
@@ -79,8 +86,9 @@ CASES = {  # family: two variants or more
 }  # fmt: skip
 NOT_IN_TIMM = {'squeezenet'}
 EXACT = 1e-8  # float64, of each tensor's largest value
-# PyTorch's backward pass of the hard sigmoid holds 1/6 in float32 whatever its input: 3.1e-8 of a gradient.
-ROUNDED = {'mobilenetv3': 1e-7}
+# PyTorch's backward pass of the hard sigmoid holds 1/6 in float32 whatever its input: 3.1e-8 of a gradient. timm makes
+# its table of rotary positions in float32, and only then a float64 of it: 8.2e-8 of a gradient.
+ROUNDED = {'mobilenetv3': 1e-7, 'eva02': 1e-6}
 SINGLE = 1e-4  # float32: logits and statistics
 # float32: the whole gradient. One pre-activation that rounding puts on the other side of a kink moves it by as much as
 # its unit counts, one in the root of thousands, in timm as in ours; a wrong or missing term moves it by tenths.
@@ -140,7 +148,7 @@ def test_timm_has_none_of_the_others(timm):
 
 
 @pytest.mark.parity
-@pytest.mark.timeout(1500)  # four programs to compile
+@pytest.mark.timeout(900)  # two programs to compile, beside other work
 @pytest.mark.parametrize('mode', ['eval', 'train'])
 def test_logits_statistics_and_gradients(pair, mode):
   train, dropped = mode == 'train', pair.ours.source.dropped
