@@ -1,0 +1,144 @@
+"""Time and memory of a training step: tlx beside timm on PyTorch, Keras on JAX, and tlx on plain convolutions.
+
+  python experiments/benchmarks/step_time.py [--models M ...] [--regimes probe last full] [--batch-size 16]
+
+Each contestant has a process of its own; they take turns, round after round, after their compilation. A ratio is the
+median over the rounds of their time / tlx's: above 1 tlx is faster. Memory is the most that a process held during its
+steps, beyond what its imports hold.
+"""
+
+import argparse
+import ctypes
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import contestants
+
+MODELS = ['efficientnet_lite0@96', 'efficientnet_lite0@224', 'resnet50@224', 'mobilenetv3_large_100@224', 'vgg16@224',
+          'vit_small_patch16_224@224']  # fmt: skip
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--models', nargs='+', default=MODELS, metavar='VARIANT@PIXELS')
+  parser.add_argument('--regimes', nargs='+', default=['probe', 'last', 'full'], choices=['probe', 'last', 'full'])
+  parser.add_argument('--contestants', nargs='+', default=['tlx', 'timm'], choices=list(contestants.ALL))
+  parser.add_argument('--batch-size', type=int, default=16)
+  parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
+  parser.add_argument('--rounds', type=int, default=7)
+  parser.add_argument('--seconds', type=float, default=1.0, help='least time of one turn')
+  parser.add_argument('--json', action='store_true')
+  options = parser.parse_args()
+  for model in options.models:
+    name, _, size = model.partition('@')
+    for regime in options.regimes:
+      work = contestants.Work(name, regime, options.batch_size, int(size or 224), options.dtype)
+      found = measure(work, options.contestants, options.rounds, options.seconds)
+      print(json.dumps({**work._asdict(), **found}) if options.json else line(work, found), flush=True)
+
+
+def measure(work: contestants.Work, names: list[str], rounds: int, seconds: float) -> dict[str, dict]:
+  """{contestant: milliseconds a step, ratio to tlx, memory in bytes, seconds to its second step}."""
+  running = {name: Turns(name, work) for name in names}
+  running = {name: each for name, each in running.items() if each.ready()}
+  times = {name: [] for name in running}
+  for _ in range(rounds):
+    for name, each in running.items():
+      times[name].append(each.turn(seconds))
+  return {
+    name: {
+      'ms': 1e3 * statistics.median(times[name]),
+      'ratio': statistics.median(b / a for a, b in zip(times['tlx'], times[name])),
+      **each.end(),
+    }
+    for name, each in running.items()
+  }
+
+
+def line(work: contestants.Work, found: dict[str, dict]) -> str:
+  about = f'{work.model} {work.image_size} px, {work.regime}, {work.batch_size} x {work.dtype}:'
+  rows = [
+    f'  {name:6} {each["ms"]:9.1f} ms/step  {each["ratio"]:6.2f} x tlx  {each["memory"] / 1e6:7.0f} MB  '
+    f'{each["start"]:6.1f} s to the second step'
+    for name, each in found.items()
+  ]
+  return '\n'.join([about, *rows])
+
+
+class Turns:
+  """A contestant in a process of its own, that works only when asked."""
+
+  def __init__(self, name: str, work: contestants.Work):
+    context = multiprocessing.get_context('spawn')
+    self.ask, theirs = context.Pipe()
+    self.process = context.Process(target=serve, args=(name, work, theirs), daemon=True)
+    self.process.start()
+    theirs.close()
+
+  def ready(self) -> bool:
+    """Built, compiled and run twice; False where the contestant has not this work."""
+    try:
+      self.start = self.ask.recv()
+    except EOFError:
+      return False
+    return True
+
+  def turn(self, seconds: float) -> float:
+    """Seconds a step, over that long."""
+    self.ask.send(seconds)
+    return self.ask.recv()
+
+  def end(self) -> dict[str, float]:
+    self.ask.send(None)
+    memory = self.ask.recv()
+    self.process.join()
+    return {'memory': memory, 'start': self.start}
+
+
+def serve(name: str, work: contestants.Work, ask) -> None:
+  """A contestant's process."""
+  try:
+    import_all(name)
+    before, began = resident('VmRSS'), time.perf_counter()
+    step = contestants.ALL[name](work)
+    step(), step()
+  except (ImportError, LookupError) as error:
+    print(f'{name}: {error}', file=sys.stderr)
+    return
+  ask.send(time.perf_counter() - began)
+  ctypes.CDLL(None).malloc_trim(0)  # what compilation used goes back, and its peak is forgotten: steps are meant
+  Path('/proc/self/clear_refs').write_text('5')
+  while (seconds := ask.recv()) is not None:
+    began, steps = time.perf_counter(), 0
+    while not steps or time.perf_counter() - began < seconds:
+      step()
+      steps += 1
+    ask.send((time.perf_counter() - began) / steps)
+  ask.send(resident('VmHWM') - before)
+
+
+def import_all(name: str) -> None:
+  """So that memory counts what training needs."""
+  if name == 'timm':
+    import torch  # noqa: F401
+  else:
+    import jax
+
+    jax.numpy.zeros(()).block_until_ready()
+  import tlx  # noqa: F401
+
+
+def resident(field: str) -> int:
+  """Bytes, by /proc."""
+  rows = dict(row.split(':', 1) for row in Path('/proc/self/status').read_text().splitlines())
+  return int(rows[field].split()[0]) * 1024
+
+
+if __name__ == '__main__':
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+  main()
