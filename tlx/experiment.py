@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tlx import catalog, console, labels, options, pretrained, processes, record, schedules, trees, views
+from tlx import catalog, compiled, console, labels, options, pretrained, processes, record, schedules, trees, views
 from tlx.data import augment
 from tlx.evaluate import exact, mistakes
 from tlx.report import folder, page
@@ -128,6 +128,7 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   Raises: UsageError for what the experiment gets wrong, TlxError for what the machine does, loop.Stopped after SIGTERM.
   """
   started = time.time()
+  compiled.keep()
   show = console.Console(quiet or jax.process_index() > 0)
   prepared = prepare(experiment, show)
   out = Path(prepared.experiment.out)
