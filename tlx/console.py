@@ -68,11 +68,13 @@ class Console:
         table.add_row(row.label, str(row.tensors), f'{row.parameters:,}', f'{row.learning_rate:.3g}')
       self.rich.print(table)
 
-  def program(self, phase: str, program: Any) -> None:
-    """What one step of a phase costs, where the compiler has said."""
+  def program(self, phase: str, program: Any, recipe: Any) -> Any:
+    """What one step of a phase costs, where the compiler has said; returns the program."""
     if hasattr(program, 'memory_analysis'):
       needs = f'{room.flops(program) / 1e9:,.2f} GFLOPs and {_size(room.peak_bytes(program))} of memory'
-      self.line(f'{phase}: a step takes {needs} on each device')
+      parts = f', in {recipe.micro_batches} micro-batches' if recipe.micro_batches > 1 else ''
+      self.line(f'{phase}: a step takes {needs} on each device{parts}')
+    return program
 
   def result(self, metrics: Mapping[str, Any], out: Path) -> None:
     """The table at the end, and where the report lies."""

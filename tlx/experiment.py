@@ -62,8 +62,10 @@ class Experiment:
   """Of sgd."""
   clip_norm: float = 1.0
   """Largest norm of the trainable gradient; 0 = no clipping."""
-  micro_batches: int = 1
-  """Parts a batch is computed in, one after the other (gradient accumulation)."""
+  micro_batches: int | Literal['auto'] = 1
+  """Parts a batch is computed in, one after the other (gradient accumulation); auto: the fewest that fit in memory."""
+  remat: bool = False
+  """Compute the inside of each layer again in the backward pass instead of keeping it: less memory, more time."""
   ema: float = 0.0
   """Decay of the moving average of what learns; 0 = none."""
   label_smoothing: float | None = None
@@ -198,8 +200,9 @@ def recipe(prepared: Prepared) -> Recipe:
     prepared.pretrained.preprocess,
     augmentation(e),
     jnp.dtype(e.dtype),
-    e.micro_batches,
+    1 if e.micro_batches == 'auto' else e.micro_batches,
     e.ema,
+    e.remat,
   )
 
 
@@ -230,9 +233,8 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       placement=prepared.placement,
       checkpoints=checkpoints,
       view=sight.of,
-      compiled=lambda stretch, program: (
-        room.check(program, e.batch_size, e.micro_batches),
-        show.program(stretch.phase.name, program),
+      program=lambda stretch, build, recipe: show.program(
+        stretch.phase.name, *room.fit(build, recipe, e.batch_size, choose=e.micro_batches == 'auto')
       ),
       log=lambda line: (log.append(line), progress.log(line)),
       resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),
