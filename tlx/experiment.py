@@ -1,6 +1,7 @@
 """An experiment, whole: weights -> what learns -> data -> step -> loop -> evaluate -> export -> report."""
 
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tlx import catalog, compiled, console, labels, options, pretrained, processes, record, schedules, trees, views
+from tlx.cost import certificate
 from tlx.data import augment
 from tlx.evaluate import exact, mistakes
 from tlx.report import folder, page
@@ -225,6 +227,10 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
   sight = views.Views(e, prepared.data, recipe(prepared), prepared.placement, out / 'features', show.line)
   checkpoints = Checkpoints(out / 'checkpoints', warn=show.warn)
   log = record.Log(out)
+  batch = certificate.example_batch(e.batch_size, e.image_size)
+  forward = functools.cache(
+    lambda: certificate.forward_flops_uncompiled(recipe(prepared), prepared.pretrained.variables, batch)
+  )
   with show.progress(prepared.steps) as progress:
     plan = loop.Plan(
       stretches=loop.stretches(prepared.phases, prepared.steps),
@@ -233,8 +239,8 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       placement=prepared.placement,
       checkpoints=checkpoints,
       view=sight.of,
-      program=lambda stretch, build, recipe: show.program(
-        stretch.phase.name, *room.fit(build, recipe, e.batch_size, choose=e.micro_batches == 'auto')
+      program=lambda stretch, build, seen: show.program(
+        stretch.phase.name, *room.fit(build, seen, e.batch_size, choose=e.micro_batches == 'auto'), forward
       ),
       log=lambda line: (log.append(line), progress.log(line)),
       resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),

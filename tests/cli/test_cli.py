@@ -342,4 +342,5 @@ def test_a_step_that_does_not_fit_is_refused_before_it_runs(tlx_run, options, ti
   assert not (out / 'checkpoints').exists()
   monkeypatch.undo()
   code, said, _ = tlx_run('finetune', *options, '--data', f'folder:{tiny_images}', '--out', out)
-  assert code == 0 and re.search(r'head: a step takes \d+\.\d+ GFLOPs and [\d.]+ [kM]B of memory', said)
+  assert code == 0 and re.search(r'head: a step takes \d+\.\d+ GFLOPs and [\d.]+ [kM]B of memory on each device', said)
+  assert re.search(r'device: 0\.\d\d forward passes \(full fine-tuning: about 3\)', said)  # the frozen layers ran once
