@@ -197,7 +197,7 @@ class Cost:
   micro_batches: int = 1
   """Parts a batch is computed in, one after the other (gradient accumulation)."""
   remat: Annotated[bool, arg(help_behavior_hint='')] = False
-  """Compute the inside of each layer again in the backward pass instead of keeping it."""
+  """Compute the inside of each layer again in the backward pass instead of keeping it; on a CPU, XLA undoes it."""
   optimizer: Literal['adamw', 'sgd'] = 'adamw'
   """sgd has momentum."""
   devices: Annotated[int | None, arg(help_behavior_hint='(default: all that JAX sees)')] = None
