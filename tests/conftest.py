@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # one for all tests of this session, and none of the user's
+  compiled = tempfile.TemporaryDirectory(prefix='tlx-compiled-', ignore_cleanup_errors=True)
+  os.environ |= {'JAX_COMPILATION_CACHE_DIR': compiled.name, 'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**31)}  # locks
 
 
 @pytest.fixture(scope='session')

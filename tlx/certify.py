@@ -24,6 +24,7 @@ def certify(
   num_classes: int = 1000,
   dtype: str = 'float32',
   micro_batches: int = 1,
+  remat: bool = False,
   optimizer_name: str = 'adamw',
 ) -> dict[str, Any]:
   """What `tlx cost --json` prints: of one device of all that JAX has, for the costliest phase and for each.
@@ -43,6 +44,7 @@ def certify(
     Preprocess(size=size, crop=1.0),
     dtype=jnp.dtype(dtype),
     micro_batches=micro_batches,
+    remat=remat,
   )
   batch, rates = certificate.example_batch(batch_size, size), optimizer.Optimizer(optimizer_name)
   cost = lambda phase: certificate.train_cost(recipe, phase, rates, variables, batch)

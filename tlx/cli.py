@@ -16,7 +16,7 @@ from typing import Annotated, Any, Union, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from tlx import __version__, catalog
+from tlx import __version__, catalog, compiled
 from tlx.commands import COMMANDS, Positional
 from tlx.types import TlxError, UsageError
 
@@ -35,7 +35,9 @@ def run(arguments: list[str]) -> int:
     if arguments[:1] == ['--version']:
       print(f'tlx {__version__}')
     else:
-      _parse(arguments)()
+      command = _parse(arguments)
+      compiled.keep()
+      command()
     return 0
   except SystemExit as done:  # of the parser: 0 after --help, 2 for a wrong option, which it has explained
     return int(done.code or 0)

@@ -43,6 +43,8 @@ def _groups(cls: type, firsts: dict[str, str]) -> dict[str, type]:
 
 def _default(field: dataclasses.Field, group: str) -> str:
   """What `--help` says of an option that is not given."""
+  if field.default is False:  # a switch
+    return ''
   if field.default is not None:
     return f'(default: {field.default})'
   if field.name in options.CHOICES:
@@ -194,6 +196,8 @@ class Cost:
   """Of the compute; parameters stay float32."""
   micro_batches: int = 1
   """Parts a batch is computed in, one after the other (gradient accumulation)."""
+  remat: Annotated[bool, arg(help_behavior_hint='')] = False
+  """Compute the inside of each layer again in the backward pass instead of keeping it; on a CPU, XLA undoes it."""
   optimizer: Literal['adamw', 'sgd'] = 'adamw'
   """sgd has momentum."""
   devices: Annotated[int | None, arg(help_behavior_hint='(default: all that JAX sees)')] = None
@@ -214,6 +218,7 @@ class Cost:
       num_classes=self.num_classes,
       dtype=self.dtype,
       micro_batches=self.micro_batches,
+      remat=self.remat,
       optimizer_name=self.optimizer,
     )
     _print(found) if self.json else console.Console().cost(found)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,20 @@ class Console:
         table.add_row(row.label, str(row.tensors), f'{row.parameters:,}', f'{row.learning_rate:.3g}')
       self.rich.print(table)
 
-  def program(self, phase: str, program: Any) -> None:
-    """What one step of a phase costs, where the compiler has said."""
+  def program(self, phase: str, program: Any, recipe: Any, forward: Callable[[], float | None]) -> Any:
+    """What one step of a phase costs, where the compiler has said; returns the program.
+
+    forward: FLOPs of a forward pass of the whole model; full fine-tuning is about 3 of them.
+    """
     if hasattr(program, 'memory_analysis'):
-      needs = f'{room.flops(program) / 1e9:,.2f} GFLOPs and {_size(room.peak_bytes(program))} of memory'
-      self.line(f'{phase}: a step takes {needs} on each device')
+      count, parts = room.flops(program), ''
+      needs = f'{count / 1e9:,.2f} GFLOPs and {_size(room.peak_bytes(program))} of memory'
+      if recipe.micro_batches > 1:  # a loop, whose body the compiler may count once
+        parts = f', in {recipe.micro_batches} micro-batches'
+      elif not self.quiet and (reference := forward()):
+        parts = f': {count / reference:.2f} forward passes (full fine-tuning: about 3)'
+      self.line(f'{phase}: a step takes {needs} on each device{parts}')
+    return program
 
   def result(self, metrics: Mapping[str, Any], out: Path) -> None:
     """The table at the end, and where the report lies."""

@@ -1,6 +1,7 @@
 """An experiment, whole: weights -> what learns -> data -> step -> loop -> evaluate -> export -> report."""
 
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tlx import catalog, console, labels, options, pretrained, processes, record, schedules, trees, views
+from tlx import catalog, compiled, console, labels, options, pretrained, processes, record, schedules, trees, views
+from tlx.cost import certificate
 from tlx.data import augment
 from tlx.evaluate import exact, mistakes
 from tlx.report import folder, page
@@ -62,8 +64,10 @@ class Experiment:
   """Of sgd."""
   clip_norm: float = 1.0
   """Largest norm of the trainable gradient; 0 = no clipping."""
-  micro_batches: int = 1
-  """Parts a batch is computed in, one after the other (gradient accumulation)."""
+  micro_batches: int | Literal['auto'] = 1
+  """Parts a batch is computed in, one after the other (gradient accumulation); auto: the fewest that fit in memory."""
+  remat: bool = False
+  """Compute the inside of each layer again in the backward pass instead of keeping it; on a CPU, XLA undoes it."""
   ema: float = 0.0
   """Decay of the moving average of what learns; 0 = none."""
   label_smoothing: float | None = None
@@ -128,6 +132,7 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   Raises: UsageError for what the experiment gets wrong, TlxError for what the machine does, loop.Stopped after SIGTERM.
   """
   started = time.time()
+  compiled.keep()
   show = console.Console(quiet or jax.process_index() > 0)
   prepared = prepare(experiment, show)
   out = Path(prepared.experiment.out)
@@ -197,8 +202,9 @@ def recipe(prepared: Prepared) -> Recipe:
     prepared.pretrained.preprocess,
     augmentation(e),
     jnp.dtype(e.dtype),
-    e.micro_batches,
+    1 if e.micro_batches == 'auto' else e.micro_batches,
     e.ema,
+    e.remat,
   )
 
 
@@ -221,6 +227,10 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
   sight = views.Views(e, prepared.data, recipe(prepared), prepared.placement, out / 'features', show.line)
   checkpoints = Checkpoints(out / 'checkpoints', warn=show.warn)
   log = record.Log(out)
+  batch = certificate.example_batch(e.batch_size, e.image_size)
+  forward = functools.cache(
+    lambda: certificate.forward_flops_uncompiled(recipe(prepared), prepared.pretrained.variables, batch)
+  )
   with show.progress(prepared.steps) as progress:
     plan = loop.Plan(
       stretches=loop.stretches(prepared.phases, prepared.steps),
@@ -229,9 +239,8 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       placement=prepared.placement,
       checkpoints=checkpoints,
       view=sight.of,
-      compiled=lambda stretch, program: (
-        room.check(program, e.batch_size, e.micro_batches),
-        show.program(stretch.phase.name, program),
+      program=lambda stretch, build, seen: show.program(
+        stretch.phase.name, *room.fit(build, seen, e.batch_size, choose=e.micro_batches == 'auto'), forward
       ),
       log=lambda line: (log.append(line), progress.log(line)),
       resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),

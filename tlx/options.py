@@ -133,8 +133,9 @@ def check(e: Any) -> None:
 
 def check_batch(e: Any, devices: int) -> None:
   """Raises UsageError unless the batch divides into the devices' micro-batches."""
-  parts = devices * e.micro_batches
+  micro_batches = 1 if e.micro_batches == 'auto' else e.micro_batches
+  parts = devices * micro_batches
   if e.batch_size % parts:
     near = max(1, round(e.batch_size / parts)) * parts
-    shares = f'{devices} devices x {e.micro_batches} micro-batches'
+    shares = f'{devices} devices x {micro_batches} micro-batches'
     raise UsageError(f'--batch-size {e.batch_size} does not divide into {shares}; {near} does')

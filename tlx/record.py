@@ -15,8 +15,9 @@ from tlx.report import events, folder
 from tlx.train.optimizer import Row
 from tlx.types import UsageError
 
-# Options that say how to run, not what comes out: a resumed run may change them.
-RUNNING = ('out', 'compile', 'workers', 'log_every')
+# Options that say how to run, not what comes out: a resumed run may change them. The last two are what a phase that
+# does not fit in memory asks for, when earlier ones are trained already.
+RUNNING = ('out', 'compile', 'workers', 'log_every', 'micro_batches', 'remat')
 
 
 def describe(prepared: Any, rows: Sequence[tuple[str, int, Sequence[Row]]]) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def command(e: Any) -> str:
   for field in dataclasses.fields(e):
     value = getattr(e, field.name)
     if value is not None and (value != field.default or field.name in ('model', 'data', 'strategy')):
-      options += [f'--{field.name.replace("_", "-")}', str(value)]
+      options += [f'--{field.name.replace("_", "-")}', *([] if value is True else [str(value)])]
   return shlex.join(['tlx', 'finetune', *options])
 
 

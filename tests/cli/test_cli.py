@@ -317,6 +317,23 @@ def test_report_is_written_again(tlx_run, finished):
   assert '<html' in (finished / 'report.html').read_text()
 
 
+def test_micro_batches_are_chosen_for_what_does_not_fit(tlx_run, options, tiny_images, tmp_path, monkeypatch):
+  data = ('--data', f'folder:{tiny_images}', '--strategy', 'full', '--augment', 'none')
+  monkeypatch.setattr(room, '_fits', lambda program: not hasattr(program, 'memory_analysis') or next(answers))
+  answers = iter([False, True])
+  code, said, err = tlx_run('finetune', *options, *data, '--micro-batches', 'auto', '--out', tmp_path / 'auto')
+  parts = re.search(r'on each device, in (\d+) micro-batches', said)
+  assert code == 0 and parts, err
+  answers = iter([False, True])
+  code, _, err = tlx_run('finetune', *options, *data, '--remat', '--out', tmp_path / 'told')
+  assert code == 1 and f'; --micro-batches {parts[1]} needs ' in err
+  answers = iter([True])
+  more = ('--micro-batches', parts[1], '--out', tmp_path / 'told')  # where the refused run lies
+  assert tlx_run('finetune', *options, *data, *more)[0] == 0
+  model = 'model/model.safetensors'
+  assert (tmp_path / 'auto' / model).read_bytes() == (tmp_path / 'told' / model).read_bytes()
+
+
 def test_a_step_that_does_not_fit_is_refused_before_it_runs(tlx_run, options, tiny_images, tmp_path, monkeypatch):
   monkeypatch.setattr(room, 'limit', lambda device: 1_000)
   out = tmp_path / 'run'
@@ -325,4 +342,5 @@ def test_a_step_that_does_not_fit_is_refused_before_it_runs(tlx_run, options, ti
   assert not (out / 'checkpoints').exists()
   monkeypatch.undo()
   code, said, _ = tlx_run('finetune', *options, '--data', f'folder:{tiny_images}', '--out', out)
-  assert code == 0 and re.search(r'head: a step takes \d+\.\d+ GFLOPs and [\d.]+ [kM]B of memory', said)
+  assert code == 0 and re.search(r'head: a step takes \d+\.\d+ GFLOPs and [\d.]+ [kM]B of memory on each device', said)
+  assert re.search(r'device: 0\.\d\d forward passes \(full fine-tuning: about 3\)', said)  # the frozen layers ran once

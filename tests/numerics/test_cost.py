@@ -89,6 +89,11 @@ def test_micro_batches_cost_no_more(forward):
   assert 0.9 < ratio <= 1.05
 
 
+def test_the_forward_pass_is_counted_without_being_compiled(forward):
+  name, reference = forward
+  assert certificate.forward_flops_uncompiled(*setting(name)) == pytest.approx(reference, rel=0.05)
+
+
 def test_full_fine_tuning_costs_far_more(forward):
   """So the bound above can fail."""
   name, reference = forward

@@ -1,15 +1,38 @@
-"""A step that does not fit is refused before it runs, with the way to make it fit."""
+"""A step that does not fit is refused before it runs, with what was compiled and does fit."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import tiny
 
 import tlx
-from tlx.train import room
+from tlx import catalog
+from tlx.cost import certificate
+from tlx.tasks.classification import Classification
+from tlx.train import room, state, step
 
 GB = 10**9
+RECIPE = step.Recipe(None, None, tlx.Preprocess(32, 1.0))
+
+
+class Compiler:
+  """Builds programs of these sizes: what lasts, and what each micro-batch and each that computes again keeps."""
+
+  def __init__(self, lasting, temporary, remat=None, fixed=0):
+    self.lasting, self.fixed, self.built = lasting, fixed, []
+    self.temporary = {False: temporary, True: remat or temporary}
+
+  def __call__(self, recipe):
+    self.built.append((recipe.micro_batches, recipe.remat))
+    return program(self.lasting, self.fixed + self.temporary[recipe.remat] // recipe.micro_batches)
+
+  def fit(self, batch_size=64, choose=False, **changes):
+    _, recipe = room.fit(self, dataclasses.replace(RECIPE, **changes), batch_size, choose)
+    return recipe.micro_batches, recipe.remat
 
 
 def program(arguments, temporary, results=0, reused=0):
@@ -27,21 +50,62 @@ def ten_gigabytes(monkeypatch):
   monkeypatch.setattr(room, 'limit', lambda device: 10 * GB)
 
 
-def test_what_fits_passes():
-  room.check(program(4 * GB, 6 * GB, 4 * GB, 4 * GB), 64, 1)
-  room.check(lambda state, batch: None, 64, 1)  # pmap's
+def test_what_fits_is_compiled_once():
+  fitting = Compiler(4 * GB, 6 * GB)
+  assert fitting.fit() == fitting.fit(choose=True) == (1, False)
+  assert fitting.built == [(1, False)] * 2
+  assert room.fit(lambda recipe: len, RECIPE, 64) == (len, RECIPE)  # pmap's
 
 
 def test_the_fewest_micro_batches_that_fit_are_named():
-  with pytest.raises(tlx.TlxError, match=r'needs 26\.00 GB .* has 10\.00 GB; --micro-batches 4 should fit'):
-    room.check(program(2 * GB, 24 * GB), 64, 1)
-  with pytest.raises(tlx.TlxError, match='--micro-batches 6 should fit'):  # from 2 already, and 4 does not divide 6
-    room.check(program(2 * GB, 12 * GB, GB), 6, 2)
+  with pytest.raises(tlx.TlxError, match=r'needs 26\.00 GB .* has 10\.00 GB; --micro-batches 4 needs 8\.00 GB'):
+    Compiler(2 * GB, 24 * GB).fit()
+  with pytest.raises(tlx.TlxError, match='--micro-batches 6 needs'):  # from 2 already, and 4 does not divide 6
+    Compiler(3 * GB, 24 * GB).fit(batch_size=6, micro_batches=2)
 
 
-def test_what_no_micro_batch_makes_fit_is_said():
+def test_the_fewest_that_fit_are_taken_where_asked_and_no_fewer_are_compiled():
+  compiler = Compiler(2 * GB, 24 * GB, fixed=GB)
+  assert compiler.fit(choose=True) == (4, False)
+  assert compiler.built == [(1, False), (4, False)]
+  tight = Compiler(2 * GB, 24 * GB, fixed=3 * GB)  # 4 would do if all that is temporary shrank
+  assert tight.fit(choose=True) == (8, False)
+  assert tight.built == [(1, False), (4, False), (8, False)]
+
+
+def test_computing_again_is_named_where_no_micro_batch_is_small_enough():
+  with pytest.raises(tlx.TlxError, match=r'; --remat needs 5\.00 GB'):
+    Compiler(2 * GB, 24 * GB, remat=3 * GB).fit(batch_size=2, choose=True)
+  with pytest.raises(tlx.TlxError, match=r'; --remat --micro-batches 2 needs 8\.00 GB'):
+    Compiler(2 * GB, 24 * GB, remat=12 * GB).fit(batch_size=2)
+  assert Compiler(2 * GB, 24 * GB, remat=12 * GB).fit(batch_size=2, remat=True, choose=True) == (2, True)
+
+
+def test_what_nothing_makes_fit_is_said():
+  compiler = Compiler(11 * GB, GB)
   with pytest.raises(tlx.TlxError, match='choose a smaller model or image'):
-    room.check(program(11 * GB, GB), 64, 1)
+    compiler.fit(choose=True)
+  assert compiler.built == [(1, False), (1, True)]
+
+
+@pytest.mark.parametrize(('name', 'share'), [('resnet_test', 0.5), ('vit_test', 0.6)])
+def test_computing_again_keeps_less_and_gives_the_same_gradients(name, share):
+  """Dropout and stochastic depth draw the same numbers twice; batch statistics move once."""
+  pretrained = tiny.built(name, dropout=0.3, drop_path=0.3)
+  (phase,) = catalog.strategy('full').phases(pretrained.module.backbone.names)
+  trainable, frozen = state.split(pretrained.variables['params'], phase)
+  batch = tiny.batch(pixels=pretrained.preprocess.size)
+  part = {**batch, 'image': batch['image'] / np.float32(255), 'target': jax.nn.one_hot(batch['label'], tiny.CLASSES)}
+
+  def losses(remat):
+    recipe = step.Recipe(pretrained.module, Classification(tiny.CLASSES), pretrained.preprocess, remat=remat)
+    return step.loss_function(recipe, phase, frozen)
+
+  arguments = trainable, pretrained.variables.get('batch_stats', {}), part, jax.random.key(0), len(batch['label'])
+  kept, again = (jax.jit(jax.value_and_grad(losses(remat), has_aux=True))(*arguments) for remat in (False, True))
+  scale = max(float(abs(x).max()) for x in jax.tree.leaves(kept[1]))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * scale), kept, again)
+  assert certificate.kept_bytes(losses(True), *arguments) < share * certificate.kept_bytes(losses(False), *arguments)
 
 
 def test_a_real_program_counts_its_arrays():

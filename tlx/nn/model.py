@@ -64,18 +64,25 @@ class Backbone(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, *, train: bool | Collection[str] = False, start: str | None = None, stop: str | None = None
+    self,
+    x: jax.Array,
+    *,
+    train: bool | Collection[str] = False,
+    start: str | None = None,
+    stop: str | None = None,
+    remat: bool = False,
   ) -> dict[str, jax.Array]:
     """Features by layer name, from after `start` (then `x` is its output) up to and including `stop`.
 
     train: the names of the layers in training mode (batch statistics, dropout, stochastic depth), or all or none.
+    remat: the backward pass computes the inside of a layer again, from the layer's input, instead of keeping it.
     Raises UsageError for a name that is no layer.
     """
     self._check(name for name in (start, stop) if name is not None)
-    features, running = {}, start is None
+    features, running, run = {}, start is None, nn.remat(_run, static_argnums=2) if remat else _run
     for layer in self.config.layers(self.drop_path):
       if running:
-        x = features[layer.name] = layer.build(name=layer.name)(x, trains(train, layer.name))
+        x = features[layer.name] = run(layer.build(name=layer.name), x, trains(train, layer.name))
       running = (running or layer.name == start) and layer.name != stop
     return features
 
@@ -87,6 +94,10 @@ class Backbone(nn.Module):
     wrong = [name for name in names if name not in self.names]
     if wrong:
       raise UsageError(f'no such layer: {", ".join(wrong)}; the backbone has {", ".join(self.names)}')
+
+
+def _run(layer: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+  return layer(x, train)
 
 
 class Head(nn.Module):
@@ -112,14 +123,16 @@ class TransferModel(nn.Module):
   backbone: Backbone
   head: Head
 
-  def __call__(self, x: jax.Array, *, train: bool | Collection[str] = False, start: str | None = None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, *, train: bool | Collection[str] = False, start: str | None = None, remat: bool = False
+  ) -> jax.Array:
     """train: layer names (the head's is 'head') in training mode, or all or none.
 
-    start: a layer whose output `x` is, or 'pooled'; the layers up to it do not run.
+    start: a layer whose output `x` is, or 'pooled'; the layers up to it do not run. remat: as of the backbone.
     """
     if start != POOLED:
       last = self.backbone.names[-1]
-      x = x if start == last else self.backbone(x, train=train, start=start)[last]
+      x = x if start == last else self.backbone(x, train=train, start=start, remat=remat)[last]
       x = x if self.pools_nothing else self.backbone.pool(x)
     return self.head(x, trains(train, HEAD))
 

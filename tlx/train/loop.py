@@ -54,7 +54,8 @@ class Plan(NamedTuple):
   placement: Jit | Pmap
   checkpoints: Checkpoints
   view: Callable[[Stretch, Variables, Callable[[], None]], View]  # of placed variables; the last raises Stopped if due
-  compiled: Callable[[Stretch, Any], None]  # a phase and its program; may raise before the first step
+  # A phase, what compiles its step by a recipe, and the recipe -> its program; may raise before the first step.
+  program: Callable[[Stretch, Callable[[Recipe], Any], Recipe], Callable]
   log: Callable[[Mapping[str, Any]], None]
   resumed: Callable[[int, bool], None]  # step of the restored checkpoint, 0 = none; whether its evaluation is to come
   progress: Callable[[int, str, Mapping[str, float]], None]  # step, phase, newest numbers
@@ -142,9 +143,9 @@ def _train(
   batches, recipe = view.batches(start), dataclasses.replace(plan.recipe, start=view.start)
   try:
     batch = next(batches)
+    build = lambda recipe: plan.placement.train(train_step(recipe, stretch.phase, tx), state, batch)
     with watch.of('compile'):
-      compiled = plan.placement.train(train_step(recipe, stretch.phase, tx), state, batch)
-    plan.compiled(stretch, compiled)
+      compiled = plan.program(stretch, build, recipe)
     for step in range(start + 1, stretch.end + 1):
       last = step == stretch.end
       due = step % plan.eval_every == 0 or step == plan.steps

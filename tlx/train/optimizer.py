@@ -39,7 +39,7 @@ class Optimizer:
   def build(self, phase: Phase, steps: int, trainable: Params) -> optax.GradientTransformation:
     """The phase's transformation; it sees, clips and keeps state for `trainable` alone."""
     tree = labels.label_tree(trainable, phase.rates)
-    used = set(jax.tree.leaves(tree))
+    used = sorted(set(jax.tree.leaves(tree)))  # a set's order differs from process to process, and so would the program
     return optax.chain(
       optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
       optax.multi_transform({name: self.direction() for name in used}, tree),

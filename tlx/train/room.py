@@ -1,10 +1,14 @@
-"""Whether a compiled step fits in memory, asked before it runs; and into how many parts a batch would have to go."""
+"""Whether a compiled step fits in memory, asked before it runs; and what would: in parts, or keeping less."""
 
+import dataclasses
 import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
+from tlx import processes
+from tlx.train.step import Recipe
 from tlx.types import TlxError
 
 
@@ -19,21 +23,56 @@ def peak_bytes(program: jax.stages.Compiled) -> int:
   return _lasting(program) + program.memory_analysis().temp_size_in_bytes
 
 
-def check(program: Any, batch_size: int, micro_batches: int) -> None:
-  """Raises TlxError where the step needs more than the device has, naming the micro-batches that would fit.
+def fit(build: Callable[[Recipe], Any], recipe: Recipe, batch_size: int, choose: bool = False) -> tuple[Any, Recipe]:
+  """A compiled step that fits, and its recipe: the one given or, to `choose`, with the fewest micro-batches.
 
-  program: of `jit`; what `pmap` gives is compiled by its first call, and passes.
+  build: compiles the step of a recipe. What `pmap` gives is compiled by its first call, and is taken as it is.
+  Raises TlxError where the step needs more than there is, naming what was found to fit: more micro-batches, else remat.
   """
+  tried = _programs(build, recipe, batch_size)
+  _, first = next(tried)
+  if _fits(first):
+    return first, recipe
   there = limit(jax.local_devices()[0])
-  if not hasattr(program, 'memory_analysis') or peak_bytes(program) <= there:
-    return
-  temporary = program.memory_analysis().temp_size_in_bytes
-  needs = f'a step needs {_gigabytes(peak_bytes(program))} on each device, which has {_gigabytes(there)}'
-  parts = [k for k in range(micro_batches + 1, batch_size // jax.device_count() + 1) if batch_size % k == 0]
-  for k in parts:  # activations are most of what is temporary, and shrink with the part
-    if _lasting(program) + temporary * micro_batches // k <= there:
-      raise TlxError(f'{needs}; --micro-batches {k} should fit (gradients are the same), and so should a smaller image')
+  needs = f'a step needs {_gigabytes(peak_bytes(first))} on each device, which has {_gigabytes(there)}'
+  for other, program in tried:
+    if not _fits(program):
+      continue
+    if choose and other.remat == recipe.remat:
+      return program, other
+    raise TlxError(f'{needs}; {_options(recipe, other)} needs {_gigabytes(peak_bytes(program))}, a smaller image less')
   raise TlxError(f'{needs}; choose a smaller model or image, or a strategy that freezes more')
+
+
+def _programs(build: Callable[[Recipe], Any], recipe: Recipe, batch_size: int) -> Iterator[tuple[Recipe, Any]]:
+  """The recipe's program, then those that may fit where it does not, in the order of what they cost in time."""
+  most = batch_size // jax.device_count()
+  for remat in sorted({recipe.remat, True}):
+    start = dataclasses.replace(recipe, remat=remat)
+    program = build(start)
+    yield start, program
+    # Activations are most of what is temporary, and at best shrink with the part.
+    temporary, lasting = program.memory_analysis().temp_size_in_bytes, _lasting(program)
+    for parts in range(recipe.micro_batches + 1, most + 1):
+      if most % parts == 0 and _agreed(lasting + temporary * recipe.micro_batches // parts):
+        other = dataclasses.replace(start, micro_batches=parts)
+        yield other, build(other)
+
+
+def _fits(program: Any) -> bool:
+  return not hasattr(program, 'memory_analysis') or _agreed(peak_bytes(program))
+
+
+def _agreed(needed: int) -> bool:
+  """Whether so many bytes fit on the devices of every process: all of them have to compile the same."""
+  return not processes.largest(int(needed > limit(jax.local_devices()[0])))
+
+
+def _options(recipe: Recipe, other: Recipe) -> str:
+  """What to type to get from one to the other."""
+  remat = ['--remat'] if other.remat > recipe.remat else []
+  parts = [f'--micro-batches {other.micro_batches}'] if other.micro_batches > recipe.micro_batches else []
+  return ' '.join(remat + parts)
 
 
 def limit(device: jax.Device) -> int:

@@ -45,7 +45,7 @@ def create(variables: Variables, phase: Phase, tx: optax.GradientTransformation,
     key=jax.random.key_data(jax.random.key(seed)),
     params=variables['params'],
     batch_stats=variables.get('batch_stats', {}),
-    opt_state=tx.init(trainable),
+    opt_state=jax.jit(tx.init)(trainable),  # one program; else one for each shape, a second for 200 tensors
     ema=jax.tree.map(jnp.copy, trainable) if ema else None,  # a copy: the step donates its buffers, and one can go once
   )
 

@@ -34,6 +34,7 @@ class Recipe:
   dtype: Any = jnp.float32  # of the compute; parameters, statistics and the loss stay float32
   micro_batches: int = 1
   ema: float = 0.0  # decay of the moving average; 0 = off
+  remat: bool = False  # the backward pass computes the inside of each layer again; XLA:CPU merges the two, and keeps it
   start: str | None = None  # the batch holds the features of this layer (cost.prefix) in place of images
 
   def inputs(self, images: jax.Array) -> jax.Array:
@@ -95,6 +96,7 @@ def loss_function(recipe: Recipe, phase: Phase, frozen: Params) -> Callable:
       recipe.inputs(part['image']),
       train=frozenset(phase.rates),
       start=recipe.start,
+      remat=recipe.remat,
       rngs={'dropout': key},
       mutable=['batch_stats', 'aux'],
     )

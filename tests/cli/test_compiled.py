@@ -1,0 +1,69 @@
+"""Programs outlive the process: the second run loads what the first compiled, to the same bits and without a word."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+from conftest import environment
+
+from tlx import compiled
+
+OPTIONS = ['--strategy', 'full', '--epochs', '1', '--batch-size', '8', '--image-size', '32', '--augment', 'light']
+
+
+@pytest.fixture
+def settings():
+  """Puts the process's own back."""
+  names = [name for name in jax.config.values if 'cache' in name]
+  before = {name: jax.config.values[name] for name in names}
+  jax.config.update('jax_compilation_cache_dir', None)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+
+
+def train(model, images, out, cache, seed, **more):
+  """The process that ran, and where no machine's settings reach it."""
+  command = [sys.executable, '-m', 'tlx', 'finetune', '--model', model, '--data', f'folder:{images}', *OPTIONS]
+  env = {k: v for k, v in environment().items() if not k.startswith(('JAX_COMP', 'JAX_PERS'))}
+  env |= {'XDG_CACHE_HOME': str(cache), 'PYTHONHASHSEED': str(seed), **more}
+  done = subprocess.run([*command, '--out', str(out)], capture_output=True, text=True, timeout=280, env=env)
+  assert (done.returncode, done.stderr) == (0, '')
+  return {k: v for k, v in json.loads((out / 'result.json').read_text()).items() if 'second' not in k}
+
+
+def test_a_second_run_loads_the_programs_of_the_first_and_ends_with_the_same_bits(tiny_model, tiny_images, tmp_path):
+  def run(name, seed, **more):
+    found = train(tiny_model, tiny_images, tmp_path / name, tmp_path / 'cache', seed, **more)
+    return found.pop('data_wait') and found, (tmp_path / name / 'model/model.safetensors').read_bytes()
+
+  entries = lambda: {path.name for path in (tmp_path / 'cache/tlx/compiled').glob('*-cache')}
+  first, kept = run('first', 1), entries()
+  assert any(name.startswith('jit_step') for name in kept)
+  assert run('second', 2) == first
+  assert entries() == kept  # another order of sets would have made another program
+  assert run('third', 3, JAX_ENABLE_COMPILATION_CACHE='false') == first
+
+
+def test_what_a_killed_process_left_half_written_goes(settings, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  folder = tmp_path / 'tlx/compiled'
+  folder.mkdir(parents=True)
+  for name in ('half-cache', 'whole-cache', 'whole-atime'):
+    (folder / name).write_bytes(b'x')
+  compiled.keep()
+  assert jax.config.jax_compilation_cache_dir == str(folder)
+  assert {path.name for path in folder.glob('*-*')} == {'whole-cache', 'whole-atime'}
+
+
+def test_a_folder_that_cannot_be_made_and_a_choice_of_the_user_leave_jax_as_it_is(settings, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  (tmp_path / 'file').touch()
+  compiled.keep()
+  assert jax.config.jax_compilation_cache_dir is None
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  jax.config.update('jax_compilation_cache_dir', '/elsewhere')
+  compiled.keep()
+  assert jax.config.jax_compilation_cache_dir == '/elsewhere'
