@@ -16,7 +16,7 @@ from typing import Annotated, Any, Union, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from tlx import __version__, catalog, compiled
+from tlx import __version__, catalog, compile_cache
 from tlx.commands import COMMANDS, Positional
 from tlx.types import TlxError, UsageError
 
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
       print(f'tlx {__version__}')
     else:
       command = _parse(arguments)
-      compiled.keep()
+      compile_cache.keep()
       command()
     return 0
   except SystemExit as done:  # of the parser: 0 after --help, 2 for a wrong option, which it has explained

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tlx.cost import compiled
 from tlx.train import room
 from tlx.types import DatasetInfo
 
@@ -74,7 +75,7 @@ class Console:
     forward: FLOPs of a forward pass of the whole model; full fine-tuning is about 3 of them.
     """
     if hasattr(program, 'memory_analysis'):
-      count, parts = room.flops(program), ''
+      count, parts = compiled.flops(program), ''
       needs = f'{count / 1e9:,.2f} GFLOPs and {_size(room.peak_bytes(program))} of memory'
       if recipe.micro_batches > 1:  # a loop, whose body the compiler may count once
         parts = f', in {recipe.micro_batches} micro-batches'

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tlx import catalog, compiled, console, labels, options, pretrained, processes, record, schedules, trees, views
+from tlx import catalog, compile_cache, console, labels, options, pretrained, processes, record, schedules, trees, views
 from tlx.cost import certificate
 from tlx.data import augment
 from tlx.evaluate import exact, mistakes
@@ -132,7 +132,7 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   Raises: UsageError for what the experiment gets wrong, TlxError for what the machine does, loop.Stopped after SIGTERM.
   """
   started = time.time()
-  compiled.keep()
+  compile_cache.keep()
   show = console.Console(quiet or jax.process_index() > 0)
   prepared = prepare(experiment, show)
   out = Path(prepared.experiment.out)

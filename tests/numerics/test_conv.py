@@ -55,6 +55,7 @@ def close(a, b, tolerance):
 @pytest.mark.parametrize('kind, window, stride, dilation, padding, size', CASES)
 def test_cpu_forms_equal_the_library(monkeypatch, kind, window, stride, dilation, padding, size):
   monkeypatch.setattr(conv.conv_cpu, 'WIDE', 1)  # so that 4 channels take the strided products
+  monkeypatch.setattr(conv.conv_cpu, 'LARGE', 1)
   monkeypatch.setattr(conv.conv_cpu, 'BLOCK', 4096)  # so that the kernel gradient takes several blocks
   groups, channels, features = KINDS[kind]
   spec = spec_of(size, window, stride, dilation, padding, groups)

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from tlx import trees
+from tlx.cost.compiled import flops
 from tlx.data import augment
 from tlx.train import optimizer, placement, state
-from tlx.train.room import flops, peak_bytes
+from tlx.train.room import peak_bytes
 from tlx.train.step import Recipe, loss_function, train_step
 from tlx.types import Batch, Phase, Variables
 

@@ -95,7 +95,7 @@ def cpu_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ..
     return conv_cpu.pointwise_kernel_gradient(x, dy, kernel_shape, spec)
   if spec.groups > 1:
     return conv_cpu.grouped_kernel_gradient(x, dy, kernel_shape, spec)
-  if jax.device_count() == 1:
+  if dy.shape[1] * dy.shape[2] >= conv_cpu.LARGE and jax.device_count() == 1:
     return conv_cpu.dense_kernel_gradient(x, dy, kernel_shape, spec)
   return library_kernel_gradient(x, dy, kernel_shape, spec)
 

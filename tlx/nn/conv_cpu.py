@@ -15,6 +15,7 @@ from jax import lax
 from tlx.nn.dtypes import at_least_float32, widened
 
 BLOCK = 1 << 20  # bytes of gathered inputs: what stays in a core's cache beside the result
+LARGE = 14 * 14  # positions of a result from which products by blocks of rows beat the library's kernel gradient
 WIDE = 32  # input channels from which products beat the library's strided input gradient; it wins at RGB stems
 
 

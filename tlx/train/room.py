@@ -12,12 +12,6 @@ from tlx.train.step import Recipe
 from tlx.types import TlxError
 
 
-def flops(program: jax.stages.Compiled) -> float:
-  """The compiler's count, of one device; the body of a loop counts once on some platforms."""
-  found = program.cost_analysis()
-  return (found[0] if isinstance(found, list) else found)['flops']
-
-
 def peak_bytes(program: jax.stages.Compiled) -> int:
   """Arguments, results that reuse none of them, and temporaries, on one device."""
   return _lasting(program) + program.memory_analysis().temp_size_in_bytes

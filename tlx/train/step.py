@@ -79,7 +79,7 @@ def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -
     state = state.replace(
       step=state.step + 1, params=trees.merge(frozen, trainable), batch_stats=batch_stats, opt_state=opt_state, ema=ema
     )
-    return state, {'loss': loss, 'accuracy': accuracy, 'grad_norm': optax.global_norm(grads), 'count': total}
+    return state, {'loss': loss, 'accuracy': accuracy, 'grad_norm': optax.tree.norm(grads), 'count': total}
 
   return step
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 from conftest import environment
 
-from tlx import compiled
+from tlx import compile_cache
 
 OPTIONS = ['--strategy', 'full', '--epochs', '1', '--batch-size', '8', '--image-size', '32', '--augment', 'light']
 
@@ -39,7 +39,7 @@ def test_a_second_run_loads_the_programs_of_the_first_and_ends_with_the_same_bit
     found = train(tiny_model, tiny_images, tmp_path / name, tmp_path / 'cache', seed, **more)
     return found.pop('data_wait') and found, (tmp_path / name / 'model/model.safetensors').read_bytes()
 
-  entries = lambda: {path.name for path in (tmp_path / 'cache/tlx/compiled').glob('*-cache')}
+  entries = lambda: {path.name for path in (tmp_path / 'cache/tlx/compiled').glob('*/*-cache')}
   first, kept = run('first', 1), entries()
   assert any(name.startswith('jit_step') for name in kept)
   assert run('second', 2) == first
@@ -49,11 +49,11 @@ def test_a_second_run_loads_the_programs_of_the_first_and_ends_with_the_same_bit
 
 def test_what_a_killed_process_left_half_written_goes(settings, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  folder = tmp_path / 'tlx/compiled'
+  folder = compile_cache.folder()
   folder.mkdir(parents=True)
   for name in ('half-cache', 'whole-cache', 'whole-atime'):
     (folder / name).write_bytes(b'x')
-  compiled.keep()
+  compile_cache.keep()
   assert jax.config.jax_compilation_cache_dir == str(folder)
   assert {path.name for path in folder.glob('*-*')} == {'whole-cache', 'whole-atime'}
 
@@ -61,9 +61,9 @@ def test_what_a_killed_process_left_half_written_goes(settings, tmp_path, monkey
 def test_a_folder_that_cannot_be_made_and_a_choice_of_the_user_leave_jax_as_it_is(settings, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
   (tmp_path / 'file').touch()
-  compiled.keep()
+  compile_cache.keep()
   assert jax.config.jax_compilation_cache_dir is None
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   jax.config.update('jax_compilation_cache_dir', '/elsewhere')
-  compiled.keep()
+  compile_cache.keep()
   assert jax.config.jax_compilation_cache_dir == '/elsewhere'
