@@ -5,6 +5,7 @@ into input, takes the cross-entropy, clips the gradient at 1 and moves what lear
 each contestant runs in a process of its own.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,29 +42,33 @@ def learning(work: Work):
   return variant, catalog.strategy(strategy).phases(names)[0]
 
 
-def tlx(work: Work) -> Callable[[], None]:
+def tlx(work: Work, cached: bool = False) -> Callable[[], None]:
   import jax
   import jax.numpy as jnp
 
   from tlx import pretrained
+  from tlx.cost import prefix
   from tlx.tasks import classification
   from tlx.train import optimizer, placement, state, step
 
   _, phase = learning(work)
   model = pretrained.load(work.model, pretrained=False, num_classes=CLASSES, image_size=work.image_size)
+  start = prefix.boundary(model.module, phase) if cached else None
   recipe = step.Recipe(
-    model.module, classification.Classification(CLASSES), model.preprocess, dtype=jnp.dtype(work.dtype)
+    model.module, classification.Classification(CLASSES), model.preprocess, dtype=jnp.dtype(work.dtype), start=start
   )
   tx = optimizer.Optimizer().build(phase, 1000, state.split(model.variables['params'], phase)[0])
   place, (images, labels) = placement.make('jit'), work.batch()
-  batch = place.put_batch(
-    {
-      'image': images,
-      'label': labels,
-      'mask': np.ones(len(labels), bool),
-      'aspect': np.ones(len(labels), np.float32),
-    }
-  )
+  batch = {'label': labels, 'mask': np.ones(len(labels), bool)}
+  if cached:
+    every = {'image': images, 'index': np.arange(len(labels)), **batch}
+    _, found = place.evaluate(prefix.prefix_step(dataclasses.replace(recipe, start=None), start))(
+      model.variables, every
+    )
+    batch['features'] = np.asarray(found['features'])
+  else:
+    batch |= {'image': images, 'aspect': np.ones(len(labels), np.float32)}
+  batch = place.put_batch(batch)
   carried = [place.put_state(state.create(model.variables, phase, tx, seed=0, ema=False))]
   program = place.train(step.train_step(recipe, phase, tx), carried[0], batch)
 
@@ -72,6 +77,13 @@ def tlx(work: Work) -> Callable[[], None]:
     jax.block_until_ready(metrics)
 
   return one
+
+
+def tlx_cached(work: Work) -> Callable[[], None]:
+  """tlx after the first pass: on the features that the frozen layers gave."""
+  if work.regime == 'full':
+    raise LookupError('no layer is frozen')
+  return tlx(work, cached=True)
 
 
 def tlx_plain(work: Work) -> Callable[[], None]:
@@ -169,4 +181,4 @@ def keras(work: Work) -> Callable[[], None]:
   return lambda: model.train_on_batch(images, labels)
 
 
-ALL = {'tlx': tlx, 'timm': timm, 'plain': tlx_plain, 'keras': keras}
+ALL = {'tlx': tlx, 'cached': tlx_cached, 'timm': timm, 'plain': tlx_plain, 'keras': keras}

@@ -23,6 +23,9 @@ MODELS = ['efficientnet_lite0@96', 'efficientnet_lite0@224', 'resnet50@224', 'mo
           'vit_small_patch16_224@224']  # fmt: skip
 
 
+AS_TLX_STARTS = ('tlx', 'cached')  # on huge pages
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--models', nargs='+', default=MODELS, metavar='VARIANT@PIXELS')
@@ -76,6 +79,7 @@ class Turns:
   def __init__(self, name: str, work: contestants.Work):
     context = multiprocessing.get_context('spawn')
     self.ask, theirs = context.Pipe()
+    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1' if name in AS_TLX_STARTS else ''
     self.process = context.Process(target=serve, args=(name, work, theirs), daemon=True)
     self.process.start()
     theirs.close()

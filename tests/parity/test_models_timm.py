@@ -130,7 +130,8 @@ def pair(request, timm, torch, tmp_path_factory):
   torch.save(theirs.state_dict(), folder / 'pytorch_model.bin')
   record = {'architecture': case.name, 'num_classes': theirs.num_classes, 'model_args': case.arguments}
   (folder / 'config.json').write_text(json.dumps(record))
-  return Pair(case, theirs, folder, tlx.load(str(folder)), reference.images(case.size, case.spread))
+  yield Pair(case, theirs, folder, tlx.load(str(folder)), reference.images(case.size, case.spread))
+  jax.clear_caches()  # 50 variants' programs are gigabytes
 
 
 def test_every_family_is_compared():
