@@ -91,12 +91,13 @@ def cpu_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ..
   """`library_kernel_gradient` in the form that is fastest on a CPU."""
   if conv_cpu.is_depthwise(x.shape, spec):
     return conv_cpu.depthwise_kernel_gradient(x, dy, kernel_shape, spec)
-  if conv_cpu.is_pointwise(kernel_shape, spec):
-    return conv_cpu.pointwise_kernel_gradient(x, dy, kernel_shape, spec)
   if spec.groups > 1:
     return conv_cpu.grouped_kernel_gradient(x, dy, kernel_shape, spec)
-  if dy.shape[1] * dy.shape[2] >= conv_cpu.LARGE and jax.device_count() == 1:
+  pointwise = conv_cpu.is_pointwise(kernel_shape, spec)
+  if (pointwise or dy.shape[1] * dy.shape[2] >= conv_cpu.LARGE) and jax.device_count() == 1:
     return conv_cpu.dense_kernel_gradient(x, dy, kernel_shape, spec)
+  if pointwise:
+    return conv_cpu.pointwise_kernel_gradient(x, dy, kernel_shape, spec)
   return library_kernel_gradient(x, dy, kernel_shape, spec)
 
 
