@@ -115,6 +115,23 @@ def test_gradients_through_conv2d():
   close(hessian_vector, jax.grad(loss)(X, KERNEL), 1e-5)  # the loss is quadratic in x
 
 
+@pytest.mark.parametrize('channels, features', [(6, 10), (10, 6)])
+@pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)])
+def test_linear_is_a_matrix_product_in_value_and_gradients(channels, features, dtype, tolerance):
+  x, kernel = normal(0, (2, 5, channels), dtype), normal(1, (channels, features), dtype)
+  weight = normal(2, (2, 5, features), dtype)
+
+  def three(multiply, x, kernel):
+    loss = lambda x, kernel: (multiply(x, kernel) * weight).astype(jnp.float32).sum()
+    return multiply(x, kernel), *jax.grad(loss, (0, 1))(x, kernel)
+
+  for ours, plain in zip(jax.jit(lambda *a: three(conv.linear, *a))(x, kernel), three(jnp.matmul, x, kernel)):
+    assert ours.dtype == dtype
+    close(ours.astype(jnp.float32), plain.astype(jnp.float32), tolerance)
+  one_by_one = jax.vmap(lambda x, weight: jax.grad(lambda k: (conv.linear(x, k) * weight).sum())(kernel))(x, weight)
+  close(one_by_one.astype(jnp.float32).sum(0), jnp.einsum('btc,btd->cd', x, weight).astype(jnp.float32), 4 * tolerance)
+
+
 def test_vmap_scan_and_remat():
   xs, kernels = normal(3, (3, *X.shape)), normal(4, (3, *KERNEL.shape))
   each = jnp.stack([jax.grad(loss, 1)(x, k) for x, k in zip(xs, kernels)])

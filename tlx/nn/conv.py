@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
@@ -163,6 +164,25 @@ def conv2d(
   return _conv(x, kernel.astype(x.dtype), spec)
 
 
+@jax.custom_vjp
+def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[..., c] @ [c, d], with a kernel gradient of its own on a CPU; differentiable as `conv2d` is."""
+  return x @ kernel
+
+
+def _linear_backward(residuals, dy):
+  x, kernel = residuals
+  return dy @ kernel.T, by_platform(conv_cpu.linear_kernel_gradient, library_linear_kernel_gradient, x, dy)
+
+
+linear.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _linear_backward)
+
+
+def library_linear_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+  """[c, d]."""
+  return jnp.einsum('...c,...d->cd', x, dy)
+
+
 class Conv(nn.Module):
   """Convolution layer: `kernel` float32 HWIO, `bias` float32 [features]; computes in its input's dtype."""
 
@@ -203,7 +223,7 @@ class Dense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel = self.param('kernel', self.kernel_init, (x.shape[-1], self.features))
-    y = x @ kernel.astype(x.dtype)
+    y = linear(x, kernel.astype(x.dtype))
     if self.use_bias:
       y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(x.dtype)
     return y

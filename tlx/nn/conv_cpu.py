@@ -138,13 +138,22 @@ def pointwise(x: jax.Array, kernel: jax.Array, out: tuple[int, int], spec: Spec)
 
 def pointwise_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
   """[1, 1, c, features]."""
-  dk = by_channels(taps(x, (1, 1), dy.shape[1:3], spec)[0], dy)
-  return (dk.T if is_wider(x.shape[3], dy) else dk).reshape(kernel_shape).astype(x.dtype)
+  return linear_kernel_gradient(taps(x, (1, 1), dy.shape[1:3], spec)[0], dy).reshape(kernel_shape)
+
+
+def linear_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+  """[..., c], [..., d] -> [c, d].
+
+  Behind a barrier: the copy that puts channels first would compute again all the sums of residuals that dy is.
+  """
+  x, dy = lax.optimization_barrier((x, dy))
+  dk = by_channels(x, dy).astype(x.dtype)
+  return dk.T if is_wider(x.shape[-1], dy) else dk
 
 
 def is_wider(channels: int, dy: jax.Array) -> bool:
   """Whether the inputs of a product have more channels than dy."""
-  return channels > dy.shape[3]
+  return channels > dy.shape[-1]
 
 
 def by_channels(inputs: jax.Array, dy: jax.Array) -> jax.Array:
@@ -152,9 +161,9 @@ def by_channels(inputs: jax.Array, dy: jax.Array) -> jax.Array:
 
   XLA copies the left side of such a product, channels first, at a tenth of the product's speed: the narrower is left.
   """
-  if is_wider(inputs.shape[3], dy):
-    return product('bhwd,bhwc->dc', dy, inputs)
-  return product('bhwc,bhwd->cd', inputs, dy)
+  if is_wider(inputs.shape[-1], dy):
+    return product('...d,...c->dc', dy, inputs)
+  return product('...c,...d->cd', inputs, dy)
 
 
 def grouped_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
