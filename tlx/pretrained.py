@@ -321,7 +321,9 @@ def _records(variant, module, source: Source, preprocess, class_names, layout) -
   arguments = {'img_size': size} if size and size != variant.config.size else {}
   if len(record.mean) != 3:
     arguments['in_chans'] = len(record.mean)
-  config = records.timm_config(variant.name, module.backbone.config.width, record, classes, class_names, arguments)
+  config = records.timm_config(
+    variant.name, module.backbone.config.width, record, classes, class_names, arguments, fixed_size=size is not None
+  )
   if tag := (source.config.get('pretrained_cfg') or {}).get('tag'):  # timm tells by it what a file holds
     config['pretrained_cfg']['tag'] = tag
   return {**(source.config if 'architecture' in source.config else {}), **config}, {}

@@ -23,6 +23,7 @@ gradient in float32 against timm's in float64, and in brackets timm's own:
 The 1e-10s are shifts that batch statistics take away, whose true gradient is zero.
 """
 
+import ctypes
 import json
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -131,7 +132,8 @@ def pair(request, timm, torch, tmp_path_factory):
   record = {'architecture': case.name, 'num_classes': theirs.num_classes, 'model_args': case.arguments}
   (folder / 'config.json').write_text(json.dumps(record))
   yield Pair(case, theirs, folder, tlx.load(str(folder)), reference.images(case.size, case.spread))
-  jax.clear_caches()  # 50 variants' programs are gigabytes
+  jax.clear_caches()
+  ctypes.CDLL(None).malloc_trim(0)  # or what 50 variants took to compile stays with the process: 10 GB
 
 
 def test_every_family_is_compared():

@@ -75,9 +75,18 @@ def require(config: Record, wanted: Mapping[str, Any], *others: str) -> None:
 
 
 def timm_config(
-  name: str, width: int, record: Preprocess, num_classes: int, names: Sequence[str], arguments: Record
+  name: str,
+  width: int,
+  record: Preprocess,
+  num_classes: int,
+  names: Sequence[str],
+  arguments: Record,
+  fixed_size: bool = False,
 ) -> dict[str, Any]:
-  """timm's config.json; arguments: of the model's constructor, where they differ from the variant's."""
+  """timm's config.json; arguments: of the model's constructor, where they differ from the variant's.
+
+  fixed_size: whether parameters depend on the size of the input, which timm's constructor is then told.
+  """
   pretrained = {
     'input_size': [len(record.mean), record.size, record.size],
     'crop_pct': record.crop,
@@ -86,6 +95,7 @@ def timm_config(
     'mean': list(record.mean),
     'std': list(record.std),
     'num_classes': num_classes,
+    **({'fixed_input_size': True} if fixed_size else {}),
   }
   config = {'architecture': name, 'num_classes': num_classes, 'num_features': width, 'label_names': list(names)}
   return {**config, 'pretrained_cfg': pretrained} | ({'model_args': dict(arguments)} if arguments else {})
