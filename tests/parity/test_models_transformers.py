@@ -74,6 +74,12 @@ CASES = {
     'dinov2_registers': Case('Dinov2WithRegistersForImageClassification', SHAPE),
     'dinov2_registers_base': Case('Dinov2WithRegistersModel', SHAPE, 'token'),
   },
+  'dinov3': {
+    'dinov3': Case('DINOv3ViTModel', VIT | dict(num_register_tokens=2), 'pooled'),
+    'dinov3_gated': Case(
+      'DINOv3ViTModel', VIT | dict(use_gated_mlp=True, hidden_act='silu', query_bias=False, value_bias=False), 'token'
+    ),
+  },
   'efficientnet': {  # sides that each stride halves: others it pads as at the size that config.json names
     'efficientnet': Case('EfficientNetForImageClassification', EFFICIENT, size=64),
     'efficientnet_wider': Case(
@@ -131,6 +137,7 @@ CASES = {
   },
 }  # fmt: skip
 FLAT = {name: case for cases in CASES.values() for name, case in cases.items()}
+NO_CLASSIFIER = {'dinov3'}  # its gradients are compared with timm's only
 CLASSIFIERS = [name for name, case in FLAT.items() if case.output == 'logits']
 EXACT = 1e-8  # float64, of each tensor's largest value
 ROUNDED = 1e-6  # the same of Swin V2, whose steps between places transformers holds in float32
@@ -184,7 +191,15 @@ def test_every_family_with_such_a_layout_is_compared():
   families = {name: catalog.find('models', name) for name in catalog.names('models')}
   assert {name for name, family in families.items() if 'transformers' in family.LAYOUTS} == CASES.keys()
   assert all(len(cases) >= 2 for cases in CASES.values())
-  assert all(any(case.output == 'logits' for case in cases.values()) for cases in CASES.values())
+  with_logits = {name for name, cases in CASES.items() if any(case.output == 'logits' for case in cases.values())}
+  assert with_logits == CASES.keys() - NO_CLASSIFIER
+
+
+@pytest.mark.parity
+def test_transformers_has_no_classifier_of_the_others(transformers):
+  for family in NO_CLASSIFIER:
+    for case in CASES[family].values():
+      assert not hasattr(transformers, case.kind.removesuffix('Model') + 'ForImageClassification')
 
 
 @pytest.mark.parity
@@ -259,9 +274,12 @@ def test_a_fine_tuned_one_in_transformers(name, transformers, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('name', ['dinov2_registers', 'vit', 'clip'])
+@pytest.mark.parametrize('name', ['dinov2_registers', 'dinov3', 'vit', 'clip'])
 def test_another_size(name, transformers, tmp_path):
-  """Positions of DINOv2 with registers are resampled by transformers as by timm; those of ViT without antialias."""
+  """Positions of DINOv2 with registers are resampled by transformers as by timm; those of ViT without antialias.
+
+  DINOv3 has none to resample.
+  """
   model = made(transformers, name)
   model.save_pretrained(tmp_path / 'theirs')
   ours = tlx.load(str(tmp_path / 'theirs'), image_size=32)
@@ -270,7 +288,7 @@ def test_another_size(name, transformers, tmp_path):
   assert ours.preprocess.size == 32 and np.isfinite(found).all()
   folder = tlx.save(tmp_path / 'smaller', ours.module, ours.variables, source=ours.source)
   close(found, answer(again(type(model), folder), name, images))
-  if name == 'dinov2_registers':
+  if name in ('dinov2_registers', 'dinov3'):
     close(found, answer(model, name, images))
   with pytest.raises(UsageError, match='takes images of 32 x 32 pixels, not 48 x 48'):
     ours.module.apply(ours.variables, np.zeros((1, 48, 48, 3), np.float32))

@@ -48,43 +48,29 @@ class Attention(nn.Module):
     return Dense(c.dim, name='proj')(merge_heads(x))
 
 
-def _layout(config: BeitConfig, layout: names.Names, biases: tuple[str, str], table: str) -> Iterator[rules.Rule]:
-  """biases: query's and value's; table: of relative positions; both within a block."""
-  yield from rules.conv(layout.patches, 'backbone/stem/patches', bias=True, fit=names.fit_patches)
-  yield rules.Rule(layout.tokens[0], 'params/backbone/stem/class_token')
+def _layout(config: BeitConfig, layout: names.Names, table: str) -> Iterator[rules.Rule]:
+  """table: of relative positions, within a block."""
+  yield from names.layout(config, layout)
   for i in range(config.depth):
-    source, target = f'{layout.block.format(i)}.', f'backbone/block{i}'
-    attention = f'params/{target}/attention'
-    for part in layout.qkv:
-      yield rules.Rule(f'{source}{part}weight', f'{attention}/qkv/kernel', rules.DENSE)
-    for bias in biases:
-      yield rules.Rule(source + bias, f'{attention}/qkv/bias')
-    fit = partial(relative_table, extra=3)
-    yield rules.Rule(source + table, f'{attention}/position_bias/table', rules.SAME, fit)
-    yield from rules.dense(source + layout.proj, f'{target}/attention/proj')
-    for j, (norm, dense, scale) in enumerate(zip(layout.norms, layout.mlp, layout.scales), 1):
-      yield from rules.affine(source + norm, f'{target}/norm{j}')
-      yield from rules.dense(source + dense, f'{target}/mlp/fc{j}')
-      yield rules.Rule(source + scale, f'params/{target}/scale{j}/scale')
-  yield from rules.affine(layout.norm, 'backbone/norm/norm')
-  yield from rules.dense(layout.head, 'head/logits')
+    target = f'params/backbone/block{i}/attention/position_bias/table'
+    yield rules.Rule(f'{layout.block.format(i)}.{table}', target, rules.SAME, partial(relative_table, extra=3))
   yield rules.Rule('*.relative_position_index', None)  # from the size
 
 
 def timm(config: BeitConfig) -> Iterator[rules.Rule]:
   """timm's names, which are the authors' too: patch_embed.proj, blocks.0.attn.q_bias, fc_norm, head."""
   norm = 'fc_norm' if config.pool == 'mean' else 'norm'
-  layout = names.TIMM._replace(scales=('gamma_1', 'gamma_2'), norm=norm)
-  return _layout(config, layout, ('attn.q_bias', 'attn.v_bias'), 'attn.relative_position_bias_table')
+  biases = ('attn.q_bias', 'attn.v_bias')
+  layout = names.TIMM._replace(scales=('gamma_1', 'gamma_2'), norm=norm, biases=biases)
+  return _layout(config, layout, 'attn.relative_position_bias_table')
 
 
 def transformers(config: BeitConfig, prefix: str = 'beit.') -> Iterator[rules.Rule]:
   """transformers' names: beit.embeddings.cls_token, beit.encoder.layer.0, beit.pooler.layernorm, classifier."""
   norm = 'pooler.layernorm' if config.pool == 'mean' else 'layernorm'
-  layout = names.TRANSFORMERS._replace(scales=('lambda_1', 'lambda_2'), norm=norm).under(prefix)
   biases = ('attention.attention.query.bias', 'attention.attention.value.bias')
-  table = 'attention.attention.relative_position_bias.relative_position_bias_table'
-  yield from _layout(config, layout, biases, table)
+  layout = names.TRANSFORMERS._replace(scales=('lambda_1', 'lambda_2'), norm=norm, biases=biases).under(prefix)
+  yield from _layout(config, layout, 'attention.attention.relative_position_bias.relative_position_bias_table')
   yield rules.Rule(f'{prefix}embeddings.mask_token', None)  # of masked pretraining
 
 

@@ -11,11 +11,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from tlx.nn import transformer_rules
-from tlx.nn.attention import attend, merge_heads
-from tlx.nn.conv import Dense
-from tlx.nn.qkv import QueryKeyValue
-from tlx.nn.rotary import axial_angles, frequencies, rotate
+from tlx.nn import transformer_rules as names
+from tlx.nn.rotary import RotaryAttention, axial_angles, frequencies
 from tlx.nn.transformer import GatedMlp, TransformerConfig
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
@@ -34,57 +31,30 @@ class EvaConfig(TransformerConfig):
   mlp_norm: bool = False  # inside the gated perceptrons; the weights then keep apart what is one product here
 
   def attention(self, name: str) -> nn.Module:
-    return Attention(self, name=name)
+    return RotaryAttention(self.heads, self.prefix, self.angles if self.rotary else None, name=name)
+
+  def angles(self) -> jax.Array:
+    places = np.arange(self.grid) * (REFERENCE / self.grid)
+    return axial_angles(places, places, frequencies(self.dim // self.heads // 4))
 
   def perceptron(self, name: str) -> nn.Module:
     norm = self.epsilon if self.mlp_norm else None
     return GatedMlp(self.hidden, norm, name=name) if self.gated else super().perceptron(name)
 
 
-class Attention(nn.Module):
-  """Self-attention whose queries and keys are turned by their place: [b, 1 + n, d] -> same."""
-
-  config: EvaConfig
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    c = self.config
-    query, key, value = QueryKeyValue(c.heads, name='qkv')(x)
-    if c.rotary:
-      places = np.arange(c.grid) * (REFERENCE / c.grid)
-      angles = axial_angles(places, places, frequencies(c.dim // c.heads // 4))
-      query, key = (rotate(tokens, angles, c.prefix) for tokens in (query, key))
-    return Dense(c.dim, name='proj')(merge_heads(attend(query, key, value)))
-
-
 def timm(config: EvaConfig) -> Iterator[rules.Rule]:
   """timm's names: patch_embed.proj, blocks.0.attn.q_bias or blocks.0.attn.q_proj, fc_norm, head."""
-  yield from rules.conv('patch_embed.proj', 'backbone/stem/patches', bias=True, fit=transformer_rules.fit_patches)
-  yield rules.Rule('cls_token', 'params/backbone/stem/class_token')
-  positions = transformer_rules.fit_positions(config)
-  yield rules.Rule('pos_embed', 'params/backbone/stem/position_table', rules.SAME, positions)
-  for i in range(config.depth):
-    yield from _block(config, f'blocks.{i}', f'backbone/block{i}')
-  yield from rules.affine('fc_norm', 'backbone/norm/norm')
-  yield from rules.dense('head', 'head/logits')
+  layout = names.TIMM._replace(norm='fc_norm', biases=('attn.q_bias', 'attn.v_bias'))
+  if config.mlp_norm:
+    layout = layout._replace(
+      qkv=('attn.q_proj.', 'attn.k_proj.', 'attn.v_proj.'),
+      biases=('attn.q_proj.bias', 'attn.v_proj.bias'),
+      mlp=('mlp.fc1_g', 'mlp.fc1_x', 'mlp.fc2'),
+    )
+  yield from names.layout(config, layout)
+  for i in range(config.depth if config.mlp_norm else 0):
+    yield from rules.affine(f'blocks.{i}.mlp.norm', f'backbone/block{i}/mlp/norm')
   yield from (rules.Rule(pattern, None) for pattern in ('rope.*', '*.rope.*'))  # angles, from the size
-
-
-def _block(config: EvaConfig, source: str, target: str) -> Iterator[rules.Rule]:
-  apart = config.mlp_norm
-  kernels = ('q_proj.weight', 'k_proj.weight', 'v_proj.weight') if apart else ('qkv.weight',)
-  biases = ('q_proj.bias', 'v_proj.bias') if apart else ('q_bias', 'v_bias')
-  for names, leaf, transform in ((kernels, 'kernel', rules.DENSE), (biases, 'bias', rules.SAME)):
-    for name in names:
-      yield rules.Rule(f'{source}.attn.{name}', f'params/{target}/attention/qkv/{leaf}', transform)
-  yield from rules.dense(f'{source}.attn.proj', f'{target}/attention/proj')
-  for name in ('norm1', 'norm2'):
-    yield from rules.affine(f'{source}.{name}', f'{target}/{name}')
-  for name in ('fc1_g', 'fc1_x') if apart else ('fc1',):
-    yield from rules.dense(f'{source}.mlp.{name}', f'{target}/mlp/fc1')
-  if apart:
-    yield from rules.affine(f'{source}.mlp.norm', f'{target}/mlp/norm')
-  yield from rules.dense(f'{source}.mlp.fc2', f'{target}/mlp/fc2')
 
 
 _SIZES = {  # dim, depth, heads, hidden channels of the perceptrons, sizes of images

@@ -1,4 +1,4 @@
-"""Query, key and value from one product, with a bias for query and value only."""
+"""Query, key and value from one product, with a bias for query and value at most."""
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,14 @@ class QueryKeyValue(nn.Module):
   """
 
   heads: int
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     d = x.shape[-1]
-    kernel = self.param('kernel', nn.initializers.lecun_normal(), (d, 3 * d))
+    qkv = x @ self.param('kernel', nn.initializers.lecun_normal(), (d, 3 * d)).astype(x.dtype)
+    if not self.use_bias:
+      return split_heads(qkv, self.heads)
     query, value = jnp.split(self.param('bias', nn.initializers.zeros, (2 * d,)), 2)
     bias = jnp.concatenate([query, jnp.zeros_like(query), value])
-    return split_heads(x @ kernel.astype(x.dtype) + bias.astype(x.dtype), self.heads)
+    return split_heads(qkv + bias.astype(x.dtype), self.heads)

@@ -4,11 +4,17 @@ Every pair of channels of a query or key is turned by an angle that grows with t
 then depend on the step between two places only.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
+from tlx.nn.attention import attend, merge_heads
+from tlx.nn.conv import Dense
 from tlx.nn.dtypes import widened
+from tlx.nn.qkv import QueryKeyValue
 
 
 def frequencies(count: int, temperature: float = 10_000.0) -> np.ndarray:
@@ -41,3 +47,24 @@ def rotate(x: jax.Array, angles: jax.Array, prefix: int = 0, halves: bool = Fals
   pair = first * cosine - second * sine, second * cosine + first * sine
   turned = jnp.concatenate(pair, axis=-1) if halves else jnp.stack(pair, axis=-1).reshape(tokens.shape)
   return jnp.concatenate([x[:, :prefix], turned.astype(x.dtype)], axis=1)
+
+
+class RotaryAttention(nn.Module):
+  """Self-attention whose queries and keys are turned by their place: [b, prefix + n, d] -> same.
+
+  angles: makes [n, d / heads / 2] inside the program; None = nothing is turned. halves: as of `rotate`.
+  """
+
+  heads: int
+  prefix: int
+  angles: Callable[[], jax.Array] | None
+  halves: bool = False
+  qkv_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    query, key, value = QueryKeyValue(self.heads, self.qkv_bias, name='qkv')(x)
+    if self.angles:
+      angles = self.angles()
+      query, key = (rotate(tokens, angles, self.prefix, self.halves) for tokens in (query, key))
+    return Dense(x.shape[-1], name='proj')(merge_heads(attend(query, key, value)))

@@ -29,9 +29,10 @@ class Names(NamedTuple):
   qkv: tuple[str, ...]  # one, or three for query, key and value; 'weight' and 'bias' follow without a dot
   proj: str
   scales: tuple[str, str]  # layer scales
-  mlp: tuple[str, str]
+  mlp: tuple[str, ...]  # all but the last are parts of fc1: gate and value
   norm: str
   head: str
+  biases: tuple[str, ...] = ()  # query's and value's, where the key has none
   flat: bool = False  # class token [d] and positions [n, d] (CLIP) in place of [1, 1, d] and [1, n, d]
 
   def under(self, prefix: str) -> 'Names':
@@ -110,8 +111,9 @@ def layout(config: TransformerConfig, names: Names) -> Iterator[rules.Rule]:
   for name, leaf, has in zip(names.tokens, ('class_token', 'distillation_token', 'register_tokens'), held):
     if has:
       yield rules.Rule(name, f'params/{STEM}/{leaf}', flat_token)
-  flat_table = rules.reshape((-1, config.dim), (1, -1, config.dim)) if names.flat else rules.SAME
-  yield rules.Rule(names.positions, f'params/{STEM}/position_table', flat_table, fit_positions(config))
+  if config.positions:
+    flat_table = rules.reshape((-1, config.dim), (1, -1, config.dim)) if names.flat else rules.SAME
+    yield rules.Rule(names.positions, f'params/{STEM}/position_table', flat_table, fit_positions(config))
   if config.pre_norm:
     yield from rules.affine(names.pre_norm, f'{STEM}/pre_norm')
   for i in range(config.depth):
@@ -123,12 +125,14 @@ def layout(config: TransformerConfig, names: Names) -> Iterator[rules.Rule]:
 def _block(config: TransformerConfig, names: Names, source: str, target: str) -> Iterator[rules.Rule]:
   for i, name in enumerate(names.norms, 1):
     yield from rules.affine(source + name, f'{target}/norm{i}')
-  for leaf, kind, transform in (('kernel', 'weight', rules.DENSE), ('bias', 'bias', rules.SAME)):
-    for part in names.qkv if leaf == 'kernel' or config.qkv_bias else ():
-      yield rules.Rule(f'{source}{part}{kind}', f'params/{target}/attention/qkv/{leaf}', transform)
+  for part in names.qkv:
+    yield rules.Rule(f'{source}{part}weight', f'params/{target}/attention/qkv/kernel', rules.DENSE)
+  for bias in names.biases or [f'{part}bias' for part in names.qkv] if config.qkv_bias else ():
+    yield rules.Rule(source + bias, f'params/{target}/attention/qkv/bias')
   yield from rules.dense(source + names.proj, f'{target}/attention/proj')
-  for i, name in enumerate(names.mlp, 1):
-    yield from rules.dense(source + name, f'{target}/mlp/fc{i}')
+  *first, second = names.mlp
+  for name, layer in (*((name, 'fc1') for name in first), (second, 'fc2')):
+    yield from rules.dense(source + name, f'{target}/mlp/{layer}')
   for i, name in enumerate(names.scales if config.layer_scale is not None else (), 1):
     yield rules.Rule(source + name, f'params/{target}/scale{i}/scale')
 
