@@ -79,10 +79,13 @@ def tlx_command(*arguments, devices: int = 1, **options) -> subprocess.Completed
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-  """Of a process with that many CPU devices, wherever it runs."""
+  """Of a process with that many CPU devices, wherever it runs; those that share a core wait long for one another."""
+  flags = [f'--xla_force_host_platform_device_count={devices}']
+  if devices > 1:
+    flags += [f'--xla_cpu_collective_call_{kind}_timeout_seconds=250' for kind in ('warn_stuck', 'terminate')]
   return os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': ' '.join(flags),
     'COLUMNS': '160',
     'PYTHONPATH': str(Path(__file__).parents[1]),
   }

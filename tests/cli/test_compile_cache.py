@@ -43,7 +43,8 @@ def test_a_second_run_loads_the_programs_of_the_first_and_ends_with_the_same_bit
   first, kept = run('first', 1), entries()
   assert any(name.startswith('jit_step') for name in kept)
   assert run('second', 2) == first
-  assert entries() == kept  # another order of sets would have made another program
+  programs = lambda names: {name.partition('-')[0] for name in names}
+  assert not programs(entries() - kept) & programs(kept)  # another order of sets would have made another program
   assert run('third', 3, JAX_ENABLE_COMPILATION_CACHE='false') == first
 
 

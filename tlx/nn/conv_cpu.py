@@ -160,7 +160,9 @@ def by_channels(inputs: jax.Array, dy: jax.Array) -> jax.Array:
   """Sum over all positions of inputs times dy, [c, d], or [d, c] where the inputs are wider.
 
   XLA copies the left side of such a product, channels first, at a tenth of the product's speed: the narrower is left.
+  Widened before, because XLA:CPU compiles some products of bfloat16 with a float32 result that it cannot run.
   """
+  inputs, dy = widened(inputs), widened(dy)
   if is_wider(inputs.shape[-1], dy):
     return product('...d,...c->dc', dy, inputs)
   return product('...c,...d->cd', inputs, dy)
