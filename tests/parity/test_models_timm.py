@@ -26,6 +26,7 @@ The 1e-10s are shifts that batch statistics take away, whose true gradient is ze
 
 import ctypes
 import json
+import shutil
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -136,6 +137,7 @@ def pair(request, timm, torch, tmp_path_factory):
   record = {'architecture': case.name, 'num_classes': theirs.num_classes, 'model_args': case.arguments}
   (folder / 'config.json').write_text(json.dumps(record))
   yield Pair(case, theirs, folder, tlx.load(str(folder)), reference.images(case.size, case.spread))
+  shutil.rmtree(folder)
   jax.clear_caches()
   ctypes.CDLL(None).malloc_trim(0)  # or what 50 variants took to compile stays with the process: 10 GB
 
