@@ -74,12 +74,12 @@ class Console:
 
     forward: FLOPs of a forward pass of the whole model; full fine-tuning is about 3 of them.
     """
-    if hasattr(program, 'memory_analysis'):
+    if not self.quiet and hasattr(program, 'memory_analysis'):
       count, parts = compiled.flops(program), ''
       needs = f'{count / 1e9:,.2f} GFLOPs and {_size(room.peak_bytes(program))} of memory'
       if recipe.micro_batches > 1:  # a loop, whose body the compiler may count once
         parts = f', in {recipe.micro_batches} micro-batches'
-      elif not self.quiet and (reference := forward()):
+      elif reference := forward():
         parts = f': {count / reference:.2f} forward passes (full fine-tuning: about 3)'
       self.line(f'{phase}: a step takes {needs} on each device{parts}')
     return program

@@ -202,7 +202,7 @@ def recipe(prepared: Prepared) -> Recipe:
     prepared.pretrained.preprocess,
     augmentation(e),
     jnp.dtype(e.dtype),
-    1 if e.micro_batches == 'auto' else e.micro_batches,
+    options.least_micro_batches(e),
     e.ema,
     e.remat,
   )
@@ -224,17 +224,16 @@ def rates(prepared: Prepared) -> optimizer.Optimizer:
 def _train(prepared: Prepared, out: Path, show: console.Console):
   """The loop with its log, event files, progress bar and checkpoints."""
   e = prepared.experiment
-  sight = views.Views(e, prepared.data, recipe(prepared), prepared.placement, out / 'features', show.line)
+  whole = recipe(prepared)
+  sight = views.Views(e, prepared.data, whole, prepared.placement, out / 'features', show.line)
   checkpoints = Checkpoints(out / 'checkpoints', warn=show.warn)
   log = record.Log(out)
   batch = certificate.example_batch(e.batch_size, e.image_size)
-  forward = functools.cache(
-    lambda: certificate.forward_flops_uncompiled(recipe(prepared), prepared.pretrained.variables, batch)
-  )
+  forward = functools.cache(lambda: certificate.forward_flops_uncompiled(whole, prepared.pretrained.variables, batch))
   with show.progress(prepared.steps) as progress:
     plan = loop.Plan(
       stretches=loop.stretches(prepared.phases, prepared.steps),
-      recipe=recipe(prepared),
+      recipe=whole,
       optimizer=rates(prepared),
       placement=prepared.placement,
       checkpoints=checkpoints,

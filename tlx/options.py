@@ -131,9 +131,14 @@ def check(e: Any) -> None:
     raise UsageError('\n'.join(problems))
 
 
+def least_micro_batches(e: Any) -> int:
+  """The number given; 1 where the fewest that fit in memory are to be found."""
+  return 1 if e.micro_batches == 'auto' else e.micro_batches
+
+
 def check_batch(e: Any, devices: int) -> None:
   """Raises UsageError unless the batch divides into the devices' micro-batches."""
-  micro_batches = 1 if e.micro_batches == 'auto' else e.micro_batches
+  micro_batches = least_micro_batches(e)
   parts = devices * micro_batches
   if e.batch_size % parts:
     near = max(1, round(e.batch_size / parts)) * parts

@@ -5,12 +5,14 @@ variables: gradients and moved statistics too. torch is imported by use, so that
 """
 
 import copy
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import tlx
 from tlx import catalog
@@ -66,6 +68,15 @@ def _drawn(name: str, tensor: Any) -> Any:
   if tensor.ndim > 1:
     return torch.randn_like(tensor) / tensor[0].numel() ** 0.5
   return 0.2 * torch.randn_like(tensor) + (1.0 if name.endswith('weight') else 0.0)
+
+
+def library(name: str) -> Any:
+  """Another library's module; skips the test without it. Beside a CPU-only torch torchvision raises RuntimeError."""
+  pytest.importorskip('torch')
+  try:
+    return importlib.import_module(name)
+  except Exception as error:
+    pytest.skip(f'{name} cannot be imported: {type(error).__name__}: {error}', allow_module_level=True)
 
 
 def silence(module: Any) -> None:

@@ -115,12 +115,8 @@ def torch():
 
 
 @pytest.fixture(scope='module')
-def timm(torch):
-  try:
-    import timm
-  except Exception as error:  # a CPU-only torch beside torchvision's wheel raises RuntimeError, not ImportError
-    pytest.skip(f'timm cannot be imported: {type(error).__name__}: {error}')
-  return timm
+def timm():
+  return reference.library('timm')
 
 
 def grouped(case: Case):

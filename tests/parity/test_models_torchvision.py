@@ -103,12 +103,8 @@ def torch():
 
 
 @pytest.fixture(scope='module')
-def torchvision(torch):
-  try:
-    import torchvision
-  except Exception as error:  # a CPU-only torch beside torchvision's wheel raises RuntimeError, not ImportError
-    pytest.skip(f'torchvision cannot be imported: {type(error).__name__}: {error}')
-  return torchvision
+def torchvision():
+  return reference.library('torchvision')
 
 
 def made(torchvision, case, **arguments):

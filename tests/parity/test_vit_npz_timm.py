@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reference
 from conftest import randomised
 
 import tlx
@@ -11,10 +12,7 @@ from tlx.nn.model import Backbone, Head, TransferModel
 from tlx.weights import rules
 
 torch = pytest.importorskip('torch')
-try:
-  from timm.models.vision_transformer import VisionTransformer
-except Exception as error:  # a CPU-only torch beside torchvision's wheel raises RuntimeError, not ImportError
-  pytest.skip(f'timm cannot be imported: {type(error).__name__}: {error}', allow_module_level=True)
+VisionTransformer = reference.library('timm.models.vision_transformer').VisionTransformer
 pytestmark = pytest.mark.parity
 SHAPE = dict(dim=32, depth=2, heads=4, size=48)
 THEIRS = dict(img_size=48, patch_size=16, embed_dim=32, depth=2, num_heads=4, num_classes=5)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tlx.nn.attention import split_heads
+from tlx.nn.conv import linear
 
 
 class QueryKeyValue(nn.Module):
@@ -20,7 +21,8 @@ class QueryKeyValue(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     d = x.shape[-1]
-    qkv = x @ self.param('kernel', nn.initializers.lecun_normal(), (d, 3 * d)).astype(x.dtype)
+    kernel = self.param('kernel', nn.initializers.lecun_normal(), (d, 3 * d))
+    qkv = linear(x, kernel.astype(x.dtype))
     if not self.use_bias:
       return split_heads(qkv, self.heads)
     query, value = jnp.split(self.param('bias', nn.initializers.zeros, (2 * d,)), 2)
