@@ -316,6 +316,9 @@ def _records(variant, module, source: Source, preprocess, class_names, layout) -
     processor = dict(source.processor)
     if preprocess and processor:
       processor = records.transformers_processor(processor, preprocess.size)
+    if not classes and any(name.endswith('classifier.weight') for name in source.dropped):
+      class_names = records.class_names(source.config)  # of heads that are not ours and go back as they came (DeiT)
+      classes = len(class_names)
     return records.transformers_config(source.config, classes, class_names, size), processor
   record = preprocess or _preprocess({}, {}, variant)
   arguments = {'img_size': size} if size and size != variant.config.size else {}

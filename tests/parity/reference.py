@@ -122,7 +122,7 @@ def our_pass(model: tlx.Pretrained, array: np.ndarray, *, train: bool, dtype: st
     params, others = variables.pop('params'), variables
     arguments = (params, others, np.asarray(array, dtype))
     gradients, (logits, moved) = compiled(jax.grad(loss, has_aux=True), *arguments)
-  table = table_of(model)
+  table = tuple(rule for rule in table_of(model) if rule.target)  # the others are constants, of their own dtypes
   named = rules.write(jax.device_get({'params': gradients}), table), rules.write(jax.device_get(dict(moved)), table)
   assert {x.dtype.name for x in jax.tree.leaves((logits, named))} == {dtype}  # no layer narrowed it on the way
   return Pass(np.asarray(logits), *named)
