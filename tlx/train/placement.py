@@ -15,6 +15,16 @@ from tlx.nn.devices import AXIS
 from tlx.types import UsageError
 
 
+def schedule() -> dict[str, Any]:
+  """The compiler's option on a CPU: its default order, breadth first, keeps more alive than caches and memory like.
+
+  A full step, 16 images of 224 pixels: ResNet-50 2,254 -> 1,584 MB of temporaries and 1.31 times as fast, ViT-S/16 2,225
+  -> 1,805 MB and 1.30; EfficientNet-Lite0 at 96 and MobileNetV3 3 % less memory, 0.99 and 0.97 times as fast.
+  """
+  cpu = jax.default_backend() == 'cpu'
+  return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'} if cpu else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class Jit:
   """`jit` over a one-dimensional mesh of all devices, across processes too."""
@@ -47,12 +57,15 @@ class Jit:
 
     options: of the compiler.
     """
-    jitted = jax.jit(step, donate_argnums=0, in_shardings=(self.whole, self.spread), out_shardings=self.whole)
-    return jitted.lower(state, batch).compile(options)
+    return self._jit(step, donate_argnums=0).lower(state, batch).compile(options)
 
   def evaluate(self, step: Callable) -> Callable:
     """Compiles (variables, batch) -> (sums, records); every process gets all the records."""
-    return jax.jit(step, in_shardings=(self.whole, self.spread), out_shardings=self.whole)
+    return self._jit(step)
+
+  def _jit(self, step: Callable, **options: Any) -> Callable:
+    shardings = {'in_shardings': (self.whole, self.spread), 'out_shardings': self.whole}
+    return jax.jit(step, compiler_options=schedule(), **shardings, **options)
 
   def one(self, tree: Any) -> Any:
     """The value of something that is the same everywhere."""
