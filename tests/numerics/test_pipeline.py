@@ -242,6 +242,20 @@ def test_prefetch_measures_the_wait():
     assert fed.waited < 0.05
 
 
+def test_closing_a_prefetch_closes_its_iterator():
+  closed = threading.Event()
+
+  def endless():
+    try:
+      yield from itertools.count()
+    finally:
+      closed.set()
+
+  with pipeline.Prefetch(endless()) as batches:
+    assert next(batches) == 0 and not closed.is_set()
+  assert closed.is_set()
+
+
 def test_the_wait_counts_only_while_the_device_has_nothing_to_do(monkeypatch):
   clock, wanted = SimpleNamespace(now=0), threading.Event()
   monkeypatch.setattr(pipeline, 'time', SimpleNamespace(perf_counter=lambda: clock.now))
