@@ -7,14 +7,14 @@ are JPEGs made of scikit-image's photographs. `canvas` is what training reads (t
 `evaluation` what a probe reads. PyTorch's transforms crop and mirror, and timm's change colours too, on the host.
 
 Measured beside other work (a load of 6 to 9) on 2 shared CPU cores, jax 0.10.2, Pillow 13, PyTorch 2.13.0, timm 1.0.31,
-2026-11-21, with `--rounds 3 --seconds 0.4`. Images a second of processor time, which other work moves least; two free
-cores give up to twice that by the clock:
+2026-11-21, with `--rounds 3 --seconds 0.4` (steps 0.3) and some parts at a time (`--only workers`). Images a second of
+processor time without workers, which other work moves least; two free cores give up to twice that by the clock:
 
   at 224 px    canvas  torchvision  timm     evaluation  timm
   500x375         301          550   384            299   320    no reduced scale: it is less than 2 canvases high
   2000x1500        86           75    71             43    41    canvas decoded at 1/2
 
-By the clock, as ratios within a run: 2 workers do 2.1 times the canvases of none; 1 does 1.1 times.
+By the clock, as ratios within the run on 500x375: 2 workers do 2.1 times the pictures of none, 1 as many as none.
 The step on the same scale: EfficientNet-Lite0's probe 316 at 96 px and 84 at 224 px, its full fine-tuning 13 at 224 px.
 So the step is the bottleneck of full fine-tuning by far (the pipeline takes 4 % of its processor time, 15 % on 2000 x
 1500) and of a probe at 224 px on 500 x 375; the pipeline is of a probe on 2000 x 1500 whose features are not kept.
