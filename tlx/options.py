@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from tlx import catalog, schedules
-from tlx.data import augment
+from tlx.data import augment, pipeline
 from tlx.types import DatasetInfo, Phase, Preprocess, UsageError
 
 
@@ -94,7 +93,7 @@ def augmentation(facts: Facts) -> tuple[str, str]:
 
 
 def workers(facts: Facts) -> tuple[int, str]:
-  return min(16, os.cpu_count() or 1), 'processor cores, at most 16'
+  return pipeline.cores(), 'processor cores that this process may use, at most 16'
 
 
 CHOICES = {

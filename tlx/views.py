@@ -117,6 +117,7 @@ class Views:
       batch_size=self.experiment.batch_size,
       transform=transforms.evaluation(self.recipe.preprocess),
       load=features and features.load,
+      workers=self.experiment.workers,
       shard=(jax.process_index(), jax.process_count()),
     )
 

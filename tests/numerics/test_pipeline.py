@@ -1,12 +1,16 @@
 """Batches are a pure function of (seed, step), whatever the workers, shards and restarts; none is lost or doubled."""
 
+import io
 import itertools
 import json
+import os
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tlx.data import pipeline, transforms
 from tlx.types import Example, Preprocess, UsageError
@@ -72,6 +76,69 @@ def test_every_epoch_has_every_example_in_its_own_order():
 @pytest.mark.parametrize('workers', [1, 3])
 def test_workers_change_nothing(workers, balanced):
   equal(train(9, class_balanced=balanced), train(9, workers=workers, class_balanced=balanced))
+
+
+@pytest.mark.parametrize('workers', [None, 0, 1, 3])
+def test_workers_change_nothing_in_evaluation(workers):
+  batches = lambda workers: pipeline.eval_batches(Source(), batch_size=6, transform=EVALUATION, workers=workers)
+  equal(list(batches(0)), list(batches(workers)))
+
+
+def test_the_pictures_of_one_batch_are_made_side_by_side():
+  together = threading.Barrier(3, timeout=30)  # breaks unless three threads are in it at once
+
+  class Waiting(Source):
+    def __getitem__(self, index):
+      together.wait()
+      return super().__getitem__(index)
+
+  options = {'batch_size': 3, 'transform': EVALUATION}
+  equal(
+    list(pipeline.eval_batches(Waiting(3), workers=3, **options)), list(pipeline.eval_batches(Source(3), **options))
+  )
+
+
+def test_few_batches_are_made_ahead_whatever_the_number_of_workers():
+  read = []
+
+  class Counted(Source):
+    def __getitem__(self, index):
+      read.append(index)
+      return super().__getitem__(index)
+
+  batches = pipeline.train_batches(Counted(), batch_size=2, transform=CANVAS, seed=0, workers=16)
+  next(batches)
+  time.sleep(0.2)  # let it run ahead as far as it will
+  assert len(read) <= 2 * (1 + pipeline.AHEAD)
+
+
+def test_workers_by_default_are_the_cores_that_the_process_may_use(monkeypatch):
+  for count, expected in ((1, 1), (7, 7), (100, 16)):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _, count=count: set(range(count)), raising=False)
+    assert pipeline.cores() == expected
+
+
+def test_a_training_batch_decodes_a_photograph_at_reduced_scale_and_evaluation_does_not():
+  file = io.BytesIO()
+  Image.effect_mandelbrot((640, 320), (-2, -1, 1, 1), 50).convert('RGB').save(file, 'JPEG')
+
+  class Photograph(Source):
+    def __getitem__(self, index):
+      return Example(file.getvalue(), 0, '')
+
+  class Seen:
+    def __init__(self, transform):
+      self.transform, self.size, self.min_size = transform, transform.size, transform.min_size
+
+    def __call__(self, picture):
+      sizes.add(picture.size)
+      return self.transform(picture)
+
+  sizes = set()
+  for transform, size in ((transforms.canvas(40), (160, 80)), (transforms.evaluation(Preprocess(size=40)), (640, 320))):
+    sizes.clear()
+    next(pipeline.train_batches(Photograph(), batch_size=2, transform=Seen(transform), seed=0))
+    assert sizes == {size}
 
 
 @pytest.mark.parametrize('balanced', [False, True])
@@ -173,3 +240,41 @@ def test_prefetch_measures_the_wait():
     time.sleep(0.1)
     next(fed)
     assert fed.waited < 0.05
+
+
+def test_closing_a_prefetch_closes_its_iterator():
+  closed = threading.Event()
+
+  def endless():
+    try:
+      yield from itertools.count()
+    finally:
+      closed.set()
+
+  with pipeline.Prefetch(endless()) as batches:
+    assert next(batches) == 0 and not closed.is_set()
+  assert closed.is_set()
+
+
+def test_the_wait_counts_only_while_the_device_has_nothing_to_do(monkeypatch):
+  clock, wanted = SimpleNamespace(now=0), threading.Event()
+  monkeypatch.setattr(pipeline, 'time', SimpleNamespace(perf_counter=lambda: clock.now))
+
+  def slow():
+    wanted.wait(30)
+    clock.now += 5
+    yield 'batch'
+    yield 'ready'
+
+  looks = iter([False, False, False, True, False])
+
+  def is_ready():
+    clock.now += 100
+    if ready := next(looks):
+      wanted.set()
+    return ready
+
+  with pipeline.Prefetch(slow()) as batches:
+    assert batches.after({'loss': SimpleNamespace(is_ready=is_ready)}) == 'batch'
+    assert batches.waited == 105  # the last look, and what the batch then took
+    assert batches.after([SimpleNamespace(is_ready=is_ready)]) == 'ready' and batches.waited == 105

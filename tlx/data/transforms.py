@@ -1,4 +1,4 @@
-"""Host transforms: uint8 RGB [h, w, 3] of any size -> a square that a batch can hold.
+"""Host transforms: uint8 RGB [h, w, 3] or an RGB picture of Pillow, of any size -> a square that a batch can hold.
 
 `evaluation` is what the checkpoint's record says, equal to timm's evaluation transform before normalisation. `canvas`
 keeps the whole image for random crops on the device.
@@ -19,6 +19,9 @@ INTERPOLATIONS = {
   'lanczos': Image.Resampling.LANCZOS,
 }
 MODES = ('center', 'squash')
+# A canvas is made from a JPEG of at least so many times its side. Against the whole decode, on photographs of 0.2 to 12
+# megapixels and canvases of 110 and 256: 2 differs by 0.3 levels of 255 on average and by 7 at most, 1 by 2.5 and 70.
+DRAFT = 2
 LONGEST = 16  # a strip more than this many times longer than wide is cut around its centre before it is resized
 
 
@@ -32,9 +35,9 @@ class Evaluation:
   mode: str = 'center'
   min_size: None = None  # decode every pixel
 
-  def __call__(self, image: np.ndarray) -> np.ndarray:
+  def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
     short = math.floor(self.size / self.crop)
-    image = Image.fromarray(image if self.mode == 'squash' else _centre_of_strip(image))
+    image = _picture(image) if self.mode == 'squash' else _centre_of_strip(_picture(image))
     width, height = image.size
     if self.mode == 'squash':
       width = height = short
@@ -42,9 +45,12 @@ class Evaluation:
       width, height = short, int(short * height / width)
     else:
       width, height = int(short * width / height), short
-    image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
     left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-    return np.array(image.crop((left, top, left + self.size, top + self.size)))
+    # Pillow resizes across, then down: the same pixels in two calls, which spares the second what the crop drops.
+    image = image.resize((width, image.height), INTERPOLATIONS[self.interpolation])
+    image = image.crop((left, 0, left + self.size, image.height))
+    image = image.resize((self.size, height), INTERPOLATIONS[self.interpolation])
+    return np.array(image.crop((0, top, self.size, top + self.size)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +62,12 @@ class Canvas:
   @property
   def min_size(self) -> int:
     """Pixels that a draft decode must keep on both sides."""
-    return self.size
+    return DRAFT * self.size
 
-  def __call__(self, image: np.ndarray) -> tuple[np.ndarray, float]:
-    height, width = image.shape[:2]
-    square = Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BICUBIC)
-    return np.array(square), width / height
+  def __call__(self, image: np.ndarray | Image.Image) -> tuple[np.ndarray, float]:
+    image = _picture(image)
+    square = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+    return np.array(square), image.width / image.height
 
 
 def evaluation(preprocess: Preprocess) -> Evaluation:
@@ -86,9 +92,13 @@ def canvas(size: int) -> Canvas:
   return Canvas(size)
 
 
-def _centre_of_strip(image: np.ndarray) -> np.ndarray:
+def _picture(image: np.ndarray | Image.Image) -> Image.Image:
+  return Image.fromarray(image) if isinstance(image, np.ndarray) else image
+
+
+def _centre_of_strip(image: Image.Image) -> Image.Image:
   # Resizing all of a 20,000 x 1 strip so that its shorter side is 256 would take 4 GB, nearly all cropped away again.
-  height, width = image.shape[:2]
+  width, height = image.size
   keep = LONGEST * min(height, width)
   top, left = max(0, height - keep) // 2, max(0, width - keep) // 2
-  return image[top : height - top, left : width - left] if top or left else image
+  return image.crop((left, top, width - left, height - top)) if top or left else image
