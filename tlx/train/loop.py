@@ -142,7 +142,8 @@ def _train(
   stretch = plan.stretches[index]
   batches, recipe = view.batches(start), dataclasses.replace(plan.recipe, start=view.start)
   try:
-    batch = next(batches)
+    with watch.of('train'):
+      batch = next(batches)
     build = lambda recipe: plan.placement.train(train_step(recipe, stretch.phase, tx), state, batch)
     with watch.of('compile'):
       compiled = plan.program(stretch, build, recipe)
@@ -159,7 +160,7 @@ def _train(
           _log(plan, pending, step, stretch, watch)
         elif stop:  # no line that an uninterrupted run would not have
           _check(plan, _rows(pending), step, stretch)
-        batch = None if last else next(batches)
+        batch = None if last else batches.after(metrics)
       if due and not stop:
         _evaluate(plan, view, state, step, stretch, watch)
       if save or stop:
