@@ -9,7 +9,7 @@ import jax
 from tlx.weights.download import cache_folder
 
 LARGEST = 2 * 2**30  # bytes; what was used longest ago goes first
-WORTH = 0.5  # seconds of compilation; what takes less is compiled again
+WORTH = 0.1  # seconds of compilation; what takes less is compiled again
 WAIT = 10  # seconds for another process that holds the lock
 
 

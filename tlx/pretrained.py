@@ -222,7 +222,7 @@ def _read(found: Found, ask: Asked) -> Pretrained:
   variables, dropped = rules.read(tensors, table, blank, fresh=fresh, where=where)
   return Pretrained(
     module,
-    jax.tree.map(jnp.asarray, variables),
+    jax.device_put(variables),  # at once: jnp.asarray compiles a program for each shape
     ask.preprocess(found),
     () if fresh else records.names_of_classes(config, module.head.num_classes),
     Source(

@@ -14,7 +14,8 @@ from tlx.types import TlxError
 
 def peak_bytes(program: jax.stages.Compiled) -> int:
   """Arguments, results that reuse none of them, and temporaries, on one device."""
-  return _lasting(program) + program.memory_analysis().temp_size_in_bytes
+  memory = program.memory_analysis()
+  return _lasting(memory) + memory.temp_size_in_bytes
 
 
 def fit(build: Callable[[Recipe], Any], recipe: Recipe, batch_size: int, choose: bool = False) -> tuple[Any, Recipe]:
@@ -46,7 +47,8 @@ def _programs(build: Callable[[Recipe], Any], recipe: Recipe, batch_size: int) -
     program = build(start)
     yield start, program
     # Activations are most of what is temporary, and at best shrink with the part.
-    temporary, lasting = program.memory_analysis().temp_size_in_bytes, _lasting(program)
+    memory = program.memory_analysis()
+    temporary, lasting = memory.temp_size_in_bytes, _lasting(memory)
     for parts in range(recipe.micro_batches + 1, most + 1):
       if most % parts == 0 and _agreed(lasting + temporary * recipe.micro_batches // parts):
         other = dataclasses.replace(start, micro_batches=parts)
@@ -83,8 +85,7 @@ def memory(pages: str, unknown: int) -> int:
     return unknown
 
 
-def _lasting(program: jax.stages.Compiled) -> int:
-  memory = program.memory_analysis()
+def _lasting(memory: Any) -> int:
   return memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
 

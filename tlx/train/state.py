@@ -45,7 +45,7 @@ def create(variables: Variables, phase: Phase, tx: optax.GradientTransformation,
     key=jax.random.key_data(jax.random.key(seed)),
     params=variables['params'],
     batch_stats=variables.get('batch_stats', {}),
-    opt_state=jax.jit(tx.init)(trainable),  # one program; else one for each shape, a second for 200 tensors
+    opt_state=_begin(tx, trainable),
     ema=jax.tree.map(jnp.copy, trainable) if ema else None,  # a copy: the step donates its buffers, and one can go once
   )
 
@@ -59,4 +59,8 @@ def enter(state: TrainState, phase: Phase, tx: optax.GradientTransformation) -> 
     ema = trees.unflatten({path: jnp.copy(known.get(path, leaf)) for path, leaf in trees.flatten(trainable).items()})
     stopped = {path: leaf for path, leaf in known.items() if path not in trees.flatten(trainable)}
     state = state.replace(params=trees.merge(state.params, trees.unflatten(stopped)))
-  return state.replace(opt_state=optimizer.carry(state.opt_state, tx.init(trainable)), ema=ema)
+  return state.replace(opt_state=optimizer.carry(state.opt_state, _begin(tx, trainable)), ema=ema)
+
+
+def _begin(tx: optax.GradientTransformation, trainable: Params) -> Any:
+  return jax.jit(tx.init)(trainable)  # one program; else one for each shape, a second for 200 tensors
