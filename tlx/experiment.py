@@ -238,6 +238,7 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       placement=prepared.placement,
       checkpoints=checkpoints,
       view=sight.of,
+      expected=sight.expected,
       program=lambda stretch, build, seen: show.program(
         stretch.phase.name, *room.fit(build, seen, e.batch_size, choose=e.micro_batches == 'auto'), forward
       ),

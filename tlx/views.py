@@ -15,7 +15,7 @@ from tlx.evaluate import exact
 from tlx.train.loop import Stretch, View
 from tlx.train.placement import Jit, Pmap
 from tlx.train.step import Recipe, eval_step
-from tlx.types import Dataset, UsageError, Variables
+from tlx.types import Batch, Dataset, UsageError, Variables
 
 CANVAS = 8 / 7  # of the image size: a little larger, so that a random crop is seldom enlarged much
 
@@ -55,6 +55,12 @@ class Views:
       evaluate=lambda variables: evaluate(variables).numbers(),
     )
 
+  def expected(self, stretch: Stretch) -> Batch | None:
+    """Shapes of a phase's training batches, over all processes; None where they may be features."""
+    if self.experiment.cache != 'off' and not self._hindrance(prefix.boundary(self.recipe.model, stretch.phase)):
+      return None
+    return certificate.example_batch(self.experiment.batch_size, self._transform.size)
+
   def evaluator(
     self, split: str, layer: str | None = None, features: prefix.Features | None = None
   ) -> Callable[[Variables], exact.Evaluation]:
@@ -66,6 +72,13 @@ class Views:
       return exact.evaluate(step, variables, batches, self.placement.put_batch, size=size)
 
     return evaluate
+
+  @property
+  def _transform(self) -> Callable:
+    """Of training images."""
+    if self.recipe.augment is None:
+      return transforms.evaluation(self.recipe.preprocess)
+    return transforms.canvas(round(self.experiment.image_size * CANVAS))
 
   @functools.cached_property
   def _of_images(self) -> Callable:
@@ -124,14 +137,10 @@ class Views:
   def _batches(self, step: int, features: prefix.Features | None) -> pipeline.Prefetch:
     """Placed training batches from the one after `step` on."""
     e = self.experiment
-    if self.recipe.augment is None:
-      transform = transforms.evaluation(self.recipe.preprocess)
-    else:
-      transform = transforms.canvas(round(e.image_size * CANVAS))
     batches = pipeline.train_batches(
       self.data.splits['train'],
       batch_size=e.batch_size,
-      transform=transform,
+      transform=self._transform,
       load=features and features.load,
       seed=e.seed,
       start_step=step,

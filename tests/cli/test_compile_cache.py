@@ -7,8 +7,11 @@ import sys
 import jax
 import pytest
 from conftest import environment
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+import tlx
 from tlx import compile_cache
+from tlx.train import ahead
 
 OPTIONS = ['--strategy', 'full', '--epochs', '1', '--batch-size', '8', '--image-size', '32', '--augment', 'light']
 
@@ -46,6 +49,34 @@ def test_a_second_run_loads_the_programs_of_the_first_and_ends_with_the_same_bit
   programs = lambda names: {name.partition('-')[0] for name in names}
   assert not programs(entries() - kept) & programs(kept)  # another order of sets would have made another program
   assert run('third', 3, JAX_ENABLE_COMPILATION_CACHE='false') == first
+
+
+def test_the_program_compiled_aside_is_the_one_that_the_next_phase_takes(
+  settings, tiny_model, tiny_images, tmp_path, monkeypatch
+):
+  def entries():
+    return {path.name for path in compile_cache.folder().glob('jit_step-*-cache')}
+
+  def at_once(build):
+    before = entries()
+    build()
+    added.append(entries() - before)
+
+  def run(name):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / name))
+    jax.config.update('jax_compilation_cache_dir', None)
+    reset_cache()  # JAX opens it once
+    jax.clear_caches()
+    where = {'model': tiny_model, 'data': f'folder:{tiny_images}', 'out': str(tmp_path / f'{name}_run')}
+    options = {'augment': 'light', 'image_size': 32, 'batch_size': 8, 'epochs': 4, 'eval_every': 1}
+    tlx.finetune(tlx.Experiment(**where, strategy='gradual', **options))
+    return entries()
+
+  added = []
+  monkeypatch.setattr(ahead, 'compile_aside', at_once)
+  programs = run('aside')
+  monkeypatch.setattr(ahead, 'compile_aside', lambda build: None)
+  assert len(added) > 1 and all(added) and len(programs) == len(run('plain'))  # of another one there would be more
 
 
 def test_what_a_killed_process_left_half_written_goes(settings, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from tlx import processes
+from tlx.train import ahead
 from tlx.train import state as states
 from tlx.train.checkpoint import Checkpoints
 from tlx.train.optimizer import Optimizer
@@ -56,6 +57,7 @@ class Plan(NamedTuple):
   view: Callable[[Stretch, Variables, Callable[[], None]], View]  # of placed variables; the last raises Stopped if due
   # A phase, what compiles its step by a recipe, and the recipe -> its program; may raise before the first step.
   program: Callable[[Stretch, Callable[[Recipe], Any], Recipe], Callable]
+  expected: Callable[[Stretch], Any]  # shapes of a phase's global batch of images; None where it may see features
   log: Callable[[Mapping[str, Any]], None]
   resumed: Callable[[int, bool], None]  # step of the restored checkpoint, 0 = none; whether its evaluation is to come
   progress: Callable[[int, str, Mapping[str, float]], None]  # step, phase, newest numbers
@@ -147,6 +149,7 @@ def _train(
     build = lambda recipe: plan.placement.train(train_step(recipe, stretch.phase, tx), state, batch)
     with watch.of('compile'):
       compiled = plan.program(stretch, build, recipe)
+    _compile_next(plan, state, index + 1)
     for step in range(start + 1, stretch.end + 1):
       last = step == stretch.end
       due = step % plan.eval_every == 0 or step == plan.steps
@@ -174,6 +177,19 @@ def _train(
   finally:
     watch.seconds['data'] += batches.waited
     batches.close()
+
+
+def _compile_next(plan: Plan, state: states.TrainState, index: int) -> None:
+  """Has the program of the phase of that index compiled while this one trains, where its batches are known already."""
+  if index == len(plan.stretches) or (batch := plan.expected(plan.stretches[index])) is None:
+    return
+  stretch, variables = plan.stretches[index], jax.eval_shape(plan.placement.one, state.variables)
+
+  def build() -> Any:
+    step = train_step(plan.recipe, stretch.phase, _transformation(plan, stretch, variables))
+    return plan.placement.train(step, abstract_state(plan, variables, index), batch)
+
+  ahead.compile_aside(build)
 
 
 def _leave(signals: '_Signals', step: int) -> None:
