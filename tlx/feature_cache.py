@@ -72,15 +72,13 @@ def take(entry: Path | None, memory: bool) -> tuple[np.ndarray, np.ndarray] | No
   """
   if not entry or not entry.is_dir():
     return None
-  try:
-    if files.broken(entry):
-      shutil.rmtree(entry, ignore_errors=True)
-      return None
-    with contextlib.suppress(OSError):  # it may be another's
-      os.utime(entry)  # used now
-    return _load(entry, memory)
-  except (OSError, ValueError):  # removed by another run just now, or unreadable
-    return None
+  with contextlib.suppress(OSError, ValueError):  # another run removes it, or it cannot be read
+    if not files.broken(entry):
+      with contextlib.suppress(OSError):  # it may be another user's
+        os.utime(entry)  # used now
+      return _load(entry, memory)
+  shutil.rmtree(entry, ignore_errors=True)
+  return None
 
 
 def write(entry: Path, total: int, parts: Parts, owner: str) -> tuple[np.ndarray, np.ndarray]:
@@ -110,9 +108,9 @@ def make_room(needed: int) -> None:
   size, used = {}, {}
   for entry in (path for path in folder().glob('*') if ENTRY.fullmatch(path.name)):
     with contextlib.suppress(OSError):  # another run removes it
-      stats = [path.stat() for path in (entry, *entry.iterdir())]
+      stats = [path.stat() for path in entry.iterdir()]
       size[entry] = sum(s.st_size for s in stats)
-      used[entry] = max(s.st_mtime for s in stats)  # `take` touches the folder, a writer the files
+      used[entry] = max(s.st_mtime for s in (entry.stat(), *stats))  # `take` touches the folder, a writer the files
   total = sum(size.values()) + needed
   for entry in sorted(used, key=used.get):
     dead = time.time() - used[entry] > DEAD

@@ -96,8 +96,8 @@ def parts(
     placed, first = put(batch), batch['index']
     draws = [put({'draw': first + np.int32(view * examples)}) for view in range(views)]
     found = jax.device_get([step(variables, {**placed, **draw})[1] for draw in draws])
-    real = found[0]['index'] >= 0
-    values, mask = (np.stack([each[name][real] for each in found], axis=1) for name in ('features', 'mask'))
+    order = np.argsort(index := found[0]['index'])[(index < 0).sum() :]  # devices may hold it in another one
+    values, mask = (np.stack([each[name][order] for each in found], axis=1) for name in ('features', 'mask'))
     yield values.reshape(-1, *values.shape[2:]), mask.reshape(-1)
 
 
