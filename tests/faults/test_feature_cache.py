@@ -75,6 +75,16 @@ def test_a_second_run_finds_them_and_ends_with_the_same_bits(probe, computed, sh
   assert probe(cache='memory') == first and len(computed) == 4  # which touches no disk
 
 
+def test_every_bit_of_the_weights_counts():
+  weights = {'stem/kernel': VALUES, 'stem/bias': VALUES[0]}
+  other = VALUES.copy()
+  other.view(np.uint8)[3, 2] ^= 1
+  changed = [{'stem/kernel': other}, {'stem/kernel': VALUES.T}, {'stem/kernel': VALUES.view(np.int32)}, {'x': VALUES}]
+  names = [feature_cache.of_arrays({**weights, **change}) for change in ({}, *changed)]
+  assert len(set(names)) == 5 and feature_cache.of_arrays(dict(reversed(weights.items()))) == names[0]
+
+
+@pytest.mark.slow
 def test_what_decides_their_bits_decides_their_name(probe, computed, shelf, tiny_model, tiny_images, tmp_path):
   light = {'augment': 'light', 'cache_views': 2}
   data = shutil.copytree(tiny_images, tmp_path / 'images')
