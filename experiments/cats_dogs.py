@@ -4,6 +4,7 @@
 
 Measured: accuracy 0.9850, 0.9875, 0.9875 on 400 validation photographs, seeds 0, 1, 2, 34 s each on 2 shared CPU
 cores, 2026-11-21.
+`tlx finetune --data folder:PATH --strategy linear_probe --augment light --cache-views 8`: 0.9925, 0.9900 (seeds 0, 1)
 Reference: 0.9925 for scikit-learn's logistic regression with its best C, on PyTorch features of the same weights.
 """
 

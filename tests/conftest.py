@@ -13,6 +13,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # one for all tests of this session, and none of the user's
   compiled = tempfile.TemporaryDirectory(prefix='tlx-compiled-', ignore_cleanup_errors=True)
   os.environ |= {'JAX_COMPILATION_CACHE_DIR': compiled.name, 'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**31)}  # locks
+if 'TLX_FEATURE_CACHE' not in os.environ:  # likewise
+  features = tempfile.TemporaryDirectory(prefix='tlx-features-', ignore_cleanup_errors=True)
+  os.environ['TLX_FEATURE_CACHE'] = features.name
 
 
 @pytest.fixture(scope='session')

@@ -39,7 +39,12 @@ def keep() -> None:
 
 
 def folder() -> Path:
-  """$XDG_CACHE_HOME/tlx/compiled/MACHINE: machines that share a home may differ in what their processors can do.
+  """$XDG_CACHE_HOME/tlx/compiled/MACHINE."""
+  return cache_folder() / 'compiled' / processor()
+
+
+def processor() -> str:
+  """A hash of what this machine's processor can do: machines that share a home may differ in it.
 
   JAX's own keys tell accelerators apart, but not processors.
   """
@@ -48,4 +53,4 @@ def folder() -> Path:
     kind = next(line for line in lines if line.startswith(('flags', 'Features')))
   except (OSError, StopIteration):  # not on this system
     kind = platform.processor()
-  return cache_folder() / 'compiled' / hashlib.sha256(f'{platform.machine()} {kind}'.encode()).hexdigest()[:12]
+  return hashlib.sha256(f'{platform.machine()} {kind}'.encode()).hexdigest()[:12]

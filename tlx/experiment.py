@@ -93,11 +93,13 @@ class Experiment:
   """Probability of a random rectangle of noise."""
   randaugment: int | None = None
   """RandAugment's operations an image; 0 = off."""
+  cache_views: int = 0
+  """Augmented views of each image that the frozen layers see, once; what learns draws among them. 0 = fresh pixels."""
 
   workers: int | None = None
   """Threads that decode images."""
   cache: Literal['auto', 'off', 'memory', 'disk'] = 'auto'
-  """Run the frozen layers once and keep what comes out, where no augmentation needs fresh pixels."""
+  """Run the frozen layers once, where no augmentation needs fresh pixels; auto and disk keep it for later runs too."""
   log_every: int = 10
   """Steps between lines of metrics.jsonl."""
   eval_every: float = 0.1
@@ -172,6 +174,7 @@ def prepare(experiment: Experiment, show: console.Console) -> Prepared:
   )
   show.defaults(why)
   options.check_batch(experiment, jax.device_count())
+  options.check_views(experiment, augmentation(experiment))
   loaded = pretrained.load(
     found,
     num_classes=len(data.info.class_names),

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 FULL = {
@@ -71,6 +71,15 @@ def broken(folder: pathlib.Path) -> str | None:
     except (*MISSING, ValueError):  # ValueError: the name itself was damaged
       return f'{name} is missing'
   return None
+
+
+def fingerprint(root: pathlib.Path, paths: Iterable[pathlib.Path]) -> str | None:
+  """Hash of a folder and of its files' names, sizes and times of change, in order; None where one cannot be seen."""
+  try:
+    facts = [(path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+  except OSError:
+    return None
+  return hashlib.sha256(repr((str(root), facts)).encode()).hexdigest() if facts else None
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -115,7 +115,7 @@ def check(e: Any) -> None:
   positive = ('epochs', 'batch_size', 'image_size', 'lr', 'micro_batches', 'log_every', 'eval_every', 'save_every')
   shares = ('warmup', 'ema', 'label_smoothing', 'dropout', 'drop_path', 'erasing')
   atleast0 = ('weight_decay', 'momentum', 'clip_norm', 'focal_gamma', 'mixup', 'cutmix', 'randaugment')
-  atleast0 += ('workers', 'seed')
+  atleast0 += ('workers', 'seed', 'cache_views')
   given = {name: value for name, value in dataclasses.asdict(e).items() if isinstance(value, float | int)}
   option = lambda name: f'--{name.replace("_", "-")} {given[name]}'
   problems = [f'{option(n)}: must be finite' for n in given if not math.isfinite(given[n])]
@@ -126,6 +126,20 @@ def check(e: Any) -> None:
     problems.append(f'no schedule {e.schedule!r}{catalog.suggest(e.schedule, schedules.SCHEDULES)}')
   if e.augment is not None and e.augment not in augment.PRESETS:
     problems.append(f'no augmentation {e.augment!r}{catalog.suggest(e.augment, augment.PRESETS)}')
+  if problems:
+    raise UsageError('\n'.join(problems))
+
+
+def check_views(e: Any, chosen: augment.Augment | None) -> None:
+  """Raises UsageError where there cannot be --cache-views of what the experiment's augmentation draws."""
+  if not e.cache_views:
+    return
+  option, mixing = f'--cache-views {e.cache_views}', [n for n in ('mixup', 'cutmix') if chosen and getattr(chosen, n)]
+  problems = [f'{option}: without augmentation all views are the same; add --augment light'] if chosen is None else []
+  if mixing:
+    problems.append(f'{option}: no fresh pixels to mix; add {" ".join(f"--{n} 0" for n in mixing)}')
+  if e.cache == 'off':
+    problems.append(f'{option}: --cache off keeps none; leave it out')
   if problems:
     raise UsageError('\n'.join(problems))
 

@@ -95,7 +95,11 @@ class Example(NamedTuple):
 
 
 class DataSource(Protocol):
-  """One split: random access to examples, and their labels without reading a single image."""
+  """One split: random access to examples, and their labels without reading a single image.
+
+  It may also have `fingerprint() -> str | None`: another value wherever an image or the order may be another. What is
+  computed from a source without one is kept for one run alone.
+  """
 
   labels: np.ndarray  # int32 [n]
 

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 from tlx.cost import certificate, prefix
 from tlx.data import pipeline, transforms
 from tlx.evaluate import exact
+from tlx.frozen import Frozen
 from tlx.train.loop import Stretch, View
 from tlx.train.placement import Jit, Pmap
 from tlx.train.step import Recipe, eval_step
@@ -37,17 +37,18 @@ class Views:
     Raises: UsageError where --cache asks for features that there cannot be.
     """
     layer = prefix.boundary(self.recipe.model, stretch.phase)
-    asked, whole = self.experiment.cache, len(self.data.splits['train'])
-    passes = (stretch.end - stretch.start) * self.experiment.batch_size / whole
+    e, whole = self.experiment, len(self.data.splits['train'])
+    passes = (stretch.end - stretch.start) * e.batch_size / whole
     if reason := self._hindrance(layer):
-      if asked in ('memory', 'disk') and not layer:
+      if e.cache in ('memory', 'disk') and layer:
+        raise UsageError(f'--cache {e.cache}: {reason}')
+      if e.cache in ('memory', 'disk') or e.cache_views:
         self.say(f'phase {stretch.phase.name}: no features are kept, because {reason}')
-      elif asked in ('memory', 'disk'):
-        raise UsageError(f'--cache {asked}: {reason}')
       layer = None
-    elif asked == 'off' or (asked == 'auto' and passes <= 1):
+    elif e.cache == 'off':
       layer = None
-    features = self._features(stretch, layer, variables, leave) if layer else {}
+    found_only = e.cache == 'auto' and not e.cache_views and passes <= 1  # then computing them saves nothing
+    features = Frozen(self, layer, variables).features(leave, found_only) if layer else {}
     evaluate = self.evaluator('validation', layer, features.get('validation'))
     return View(
       layer if features else None,
@@ -59,7 +60,7 @@ class Views:
     """Shapes of a phase's training batches, over all processes; None where they may be features."""
     if self.experiment.cache != 'off' and not self._hindrance(prefix.boundary(self.recipe.model, stretch.phase)):
       return None
-    return certificate.example_batch(self.experiment.batch_size, self._transform.size)
+    return certificate.example_batch(self.experiment.batch_size, self.transform(self.recipe.augment is not None).size)
 
   def evaluator(
     self, split: str, layer: str | None = None, features: prefix.Features | None = None
@@ -68,17 +69,10 @@ class Views:
     step, size = self._of_images if features is None else self._compiled(layer), len(self.data.splits[split])
 
     def evaluate(variables: Variables) -> exact.Evaluation:
-      batches = self._in_order(split, features)
+      batches = self.in_order(split, features)
       return exact.evaluate(step, variables, batches, self.placement.put_batch, size=size)
 
     return evaluate
-
-  @property
-  def _transform(self) -> Callable:
-    """Of training images."""
-    if self.recipe.augment is None:
-      return transforms.evaluation(self.recipe.preprocess)
-    return transforms.canvas(round(self.experiment.image_size * CANVAS))
 
   @functools.cached_property
   def _of_images(self) -> Callable:
@@ -91,44 +85,22 @@ class Views:
     """Why no features can stand for the images, or None."""
     if layer is None:
       return 'its first layer learns'
-    return (
-      'the augmentation makes new pixels in every pass (--augment none makes none)' if self.recipe.augment else None
-    )
+    if self.recipe.augment and not self.experiment.cache_views:
+      return 'the augmentation makes new pixels in every pass (--augment none makes none, --cache-views K so many)'
+    return None
 
-  def _features(
-    self, stretch: Stretch, layer: str, variables: Variables, leave: Callable[[], None]
-  ) -> Mapping[str, prefix.Features]:
-    """Of both splits, or none where nothing has room for them."""
-    step, start = prefix.prefix_step(self.recipe, layer), time.monotonic()
-    sizes = {name: len(self.data.splits[name]) for name in ('train', 'validation')}
-    abstract = {
-      **certificate.example_batch(1, self.recipe.preprocess.size),
-      'index': jax.ShapeDtypeStruct((1,), 'int32'),
-    }
-    one = jax.eval_shape(self.placement.one, variables)
-    needed = prefix.size_in_bytes(step, one, abstract, sum(sizes.values()))
-    place = prefix.place(needed, self.folder.parent, self.experiment.cache)
-    if place is None:
-      self.say(f'no room for {needed / 1e9:,.1f} GB of features: the frozen layers run in every pass')
-      return {}
-    compiled, found = self.placement.evaluate(step), {}
-    for name in sizes:
-      where = self.folder / f'{name}_{stretch.start}_{jax.process_index()}.npy' if place == 'disk' else None
-      labels = self.data.splits[name].labels
-      batches = map(lambda batch: (leave(), self.placement.put_batch(batch))[1], self._in_order(name))
-      found[name] = prefix.compute(compiled, variables, batches, labels, where)
-    self.say(
-      f'features of {sum(sizes.values()):,} images up to {layer}: {needed / 1e6:,.1f} MB in {place}, '
-      f'{time.monotonic() - start:.1f} s; the frozen layers do not run again'
-    )
-    return found
+  def transform(self, augmented: bool) -> Callable:
+    """Of images on the host: a canvas to draw from, or what evaluation sees."""
+    if augmented:
+      return transforms.canvas(round(self.experiment.image_size * CANVAS))
+    return transforms.evaluation(self.recipe.preprocess)
 
-  def _in_order(self, split: str, features: prefix.Features | None = None):
+  def in_order(self, split: str, features: prefix.Features | None = None, augmented: bool = False):
     """Batches of a whole split, once."""
     return pipeline.eval_batches(
       self.data.splits[split],
       batch_size=self.experiment.batch_size,
-      transform=transforms.evaluation(self.recipe.preprocess),
+      transform=self.transform(augmented),
       load=features and features.load,
       workers=self.experiment.workers,
       shard=(jax.process_index(), jax.process_count()),
@@ -140,8 +112,9 @@ class Views:
     batches = pipeline.train_batches(
       self.data.splits['train'],
       batch_size=e.batch_size,
-      transform=self._transform,
+      transform=self.transform(self.recipe.augment is not None),
       load=features and features.load,
+      views=e.cache_views if features else 1,
       seed=e.seed,
       start_step=step,
       class_balanced=e.sampling == 'balanced',

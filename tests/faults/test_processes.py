@@ -1,6 +1,7 @@
 """One run in two processes, two devices each, as on two hosts: the numbers of one process with four devices."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -75,3 +76,18 @@ def test_two_processes_give_the_numbers_of_one_and_stop_together(command, tmp_pa
   assert model.keys() == same.keys()
   for name, tensor in model.items():
     np.testing.assert_allclose(same[name], tensor, atol=1e-4 * max(1, np.abs(tensor).max()), err_msg=name)
+
+
+@pytest.mark.slow
+def test_each_process_keeps_its_features_and_all_compute_where_one_lacks_them(command, tmp_path, monkeypatch):
+  monkeypatch.setenv('TLX_FEATURE_CACHE', str(tmp_path / 'features'))
+  probe = [*' '.join(command).replace('lp_ft', 'linear_probe').split(), '--augment', 'light', '--cache-views', '2']
+  made = []
+  for name in ('first', 'second'):
+    done = two(probe, tmp_path / name)
+    assert [process.returncode for process, *_ in done] == [0, 0], done
+    made.append((tmp_path / name / 'model/model.safetensors').read_bytes())
+    kept = sorted((tmp_path / 'features').iterdir())
+    assert len(kept) == 4  # two splits, two processes
+    shutil.rmtree(kept[0])
+  assert made[0] == made[1]

@@ -111,16 +111,30 @@ def assert_stopped(done, step):
   assert f'step {step}' in line and 'same command' in line
 
 
-@pytest.mark.parametrize('place', [pytest.param('memory', marks=pytest.mark.slow), 'disk'])
-def test_a_killed_probe_on_kept_features(runs, tmp_path, place):
+@pytest.mark.parametrize(
+  ('options', 'kept', 'found'),
+  [
+    pytest.param('none --cache memory', '', False, marks=pytest.mark.slow),
+    pytest.param('none --cache disk', 'off', True, marks=pytest.mark.slow),
+    ('none --cache disk', '', True),
+    ('light --cache-views 3', '', True),
+    pytest.param('light --cache-views 3', 'off', False, marks=pytest.mark.slow),
+  ],
+)
+def test_a_killed_probe_on_kept_features(runs, tmp_path, options, kept, found):
+  """kept: the folder of features that outlive a run; those that do not lie in the run's own folder, or in memory."""
   probe = copy.copy(runs)
-  probe.options = runs.options.replace('lp_ft', 'linear_probe').replace('light', f'none --cache {place}')
+  probe.options = runs.options.replace('lp_ft', 'linear_probe').replace('light', options)
+  place, here = {'TLX_FEATURE_CACHE': kept or str(tmp_path / 'features')}, {'TLX_FEATURE_CACHE': 'off'}
   whole, out = tmp_path / 'whole', tmp_path / 'run'
+  probe.cache = runs.cache | here
   done = probe.run(whole)
-  assert done.returncode == 0 and f'in {place}' in done.stdout, done.stderr
+  assert done.returncode == 0 and 'do not run again' in done.stdout, done.stderr
+  probe.cache = runs.cache | place
   assert probe.run(out, batch=11, signum=signal.SIGKILL).returncode == -signal.SIGKILL
-  assert (out / 'features').exists() == (place == 'disk')
-  assert probe.run(out).returncode == 0
+  assert (out / 'features').exists() == ('disk' in options and kept == 'off')
+  done = probe.run(out)
+  assert done.returncode == 0 and ('found from an earlier run' in done.stdout) == found, done.stderr
   assert_same(out, whole, leaves=70)  # no moments of the backbone
   assert not (out / 'features').exists()
 

@@ -11,6 +11,7 @@ from tiny import built
 import tlx
 from tlx import catalog, trees
 from tlx.cost import prefix
+from tlx.data import augment, decode, transforms
 
 QUICK = {'image_size': 32, 'epochs': 3, 'batch_size': 8, 'augment': 'none', 'eval_every': 0.34}
 
@@ -111,16 +112,86 @@ def test_an_image_that_cannot_be_read_stays_out(finetune, tiny_images, tmp_path)
   same(kept, plain)
 
 
-def test_features_keep_their_file_until_the_run_is_done(tmp_path):
-  batches = [{'index': np.array([2, 0]), 'mask': np.array([True, False])}, {'index': np.array([1, -1])}]
-  step = lambda _, batch: ((), {'mask': np.ones(2, bool), 'features': np.float32(batch['index'])[:, None], **batch})
-  where, labels = tmp_path / 'deep/features.npy', np.arange(3)
-  first = prefix.compute(step, None, batches, labels, where)
-  np.testing.assert_array_equal(first.values[:, 0], [0, 1, 2])
-  np.testing.assert_array_equal(first.mask, [False, True, True])
-  again = prefix.compute(None, None, [], labels, where)  # nothing is computed
-  np.testing.assert_array_equal(again.values, first.values)
-  np.testing.assert_array_equal(again.mask, first.mask)
-  part = again.load(np.array([2, -1, 0]))
-  assert part['features'].shape == (3, 1) and part['label'].tolist() == [2, 0, 0]
-  assert part['mask'].tolist() == [True, False, False]
+@pytest.mark.parametrize(('views', 'order'), [(1, [0, 1, 2]), (2, [0, 3, 1, 4, 2, 5])])
+def test_views_of_an_image_stay_together(views, order):
+  batches = [{'index': np.int32([1, 0])}, {'index': np.int32([-1, 2])}]
+  step = lambda _, batch: ((), {**batch, 'mask': batch['index'] != 1, 'features': np.float32(batch['draw'])[:, None]})
+  parts = prefix.parts(step, None, batches, lambda batch: batch, examples=3, views=views)
+  values, mask = prefix.gather(parts, 3 * views)
+  assert values[:, 0].tolist() == order and mask.tolist() == [draw % 3 != 1 for draw in order]
+
+
+def test_a_batch_of_features_is_taken_by_position():
+  features = prefix.Features(np.arange(3.0)[:, None], np.int32([5, 6, 7]), np.array([True, True, False]))
+  part = features.load(np.array([1, -1, 2]))
+  assert part['features'].shape == (3, 1) and part['features'][[0, 2], 0].tolist() == [1, 2]
+  assert part['label'].tolist() == [6, 0, 7] and part['mask'].tolist() == [True, False, False]
+
+
+@pytest.fixture
+def views(tiny_models, tiny_images, tmp_path):
+  """A function of options: the `View` of a phase, without training; its features are computed, not found."""
+  from tlx import console, experiment
+  from tlx.train import loop
+  from tlx.views import Views
+
+  def call(data=tiny_images, family='efficientnet', strategy='linear_probe', **options):
+    given = {**QUICK, 'cache': 'memory', 'strategy': strategy, **options}
+    e = tlx.Experiment(tiny_models[family], f'folder:{data}', out=str(tmp_path / 'run'), **given)
+    prepared = experiment.prepare(e, console.Console(quiet=True))
+    recipe, place = experiment.recipe(prepared), prepared.placement
+    sight = Views(prepared.experiment, prepared.data, recipe, place, tmp_path / 'run/features', print)
+    stretch = loop.stretches(prepared.phases, prepared.steps)[0]
+    return sight.of(stretch, place.put_state(dict(prepared.pretrained.variables))), prepared, recipe
+
+  return call
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_features_have_the_dtype_that_the_layer_gives(views, dtype):
+  of = lambda strategy: next(views(strategy=strategy, dtype=dtype)[0].batches(0))['features'].dtype
+  assert of('partial:2') == dtype
+  assert of('linear_probe') == 'float32'  # pooling and the head are in float32 whatever the layers compute in
+
+
+def test_each_batch_draws_one_of_the_views_that_the_training_step_would_make(views):
+  """With the same numbers, the step's own augmentation gives these features; all views are drawn, at every restart."""
+  view, prepared, recipe = views(augment='light', cache_views=3)
+  source, size = prepared.data.splits['train'], prepared.experiment.image_size
+  canvas, key = transforms.canvas(round(size * 8 / 7)), jax.random.fold_in(jax.random.key(0), prefix.STREAM)
+  pixels, aspects = zip(*[canvas(decode.decode(source[i].image, min_size=canvas.size)) for i in range(30)])
+  module, variables = prepared.pretrained.module, prepared.pretrained.variables
+  expected = []
+  for k in range(3):
+    drawn = augment.augment_batch(
+      key, np.stack(pixels), np.float32(aspects), recipe.augment, size, np.arange(30) + 30 * k
+    )
+    expected.append(module.apply(variables, recipe.inputs(drawn), method='features')['pooled'])
+  expected = np.stack(expected)  # [view, image, d]
+  batches = view.batches(0)
+  seen, first = np.zeros((3, 30), int), [next(batches) for _ in range(60)]
+  for batch in first:
+    distance = np.abs(expected[:, :, None] - np.asarray(batch['features'])).max(axis=-1)  # [view, image, b]
+    assert distance.min(axis=(0, 1)).max() < 1e-4
+    for row in range(8):
+      k, i = np.unravel_index(distance[..., row].argmin(), (3, 30))
+      assert source.labels[i] == batch['label'][row]
+      seen[k, i] += 1
+  batches.close()
+  assert (seen.sum(axis=0) == 16).all()  # epochs
+  assert np.abs(seen.sum(axis=1) - 160).max() < 40 and (seen > 0).mean() > 0.95  # 480 draws among 3, 16 for an image
+  again = view.batches(17)
+  np.testing.assert_array_equal(next(again)['features'], first[17]['features'])
+  again.close()
+
+
+def test_what_views_cannot_do_is_refused_in_a_line(finetune):
+  for options, line in (
+    ({'augment': 'none'}, '--cache-views 4: without augmentation all views are the same; add --augment light'),
+    ({'augment': 'medium'}, '--cache-views 4: no fresh pixels to mix; add --mixup 0'),
+    ({'augment': 'light', 'cache': 'off'}, '--cache-views 4: --cache off keeps none; leave it out'),
+    ({'augment': 'light', 'cache_views': -1}, '--cache-views -1: must be 0 or more'),
+  ):
+    with pytest.raises(tlx.UsageError) as error:
+      finetune(strategy='linear_probe', **{'cache_views': 4, **options})
+    assert str(error.value) == line

@@ -4,14 +4,14 @@ Every example's features come from the same program in the same batches, so a re
 """
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import ml_dtypes
 import numpy as np
 
+from tlx import labels, trees
 from tlx.data import augment
 from tlx.nn.model import POOLED, TransferModel
 from tlx.train import room
@@ -19,10 +19,11 @@ from tlx.train.step import Recipe
 from tlx.types import Batch, Phase, Variables
 
 SHARE = 4  # features may take this part of the memory that is free
+STREAM = 0x76696577  # of random numbers: not those of the steps, which fold in their number
 
 
 class Features(NamedTuple):
-  """Of one split, in its order."""
+  """Of one split, in its order; with several views of each image, one after the other, `n` counts the views."""
 
   values: np.ndarray  # float [n, ...]
   labels: np.ndarray  # int32 [n]
@@ -47,47 +48,67 @@ def boundary(module: TransferModel, phase: Phase) -> str | None:
   return names[learning[0] - 1] if learning[0] else None
 
 
-def prefix_step(recipe: Recipe, layer: str) -> Callable:
-  """(variables, batch of eval_batches) -> ((), {'index', 'mask', 'features'}), for a placement's `evaluate`."""
+def leaves(module: TransferModel, layer: str, variables: Variables) -> dict[str, Any]:
+  """{collection and path: array} of what the prefix up to `layer` is made of."""
+  names = module.backbone.names
+  inside = set(names if layer == POOLED else names[: names.index(layer) + 1])
+  return {
+    f'{collection}/{path}': leaf
+    for collection, tree in variables.items()
+    for path, leaf in trees.flatten(tree).items()
+    if labels.layer_of(path) in inside
+  }
+
+
+def prefix_step(recipe: Recipe, layer: str, seed: int = 0) -> Callable:
+  """(variables, batch of eval_batches) -> ((), {'index', 'mask', 'features'}), for a placement's `evaluate`.
+
+  Where the recipe augments, the batch is of canvases and has draw int32 [b]: image i's pixels are a function of the
+  seed and draw[i] alone.
+  """
   backbone = recipe.model.backbone
 
   def step(variables: Variables, batch: Batch):
     inside = {name: tree['backbone'] for name, tree in variables.items() if 'backbone' in tree}
-    images = recipe.inputs(augment.to_float(batch['image']))
     last = backbone.names[-1] if layer == POOLED else layer
-    features = backbone.apply(inside, images, stop=last)[last]
+    features = backbone.apply(inside, recipe.inputs(pixels(batch)), stop=last)[last]
     features = backbone.pool(features) if layer == POOLED else features
     return (), {'index': batch['index'], 'mask': batch['mask'], 'features': features}
+
+  def pixels(batch: Batch) -> jax.Array:
+    if recipe.augment is None:
+      return augment.to_float(batch['image'])
+    key = jax.random.fold_in(jax.random.key(seed), STREAM)
+    size = recipe.preprocess.size
+    return augment.augment_batch(key, batch['image'], batch['aspect'], recipe.augment, size, batch['draw'])
 
   return step
 
 
-def compute(
-  step: Callable, variables: Variables, batches: Iterable[Batch], labels: np.ndarray, where: Path | None = None
-) -> Features:
-  """Runs the compiled `prefix_step` over the placed batches of a whole split.
+def parts(
+  step: Callable, variables: Variables, batches: Iterable[Batch], put: Callable, examples: int, views: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """(values, mask) of every batch of a whole split, in its order, the views of an image one after the other.
 
-  labels: of the split. where: the .npy file to keep the values in, rather than in memory; if it is there already, left
-  by an interrupted run, it is taken as it is.
+  step: the compiled `prefix_step`, which runs `views` times on each batch. put: the placement's `put_batch`.
   """
-  kept = where.with_suffix('.mask.npy') if where else None
-  if where and where.exists():
-    values = np.load(where, mmap_mode='r')
-    values = values.view(ml_dtypes.bfloat16) if values.dtype.kind == 'V' else values  # which .npy has no name for
-    return Features(values, labels, np.load(kept))
-  values, mask = None, np.zeros(len(labels), bool)
   for batch in batches:
-    _, found = jax.device_get(step(variables, batch))
-    if values is None:
-      values = _empty((len(labels), *found['features'].shape[1:]), found['features'].dtype, where)
-    real = found['index'] >= 0
-    values[found['index'][real]] = found['features'][real]
-    mask[found['index'][real]] = found['mask'][real]
-  if where:
-    np.save(kept, mask)
-    values.flush()
-    _unfinished(where).rename(where)
-  return Features(values, labels, mask)
+    placed, first = put(batch), batch['index']
+    draws = [put({'draw': first + np.int32(view * examples)}) for view in range(views)]
+    found = jax.device_get([step(variables, {**placed, **draw})[1] for draw in draws])
+    order = np.argsort(index := found[0]['index'])[(index < 0).sum() :]  # devices may hold it in another one
+    values, mask = (np.stack([each[name][order] for each in found], axis=1) for name in ('features', 'mask'))
+    yield values.reshape(-1, *values.shape[2:]), mask.reshape(-1)
+
+
+def gather(parts: Iterable[tuple[np.ndarray, np.ndarray]], total: int) -> tuple[np.ndarray, np.ndarray]:
+  """The (values, mask) of `total` views in memory."""
+  values, mask, done = None, np.zeros(total, bool), 0
+  for part, seen in parts:
+    values = np.empty((total, *part.shape[1:]), part.dtype) if values is None else values
+    values[done : done + len(part)], mask[done : done + len(part)] = part, seen
+    done += len(part)
+  return values, mask
 
 
 def size_in_bytes(step: Callable, variables: Variables, batch: Batch, examples: int) -> int:
@@ -103,14 +124,3 @@ def place(needed: int, folder: Path, asked: str) -> str | None:
   if needed * SHARE <= room.memory('SC_AVPHYS_PAGES', unknown=4 * 2**30):
     return 'memory'
   return 'disk' if needed * SHARE <= shutil.disk_usage(folder).free else None
-
-
-def _empty(shape: tuple[int, ...], dtype: Any, where: Path | None) -> np.ndarray:
-  if where is None:
-    return np.empty(shape, dtype)
-  where.parent.mkdir(parents=True, exist_ok=True)
-  return np.lib.format.open_memmap(_unfinished(where), mode='w+', dtype=dtype, shape=shape)
-
-
-def _unfinished(where: Path) -> Path:
-  return where.with_suffix('.part')

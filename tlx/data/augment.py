@@ -90,7 +90,8 @@ def augment_batch(key, images, aspect, config: Augment, size: int, first_index=0
   """Random training pictures: uint8 [b, c, c, 3] -> float32 [b, size, size, 3] in [0, 1].
 
   images: each a whole picture squashed into a square canvas. aspect: float32 [b], its true width / height.
-  first_index: position of images[0] in the whole batch, over all devices and micro-batches; may be traced.
+  first_index: position of images[0] in the whole batch, over all devices and micro-batches; may be traced. Or int [b]:
+    the number that each image draws by, whatever its position.
   """
   keys = _keys(key, len(images), first_index)
   images = jax.vmap(partial(_geometry, config=config, size=size))(keys, images, aspect)
@@ -104,7 +105,8 @@ def augment_batch(key, images, aspect, config: Augment, size: int, first_index=0
 
 
 def _keys(key, count, first_index):
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, first_index + jnp.arange(count))
+  numbers = first_index if jnp.ndim(first_index) else first_index + jnp.arange(count)
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def _geometry(key, image, aspect, config, size):

@@ -37,6 +37,7 @@ def train_batches(
   load: Callable[[np.ndarray], Batch] | None = None,
   start_step: int = 0,
   class_balanced: bool = False,
+  views: int = 1,
   workers: int = 0,
   shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
@@ -46,6 +47,7 @@ def train_batches(
     batch_size: of the global batch, over all shards.
     transform: `transforms.evaluation(...)` or `transforms.canvas(...)`.
     load: positions in the split, -1 for padding -> their part of a batch; in place of `transform`.
+    views: of each example, for `load`: it is given position * views + one of them, drawn anew in every step.
     start_step: step of the first batch.
     class_balanced: draw the class uniformly, then one of its examples, both with replacement.
     workers: threads that make pictures ahead; 0 makes each batch when it is asked for.
@@ -69,7 +71,10 @@ def train_batches(
   else:
     order = positions.shuffle().repeat()
   load = load or _Loader(source, transform, workers)
-  batches = order.batch(batch_size).map(lambda indices: load(indices[part]))
+  chosen = order.batch(batch_size)
+  if views > 1:
+    chosen = chosen.random_map(lambda indices, rng: indices * views + rng.integers(views, size=batch_size))
+  batches = chosen.map(lambda indices: load(indices[part]))
   iterator = _iterate(batches, workers)
   iterator.set_state({'next_index': start_step})
   return iterator

@@ -1,5 +1,6 @@
-"""Holding examples back for validation, stratified and seeded."""
+"""Holding examples back for validation, stratified and seeded; and what a split is known by."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,15 @@ class Subset:
 
   def __getitem__(self, index: int) -> Example:
     return self.source[int(self.indices[index])]
+
+  def fingerprint(self) -> str | None:
+    whole = fingerprint(self.source)
+    return whole and hashlib.sha256(whole.encode() + self.indices.tobytes()).hexdigest()
+
+
+def fingerprint(source: DataSource) -> str | None:
+  """Another one wherever an image or the order may be another; None where the source cannot tell."""
+  return source.fingerprint() if hasattr(source, 'fingerprint') else None
 
 
 def holdout(labels: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

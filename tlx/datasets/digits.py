@@ -1,5 +1,7 @@
 """Handwritten digits, 8 x 8 grey, inside scikit-learn (UCI, Alpaydin and Kaynak 1998); for quick checks."""
 
+import hashlib
+
 import numpy as np
 
 from tlx.data.split import class_counts, holdout
@@ -19,6 +21,9 @@ class Digits:
 
   def __getitem__(self, index: int) -> Example:
     return Example(self.images[index], int(self.labels[index]), f'digits/{self.positions[index]}')
+
+  def fingerprint(self) -> str:
+    return hashlib.sha256(self.images.tobytes()).hexdigest()
 
 
 def load(argument: str, *, seed: int) -> Dataset:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tlx.data import decode
 from tlx.data.split import Subset, class_counts, holdout
+from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, Example, UsageError
 
 SHARE = 0.2  # held back for validation
@@ -37,6 +38,9 @@ class FolderSource:
   def __getitem__(self, index: int) -> Example:
     path = self.paths[index]
     return Example(path.read_bytes(), int(self.labels[index]), path.relative_to(self.root).as_posix())
+
+  def fingerprint(self) -> str | None:
+    return fingerprint(self.root, self.paths)
 
 
 def load(argument: str, *, seed: int) -> Dataset:

@@ -12,6 +12,7 @@ standardised: at 96 px 92 %, 88 %, 90 %, at 224 px (bicubic) 93 %, 91 %, 92 %. T
 """
 
 import functools
+import hashlib
 import importlib.util
 import pathlib
 from collections.abc import Sequence
@@ -127,6 +128,12 @@ class Patches:
     image = photograph(self.names[label])
     crop = draw(*image.shape[:2], self.split, label * SHOTS[self.split] + shot, seed=self.seed)
     return Example(cut(image, crop), label, f'{self.names[label]}/{shot}')
+
+  def fingerprint(self) -> str:
+    digest = hashlib.sha256(repr((self.names, self.split, self.seed)).encode())  # all that `draw` draws from
+    for name in self.names:
+      digest.update(photograph(name).tobytes())
+    return digest.hexdigest()
 
 
 def load(argument: str, *, seed: int) -> Dataset:

@@ -7,12 +7,14 @@ yields encoded images; most builders of the catalogue do need it.
 """
 
 import difflib
+import pathlib
 import re
 from typing import Any
 
 import numpy as np
 
 from tlx.data.split import Subset, class_counts, holdout
+from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
 
 CHUNK = 1000  # records read at once
@@ -27,8 +29,8 @@ PREPARE = 'pip install "tlx[tfds-prepare]"'
 class TfdsSource:
   """One split; images stay encoded until a worker decodes them. Labels are read once, at the start."""
 
-  def __init__(self, records: Any, name: str):
-    self.records, self.name = records, name
+  def __init__(self, records: Any, name: str, folder: pathlib.Path):
+    self.records, self.name, self.folder = records, name, folder
     chunks = (range(i, min(i + CHUNK, len(records))) for i in range(0, len(records), CHUNK))
     labels = (record['label'] for chunk in chunks for record in records.__getitems__(list(chunk)))
     self.labels = np.fromiter(labels, np.int32, len(records))
@@ -38,6 +40,10 @@ class TfdsSource:
 
   def __getitem__(self, index: int) -> Example:
     return Example(self.records[index]['image'], int(self.labels[index]), f'{self.name}/{index}')
+
+  def fingerprint(self) -> str | None:
+    found = fingerprint(self.folder, sorted(path for path in self.folder.rglob('*') if path.is_file()))
+    return found and f'{self.name} {found}'
 
 
 def load(argument: str, *, seed: int) -> Dataset:
@@ -52,7 +58,7 @@ def load(argument: str, *, seed: int) -> Dataset:
   names = _features(builder, name)
   splits = {}
   for split, part in _parts(spec, builder, name).items():
-    splits[split] = TfdsSource(_read(builder, part, name), f'{name}/{part}')
+    splits[split] = TfdsSource(_read(builder, part, name), f'{name}/{part}', pathlib.Path(builder.data_dir))
   if 'validation' not in splits:
     kept, held = holdout(splits['train'].labels, share=SHARE, seed=seed)
     splits = {'train': Subset(splits['train'], kept), 'validation': Subset(splits['train'], held)}

@@ -1,0 +1,157 @@
+"""Features of frozen layers outlive their run: the next one with the same layers, images and views finds them.
+
+An entry is a folder in `folder()`, named by `key`: by everything that its bits depend on. It is written under another
+name, sealed and moved in one piece, and hashed again when it is taken: so nobody trains on what a killed run, a full
+disk or a bad one left. Two runs that compute the same do not wait for one another; the first to be done is kept.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from tlx import compile_cache, files
+from tlx.weights.download import cache_folder
+
+LARGEST = 10 * 2**30  # bytes of all entries; what was used longest ago goes first
+WORTH = 50e6  # bytes a second: features that are computed faster than this are computed again
+DEAD = 24 * 3600  # seconds without a write, after which the writer of a part is gone
+VARIABLE, OFF = 'TLX_FEATURE_CACHE', 'off'  # of the environment: another folder, or none
+PART = '.part'
+ENTRY = re.compile(rf'[0-9a-f]{{32}}(-[0-9a-f]{{8}}{re.escape(PART)})?')  # the folder may hold other things too
+VALUES, MASK = 'features.npy', 'mask.npy'
+
+Parts = Iterable[tuple[np.ndarray, np.ndarray]]  # (values [any, ...], mask [any]), one after the other
+
+
+def folder() -> Path:
+  """$TLX_FEATURE_CACHE, or $XDG_CACHE_HOME/tlx/features."""
+  return Path(os.environ.get(VARIABLE) or cache_folder() / 'features')
+
+
+def usable() -> bool:
+  """Whether this user may write there, and wants to."""
+  if os.environ.get(VARIABLE) == OFF:
+    return False
+  with contextlib.suppress(OSError):
+    folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+  return os.access(folder(), os.W_OK | os.X_OK)
+
+
+def key(*facts: Any) -> str:
+  """The name of an entry: a hash of facts, by their repr, of this program and of this machine."""
+  return hashlib.sha256(repr((facts, _program(), _machine())).encode()).hexdigest()[:32]
+
+
+def of_arrays(leaves: Mapping[str, Any]) -> str:
+  """A hash of named arrays: names, shapes, dtypes and every byte."""
+  digest = hashlib.sha256()
+  for path, leaf in sorted(leaves.items()):
+    values = np.asarray(leaf)
+    digest.update(f'{path} {values.dtype} {values.shape} '.encode())
+    digest.update(values.tobytes())
+  return digest.hexdigest()
+
+
+def take(entry: Path | None, memory: bool) -> tuple[np.ndarray, np.ndarray] | None:
+  """(values, mask) of an entry, into memory or mapped from disk; None where it is not there, or not what was written.
+
+  What is mapped stays readable when the entry is removed.
+  """
+  if not entry or not entry.is_dir():
+    return None
+  with contextlib.suppress(OSError, ValueError):  # another run removes it, or it cannot be read
+    if not files.broken(entry):
+      with contextlib.suppress(OSError):  # it may be another user's
+        os.utime(entry)  # used now
+      return _load(entry, memory)
+  shutil.rmtree(entry, ignore_errors=True)
+  return None
+
+
+def write(entry: Path, total: int, parts: Parts, owner: str) -> tuple[np.ndarray, np.ndarray]:
+  """Writes an entry of `total` examples as they come, and maps it.
+
+  owner: of the run; what it left half written when it was killed is written anew. An entry with images that could not
+  be read is not kept: the next run may be luckier.
+  Raises: OSError where the disk refuses.
+  """
+  part = entry.with_name(f'{entry.name}-{hashlib.sha256(f"{platform.node()} {owner}".encode()).hexdigest()[:8]}{PART}')
+  shutil.rmtree(part, ignore_errors=True)
+  part.mkdir(parents=True)
+  try:
+    np.save(part / MASK, _stream(part / VALUES, total, parts))
+    files.seal(part)
+    values, mask = _load(part, memory=False)
+    if mask.all():
+      with contextlib.suppress(OSError):  # another run was first: its bits are these
+        part.rename(entry)
+    return values, mask
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def make_room(needed: int) -> None:
+  """Removes what was used longest ago until so many bytes more are within LARGEST, and what killed runs left."""
+  size, used = {}, {}
+  for entry in (path for path in folder().glob('*') if ENTRY.fullmatch(path.name)):
+    with contextlib.suppress(OSError):  # another run removes it
+      stats = [path.stat() for path in entry.iterdir()]
+      size[entry] = sum(s.st_size for s in stats)
+      used[entry] = max(s.st_mtime for s in (entry.stat(), *stats))  # `take` touches the folder, a writer the files
+  total = sum(size.values()) + needed
+  for entry in sorted(used, key=used.get):
+    dead = time.time() - used[entry] > DEAD
+    if dead if entry.suffix == PART else total > LARGEST:
+      shutil.rmtree(entry, ignore_errors=True)
+      total -= size[entry]
+
+
+def _stream(path: Path, total: int, parts: Parts) -> np.ndarray:
+  """Writes the values and returns the mask. Not through a memory map, where a full disk kills the process."""
+  masks = []
+  with path.open('xb') as file:
+    for values, mask in parts:
+      if not masks:
+        kind = np.lib.format.dtype_to_descr(values.dtype)
+        header = {'descr': kind, 'fortran_order': False, 'shape': (total, *values.shape[1:])}
+        np.lib.format.write_array_header_2_0(file, header)
+      file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)  # no copy
+      masks.append(mask)
+  return np.concatenate(masks)
+
+
+def _load(entry: Path, memory: bool) -> tuple[np.ndarray, np.ndarray]:
+  values = np.load(entry / VALUES, mmap_mode=None if memory else 'r')
+  values = values.view(ml_dtypes.bfloat16) if values.dtype.kind == 'V' else values  # which .npy has no name for
+  return values, np.load(entry / MASK)
+
+
+@functools.cache
+def _program() -> tuple:
+  """Every line of this package, so that nobody who changes a layer trains on its old features; what it stands on."""
+  root, digest = Path(__file__).parent, hashlib.sha256()
+  for path in sorted(root.rglob('*.py')):
+    digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+  libraries = ('jax', 'jaxlib', 'flax', 'dm-pix', 'numpy', 'pillow')
+  return digest.hexdigest(), [importlib.metadata.version(name) for name in libraries]
+
+
+def _machine() -> tuple:
+  """What another number of devices, or another kind of them, would compute with other bits."""
+  device = jax.devices()[0]
+  share = jax.process_index(), jax.process_count(), jax.device_count()
+  precision = jax.config.jax_default_matmul_precision
+  return compile_cache.processor(), device.device_kind, device.client.platform_version, share, precision
