@@ -38,7 +38,7 @@ class Views:
     """
     layer = prefix.boundary(self.recipe.model, stretch.phase)
     e, whole = self.experiment, len(self.data.splits['train'])
-    passes = (stretch.end - stretch.start) * e.batch_size / whole
+    passes = (stretch.end - stretch.start) * e.batch_size // whole  # whole ones: the last batch goes beyond
     if reason := self._hindrance(layer):
       if e.cache in ('memory', 'disk') and layer:
         raise UsageError(f'--cache {e.cache}: {reason}')

@@ -17,13 +17,13 @@ import os, sys
 from tlx import cli, processes
 from tlx.data.pipeline import Prefetch
 processes.start()
-take, left = Prefetch.__next__, [int(sys.argv[1])]
-def counted(self):
+take, left = Prefetch.after, [int(sys.argv[1])]
+def counted(self, running):
   left[0] -= 1
   if not left[0]:
     os.kill(os.getpid(), int(sys.argv[2]))
-  return take(self)
-Prefetch.__next__ = counted
+  return take(self, running)
+Prefetch.after = counted
 cli.main(sys.argv[3:])
 """
 

@@ -42,7 +42,7 @@ def counting(function):
 if count < 0:
   exact.evaluate = counting(exact.evaluate)
 else:
-  Prefetch.__next__ = counting(Prefetch.__next__)
+  Prefetch.after = counting(Prefetch.after)
 cli.main(sys.argv[3:])
 """
 
