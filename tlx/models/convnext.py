@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tlx.nn.attention import gelu
+from tlx.nn.activation import gelu
 from tlx.nn.conv import Conv, Dense
 from tlx.nn.dtypes import widened
 from tlx.nn.model import Layer, Staged

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 
 from tlx.nn import inverted_residual as ir
+from tlx.nn.activation import silu
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import records, rules
 
@@ -49,11 +50,11 @@ class EfficientNetConfig(ir.Network):
     )
     if self.lite:
       return ir.Plan(32, stages, self.final, nn.relu6)
-    return ir.Plan(scaled(32), stages, scaled(self.final), nn.silu)
+    return ir.Plan(scaled(32), stages, scaled(self.final), silu)
 
   def _block(self, kernel: int, stride: int, expansion: int, channels: int) -> ir.Block:
     kind = 'inverted' if expansion > 1 else 'separable'
-    activation, gate = (nn.relu6, None) if self.lite else (nn.silu, ir.Gate())
+    activation, gate = (nn.relu6, None) if self.lite else (silu, ir.Gate())
     return ir.Block(kind, kernel, stride, expansion, channels, activation, gate)
 
 

@@ -8,9 +8,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-import flax.linen as nn
-
 from tlx.nn import inverted_residual as ir
+from tlx.nn.activation import silu
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
@@ -78,12 +77,12 @@ class EfficientNetV2Config(ir.Network):
     gate = lambda kind: ir.Gate() if kind == 'inverted' else None
     stages = tuple(
       tuple(
-        ir.Block(kind, 3, 1 if b else stride, expansion, scaled(channels), nn.silu, gate(kind))
+        ir.Block(kind, 3, 1 if b else stride, expansion, scaled(channels), silu, gate(kind))
         for b in range(math.ceil(repeats * times))
       )
       for times, (kind, stride, expansion, channels, repeats) in zip(deepen, self.stages)
     )
-    return ir.Plan(scaled(self.stem), stages, scaled(self.final), nn.silu)
+    return ir.Plan(scaled(self.stem), stages, scaled(self.final), silu)
 
 
 def torchvision(config: EfficientNetV2Config) -> Iterator[rules.Rule]:

@@ -1,22 +1,14 @@
 """Attention and the perceptron beside it, as every transformer here uses them."""
 
-from collections.abc import Callable
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from tlx.nn.activation import Activation, gelu
 from tlx.nn.conv import Dense
 from tlx.nn.dtypes import at_least_float32
 
-gelu = partial(nn.gelu, approximate=False)  # with the error function, as PyTorch computes it
 table_init = nn.initializers.truncated_normal(0.02)  # of positions and of patch embeddings
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-  """x * sigmoid(1.702 x): the activation of OpenAI's CLIP."""
-  return x * nn.sigmoid(1.702 * x)
 
 
 def attend(
@@ -50,7 +42,7 @@ class Mlp(nn.Module):
   """Two linear layers around an activation: [..., d] -> [..., d]; `fc1`, `fc2`."""
 
   hidden: int
-  activation: Callable[[jax.Array], jax.Array] = gelu
+  activation: Activation = gelu
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

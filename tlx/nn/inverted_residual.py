@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from tlx.nn.activation import Activation, silu
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.gate import SqueezeExcite
 from tlx.nn.model import Layer
@@ -17,7 +18,6 @@ from tlx.nn.stochastic import DropPath
 from tlx.types import Checkpoint, Preprocess
 from tlx.weights import rules
 
-Activation = Callable[[jax.Array], jax.Array]
 Unit = tuple[str, str]  # what a checkpoint calls a convolution and the batch norm after it
 UNITS = {  # kind of a block: its convolutions in order; the gate comes before 'project'
   'separable': ('depthwise', 'project'),
@@ -31,7 +31,7 @@ class Gate(NamedTuple):
   """How a block squeezes and excites (Hu et al. 2017, https://arxiv.org/abs/1709.01507)."""
 
   squeezed: Callable[[int, int], int] = lambda inputs, expanded: max(1, inputs // 4)
-  inner: Activation = nn.silu
+  inner: Activation = silu
   outer: Activation = nn.sigmoid
 
 

@@ -6,7 +6,7 @@ what a block is made of.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tlx.nn.attention import Mlp, attend, gelu, merge_heads, quick_gelu, split_heads, table_init
+from tlx.nn.activation import Activation, gelu, gelu_tanh, quick_gelu, silu
+from tlx.nn.attention import Mlp, attend, merge_heads, split_heads, table_init
 from tlx.nn.conv import Conv, Dense
 from tlx.nn.dtypes import at_least_float32
 from tlx.nn.model import Layer
@@ -22,11 +23,7 @@ from tlx.nn.norm import LayerNorm, LayerScale
 from tlx.nn.stochastic import DropPath
 from tlx.types import UsageError
 
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-  'gelu': gelu,
-  'gelu_tanh': partial(nn.gelu, approximate=True),
-  'quick_gelu': quick_gelu,
-}
+ACTIVATIONS: Mapping[str, Activation] = {'gelu': gelu, 'gelu_tanh': gelu_tanh, 'quick_gelu': quick_gelu}
 token_init = nn.initializers.normal(1e-6)
 
 
@@ -154,7 +151,7 @@ class GatedMlp(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     gate, value = jnp.split(Dense(2 * self.hidden, name='fc1')(x), 2, axis=-1)
-    y = nn.silu(gate) * value
+    y = silu(gate) * value
     y = y if self.norm is None else LayerNorm(self.norm, name='norm')(y)
     return Dense(x.shape[-1], name='fc2')(y)
 
