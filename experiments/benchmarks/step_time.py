@@ -34,13 +34,13 @@ from pathlib import Path
 
 import contestants
 
-from tlx.__main__ import SETTING
+from tlx.__main__ import settings
 
 MODELS = ['efficientnet_lite0@96', 'efficientnet_lite0@224', 'resnet50@224', 'mobilenetv3_large_100@224', 'vgg16@224',
           'vit_small_patch16_224@224']  # fmt: skip
 
 
-AS_TLX_STARTS = ('tlx', 'cached')  # on huge pages
+AS_TLX_STARTS = ('tlx', 'cached')  # with glibc's settings
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ class Turns:
   def __init__(self, name: str, work: contestants.Work):
     context = multiprocessing.get_context('spawn')
     self.ask, theirs = context.Pipe()
-    os.environ['GLIBC_TUNABLES'] = f'{SETTING}=1' if name in AS_TLX_STARTS else ''
+    os.environ['GLIBC_TUNABLES'] = settings() if name in AS_TLX_STARTS else ''
     self.process = context.Process(target=serve, args=(name, work, theirs), daemon=True)
     self.process.start()
     theirs.close()
