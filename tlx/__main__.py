@@ -5,9 +5,10 @@ import os
 import sys
 from pathlib import Path
 
-# One heap that never shrinks, for blocks of any size: XLA on a CPU asks for the memory of a step and gives it back at
-# its end, and the system would hand it out anew each time, page by page.
-KEPT = 'glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776'
+# XLA on a CPU asks for the memory of a step and gives it back at its end, and the system would hand it out anew each
+# time, page by page. So: a heap that never shrinks, for blocks of any size, and steps in the main thread, whose it is.
+KEPT = 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776'
+IN_MAIN_THREAD = {'JAX_CPU_ENABLE_ASYNC_DISPATCH': 'false'}
 HUGE = 'glibc.malloc.hugetlb=1'
 KERNEL = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 ACCELERATORS = ('nvidia[0-9]*', 'accel*', 'vfio/[0-9]*', 'kfd')  # their files in DEVICES
@@ -25,15 +26,15 @@ def main() -> None:
 def keep_memory() -> None:
   """Starts this process anew, if need be, with settings that glibc reads only when it starts; else does nothing.
 
-  Milliseconds of a full step, 16 images, as the system gives it memory; with huge pages; with those, kept; PyTorch's:
-  EfficientNet-Lite0 at 96 pixels 174, 220, 136, 110; ResNet-50 at 224 pixels -, 2507, 1943, 1761; VGG16 -, 8750, 6222,
-  5649 (2 shared cores, taking turns; on other days huge pages alone were as good).
+  A full step, 16 images, on huge pages alone, and kept: EfficientNet-Lite0 at 96 pixels 97 and 91 ms, ResNet-50 at 224
+  pixels 2013 and 1737. In turns with another program that takes and gives back memory, huge pages alone are worse than
+  none (220 ms against 174, kept in another way 136); one heap for all threads costs 4 s of compilation.
   Nothing happens on other systems, beside an accelerator, or where GLIBC_TUNABLES says something of malloc already.
   """
   tunables = os.environ.get('GLIBC_TUNABLES', '')
   accelerated = any(path for pattern in ACCELERATORS for path in DEVICES.glob(pattern))
   if sys.platform == 'linux' and sys.executable and not accelerated and 'glibc.malloc.' not in tunables:
-    os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, [tunables, settings()]))
+    os.environ |= IN_MAIN_THREAD | {'GLIBC_TUNABLES': ':'.join(filter(None, [tunables, settings()]))}
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -4,22 +4,23 @@
 
 Each contestant has a process of its own; they take turns, round after round, after their compilation. A ratio is the
 median over the rounds of their time / tlx's: above 1 tlx is faster. Memory is the most that a process held during its
-steps, beyond what its imports hold. On a CPU tlx runs as its command line does, on huge pages.
+steps, beyond what its imports hold. On a CPU tlx runs as its command line does (`tlx.__main__.settings`).
 
-Measured with `--rounds 3 --seconds 0.7`, 16 x float32 on 2 shared CPU cores (AVX-512), jax 0.10.2, PyTorch 2.13.0, timm
-1.0.31, 2026-11-21: milliseconds a step of tlx, ratio (timm / tlx), megabytes of tlx and of timm.
+Measured with `--rounds 3 --seconds 0.7`, 16 x float32 on 2 CPU cores (AVX-512) and nothing beside, jax 0.10.2, PyTorch
+2.13.0, timm 1.0.31, 2026-11-21: milliseconds a step of tlx, ratio (timm / tlx), megabytes of tlx / of timm. A second
+measurement of a ratio differed by up to a tenth.
 
                               probe               last stage           full
-  efficientnet_lite0     96    19  1.40  317/345    19  1.88  261/361   148  0.89   757/618 (a)
-  efficientnet_lite0    224   118  1.49  356/605   114  1.77  403/644   575  1.17  1848/1728
-  resnet50              224   492  1.25  593/622   775  1.00  861/799  2313  0.74  2997/2335 (a)
-  mobilenetv3_large_100 224    89  1.33  306/539    62  2.00  362/547   357  1.02  1497/1328
-  vgg16                 224  1541  0.88 1303/1330 3029  0.90 2873/3257 8591  0.66  5924/4400
-  vit_small_patch16_224 224   748  2.47  446/519  1652  2.19  834/679  2974  0.91  2876/1683 (a)
+  efficientnet_lite0     96    16  1.57  234/347     21  1.87  284/357   159  0.88   812/620
+  efficientnet_lite0    224    90  1.98  503/617    113  1.89  700/624   570  1.06  1868/1755
+  resnet50              224   461  1.30  596/635    651  1.11  824/803  2094  0.83  2388/2254
+  mobilenetv3_large_100 224    48  2.47  314/513     57  2.34  342/544   424  0.94  1538/1287
+  vgg16                 224  1378  1.02 1488/1261  2455  1.10 3765/3249 5702  0.94  4996/4396
+  vit_small_patch16_224 224   544  1.72  455/445    679  1.56  602/679  1950  1.25  2009/1703
 
-Rows (a) were measured again after 1x1 convolutions took their kernel gradients by blocks of rows; the others of the
-last column, and all of the column before it, have not been since. A dense layer's kernel gradient, changed after that,
-took ViT's full step from 2446 to 2068 ms, in pairs in one process beside other work.
+`--contestants tlx cached timm --regimes probe`: on kept features a step takes 0.5 ms (Lite0 at 96) and 0.7 ms
+(ResNet-50), which is 50 and 800 times as fast as timm's. `--contestants tlx plain`: with the convolution that
+flax.linen.Conv calls, Lite0 at 96 takes 11.3 (probe) and 7.5 (full) times as long, MobileNetV3 12.3 and 7.9.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from pathlib import Path
 
 import contestants
 
-from tlx.__main__ import settings
+from tlx.__main__ import IN_MAIN_THREAD, settings
 
 MODELS = ['efficientnet_lite0@96', 'efficientnet_lite0@224', 'resnet50@224', 'mobilenetv3_large_100@224', 'vgg16@224',
           'vit_small_patch16_224@224']  # fmt: skip
@@ -96,7 +97,8 @@ class Turns:
   def __init__(self, name: str, work: contestants.Work):
     context = multiprocessing.get_context('spawn')
     self.ask, theirs = context.Pipe()
-    os.environ['GLIBC_TUNABLES'] = settings() if name in AS_TLX_STARTS else ''
+    as_started = {'GLIBC_TUNABLES': settings(), **IN_MAIN_THREAD} if name in AS_TLX_STARTS else {}
+    os.environ |= {'GLIBC_TUNABLES': '', **dict.fromkeys(IN_MAIN_THREAD, 'true'), **as_started}
     self.process = context.Process(target=serve, args=(name, work, theirs), daemon=True)
     self.process.start()
     theirs.close()
