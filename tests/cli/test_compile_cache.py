@@ -51,6 +51,7 @@ def test_a_second_run_loads_the_programs_of_the_first_and_ends_with_the_same_bit
   assert run('third', 3, JAX_ENABLE_COMPILATION_CACHE='false') == first
 
 
+@pytest.mark.slow
 def test_the_program_compiled_aside_is_the_one_that_the_next_phase_takes(
   settings, tiny_model, tiny_images, tmp_path, monkeypatch
 ):

@@ -72,6 +72,7 @@ def test_training_and_validation_crops_share_no_pixel(name):
   assert not (covered['train'] & covered['validation']).any()
 
 
+@pytest.mark.slow
 def test_photo_patches_are_hard_for_raw_pixels():
   from sklearn.linear_model import LogisticRegression
 

@@ -139,6 +139,7 @@ def test_data_that_cannot_name_themselves_are_not_kept(probe, computed, shelf, m
   assert probe() == probe(cache='disk') and len(computed) == 4 and not entries(shelf)
 
 
+@pytest.mark.slow
 def test_an_image_that_was_not_read_may_be_read_next_time(probe, computed, shelf, monkeypatch):
   from tlx.datasets import folder
 

@@ -21,7 +21,7 @@ from tlx.types import Phase, Preprocess
 
 PIXELS, SIZE = 32, 8
 TINY = 'efficientnet_test'
-OFTEN = (TINY, 'resnet_test', 'vit_test')  # the others take a minute each and are slow tests
+OFTEN = (TINY, 'vit_test')  # the others take a minute each and are slow tests
 NAMES = [
   pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
   for name in sorted(catalog.variants())
