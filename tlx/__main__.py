@@ -8,7 +8,6 @@ from pathlib import Path
 # XLA on a CPU asks for the memory of a step and gives it back at its end, and the system would hand it out anew each
 # time, page by page. So: a heap that never shrinks, for blocks of any size, and steps in the main thread, whose it is.
 KEPT = 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776'
-IN_MAIN_THREAD = {'JAX_CPU_ENABLE_ASYNC_DISPATCH': 'false'}
 HUGE = 'glibc.malloc.hugetlb=1'
 KERNEL = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 ACCELERATORS = ('nvidia[0-9]*', 'accel*', 'vfio/[0-9]*', 'kfd')  # their files in DEVICES
@@ -18,6 +17,8 @@ DEVICES = Path('/dev')
 def main() -> None:
   keep_memory()
   gc.set_threshold(100_000)  # tracing makes a million objects that stay: EfficientNet-Lite0's step 2.1 -> 1.3 s
+  if KEPT in os.environ.get('GLIBC_TUNABLES', ''):
+    step_in_main_thread()
   from tlx.cli import main
 
   main()
@@ -34,8 +35,15 @@ def keep_memory() -> None:
   tunables = os.environ.get('GLIBC_TUNABLES', '')
   accelerated = any(path for pattern in ACCELERATORS for path in DEVICES.glob(pattern))
   if sys.platform == 'linux' and sys.executable and not accelerated and 'glibc.malloc.' not in tunables:
-    os.environ |= IN_MAIN_THREAD | {'GLIBC_TUNABLES': ':'.join(filter(None, [tunables, settings()]))}
+    os.environ['GLIBC_TUNABLES'] = ':'.join(filter(None, [tunables, settings()]))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def step_in_main_thread() -> None:
+  """Before JAX has looked for devices; no variable of the environment says it."""
+  import jax
+
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 def settings() -> str:

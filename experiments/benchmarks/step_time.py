@@ -35,7 +35,7 @@ from pathlib import Path
 
 import contestants
 
-from tlx.__main__ import IN_MAIN_THREAD, settings
+from tlx.__main__ import settings, step_in_main_thread
 
 MODELS = ['efficientnet_lite0@96', 'efficientnet_lite0@224', 'resnet50@224', 'mobilenetv3_large_100@224', 'vgg16@224',
           'vit_small_patch16_224@224']  # fmt: skip
@@ -97,8 +97,7 @@ class Turns:
   def __init__(self, name: str, work: contestants.Work):
     context = multiprocessing.get_context('spawn')
     self.ask, theirs = context.Pipe()
-    as_started = {'GLIBC_TUNABLES': settings(), **IN_MAIN_THREAD} if name in AS_TLX_STARTS else {}
-    os.environ |= {'GLIBC_TUNABLES': '', **dict.fromkeys(IN_MAIN_THREAD, 'true'), **as_started}
+    os.environ['GLIBC_TUNABLES'] = settings() if name in AS_TLX_STARTS else ''
     self.process = context.Process(target=serve, args=(name, work, theirs), daemon=True)
     self.process.start()
     theirs.close()
@@ -126,6 +125,8 @@ class Turns:
 def serve(name: str, work: contestants.Work, ask) -> None:
   """A contestant's process."""
   try:
+    if name in AS_TLX_STARTS:
+      step_in_main_thread()
     import_all(name)
     before, began = resident('VmRSS'), time.perf_counter()
     step = contestants.ALL[name](work)
