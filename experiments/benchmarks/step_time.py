@@ -8,15 +8,16 @@ steps, beyond what its imports hold. On a CPU tlx runs as its command line does 
 
 Measured with `--rounds 3 --seconds 0.7`, 16 x float32 on 2 CPU cores (AVX-512) and nothing beside, jax 0.10.2, PyTorch
 2.13.0, timm 1.0.31, 2026-11-21: milliseconds a step of tlx, ratio (timm / tlx), megabytes of tlx / of timm. A second
-measurement of a ratio differed by up to a tenth.
+measurement of a ratio differed by up to a tenth. Probe and last stage, and the lines below, were measured with one heap
+for all threads, before the last change of `tlx.__main__`; full with what is there now.
 
                               probe               last stage           full
-  efficientnet_lite0     96    16  1.57  234/347     21  1.87  284/357   159  0.88   812/620
-  efficientnet_lite0    224    90  1.98  503/617    113  1.89  700/624   570  1.06  1868/1755
-  resnet50              224   461  1.30  596/635    651  1.11  824/803  2094  0.83  2388/2254
-  mobilenetv3_large_100 224    48  2.47  314/513     57  2.34  342/544   424  0.94  1538/1287
-  vgg16                 224  1378  1.02 1488/1261  2455  1.10 3765/3249 5702  0.94  4996/4396
-  vit_small_patch16_224 224   544  1.72  455/445    679  1.56  602/679  1950  1.25  2009/1703
+  efficientnet_lite0     96    16  1.57  234/347     21  1.87  284/357   115  1.10   755/619
+  efficientnet_lite0    224    90  1.98  503/617    113  1.89  700/624   459  1.23  1850/1833
+  resnet50              224   461  1.30  596/635    651  1.11  824/803  1802  0.92  2337/2241
+  mobilenetv3_large_100 224    48  2.47  314/513     57  2.34  342/544   286  1.30  1457/1288
+  vgg16                 224  1378  1.02 1488/1261  2455  1.10 3765/3249 5764  0.92  4967/4391
+  vit_small_patch16_224 224   544  1.72  455/445    679  1.56  602/679  1812  1.39  2034/1701
 
 `--contestants tlx cached timm --regimes probe`: on kept features a step takes 0.5 ms (Lite0 at 96) and 0.7 ms
 (ResNet-50), which is 50 and 800 times as fast as timm's. `--contestants tlx plain`: with the convolution that
