@@ -76,9 +76,10 @@ def broken(folder: pathlib.Path) -> str | None:
 def fingerprint(root: pathlib.Path, paths: Iterable[pathlib.Path]) -> str | None:
   """Hash of a folder and of its files' names, sizes and times of change, in order; None where one cannot be seen."""
   try:
-    facts = [(path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    seen = [(path.relative_to(root).as_posix(), path.stat()) for path in paths]
   except OSError:
     return None
+  facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in seen]
   return hashlib.sha256(repr((str(root), facts)).encode()).hexdigest() if facts else None
 
 

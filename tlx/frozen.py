@@ -9,7 +9,6 @@ longer than reading them, and the disk stays mostly free. All others are files o
 
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,7 +40,8 @@ class Frozen:
     leave: called between batches, and may raise.
     """
     run, began = self.run, time.monotonic()
-    needed = {split: self._size_in_bytes(split) for split in SPLITS}
+    one = self._size_of_one()
+    needed = {split: one * self._examples(split) for split in SPLITS}
     total = sum(needed.values())
     lasting = self._lasting(total)
     place = prefix.place(total, feature_cache.folder() if lasting else run.folder.parent, run.experiment.cache)
@@ -78,11 +78,11 @@ class Frozen:
     recipe = dataclasses.replace(self.run.recipe, augment=augment)
     return prefix.prefix_step(recipe, self.layer, self.run.experiment.seed)
 
-  def _size_in_bytes(self, split: str) -> int:
+  def _size_of_one(self) -> int:
     image = certificate.example_batch(1, self.run.recipe.preprocess.size)
     abstract = {**image, 'index': jax.ShapeDtypeStruct((1,), 'int32')}
     one = jax.eval_shape(self.run.placement.one, self.variables)
-    return prefix.size_in_bytes(self._step(None), one, abstract, self._examples(split))
+    return prefix.size_in_bytes(self._step(None), one, abstract)
 
   def _parts(self, split: str, step: Callable, leave: Callable[[], None]) -> feature_cache.Parts:
     views, augment = self._seen(split)
@@ -128,16 +128,12 @@ class Frozen:
         raise TlxError(f'the features cannot be written to {entry.parent}: {_reason(error)}; {way_out}') from None
     held = prefix.gather(parts, total)
     try:
-      if entry and size <= feature_cache.WORTH * (time.monotonic() - began) and _room(size, here):
+      if entry and size <= feature_cache.WORTH * (time.monotonic() - began) and prefix.disk_has_room(size, here):
         feature_cache.make_room(size)
         put([held])
     except OSError as error:
       self.run.say(f'the features are not kept for later runs: {_reason(error)}')
     return held
-
-
-def _room(size: int, folder: Path) -> bool:
-  return size * prefix.SHARE <= shutil.disk_usage(folder).free
 
 
 def _reason(error: OSError) -> str:

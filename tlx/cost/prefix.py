@@ -111,10 +111,10 @@ def gather(parts: Iterable[tuple[np.ndarray, np.ndarray]], total: int) -> tuple[
   return values, mask
 
 
-def size_in_bytes(step: Callable, variables: Variables, batch: Batch, examples: int) -> int:
-  """Of the features of that many examples."""
+def size_in_bytes(step: Callable, variables: Variables, batch: Batch) -> int:
+  """Of the features of one example."""
   _, found = jax.eval_shape(step, variables, batch)
-  return examples * int(np.prod(found['features'].shape[1:])) * found['features'].dtype.itemsize
+  return int(np.prod(found['features'].shape[1:])) * found['features'].dtype.itemsize
 
 
 def place(needed: int, folder: Path, asked: str) -> str | None:
@@ -123,4 +123,8 @@ def place(needed: int, folder: Path, asked: str) -> str | None:
     return asked
   if needed * SHARE <= room.memory('SC_AVPHYS_PAGES', unknown=4 * 2**30):
     return 'memory'
-  return 'disk' if needed * SHARE <= shutil.disk_usage(folder).free else None
+  return 'disk' if disk_has_room(needed, folder) else None
+
+
+def disk_has_room(needed: int, folder: Path) -> bool:
+  return needed * SHARE <= shutil.disk_usage(folder).free

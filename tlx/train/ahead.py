@@ -7,8 +7,8 @@ from collections.abc import Callable
 import jax
 
 
-def compile_aside(build: Callable[[], object]) -> threading.Thread | None:
-  """Runs `build`, which compiles a program, in the background, for the persistent cache; None where that is no gain.
+def compile_aside(build: Callable[[], object]) -> None:
+  """Runs `build`, which compiles a program, in the background, for the persistent cache.
 
   The program itself is dropped: the phase compiles it when it comes, from the same text, and finds it in the cache. An
   error is left to the phase too, which meets it where somebody is told.
@@ -18,11 +18,7 @@ def compile_aside(build: Callable[[], object]) -> threading.Thread | None:
     with contextlib.suppress(Exception):
       build()
 
-  if not gains():
-    return None
-  thread = threading.Thread(target=quietly, name='tlx-compile', daemon=True)
-  thread.start()
-  return thread
+  threading.Thread(target=quietly, name='tlx-compile', daemon=True).start()
 
 
 def gains() -> bool:

@@ -181,7 +181,9 @@ def _train(
 
 def _compile_next(plan: Plan, state: states.TrainState, index: int) -> None:
   """Has the program of the phase of that index compiled while this one trains, where its batches are known already."""
-  if index == len(plan.stretches) or (batch := plan.expected(plan.stretches[index])) is None:
+  if index == len(plan.stretches) or not ahead.gains():
+    return
+  if (batch := plan.expected(plan.stretches[index])) is None:
     return
   stretch, variables = plan.stretches[index], jax.eval_shape(plan.placement.one, state.variables)
 
