@@ -6,7 +6,7 @@ Usage errors exit with 2, other failures with 1, a run stopped by a signal with 
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -17,8 +17,11 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from tlx import __version__, catalog, compile_cache
-from tlx.commands import COMMANDS, Positional
+from tlx.commands import Cost, Evaluate, Export, Finetune, Models, Positional, Predict, Report
+from tlx.explain_commands import Explain
 from tlx.types import TlxError, UsageError
+
+COMMANDS = (Finetune, Evaluate, Predict, Models, Cost, Export, Report, Explain)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,18 +60,25 @@ def run(arguments: list[str]) -> int:
     return _fail(f'{error.filename or "the operating system"}: {error.strerror or error}', 1)
 
 
-def _known(arguments: list[str]) -> None:
+def _known(arguments: list[str], commands: Sequence[type] = COMMANDS, where: str = 'tlx') -> None:
   """Refuses misspelt commands and options, with the nearest."""
-  names = {command.__name__.lower(): command for command in COMMANDS}
+  names = {command.__name__.lower(): command for command in commands}
   first = arguments[0] if arguments else '-'
   if not first.startswith('-') and first not in names:
-    raise UsageError(f'no command {first!r}{catalog.suggest(first, names)}')
-  known = ['--help', *_options(names[first])] if first in names else ['--help', '--version']
+    raise UsageError(f'no {"command" if where == "tlx" else "tool"} {first!r}{catalog.suggest(first, names)}')
+  if first in names and (tools := _tools(names[first])):
+    return _known(arguments[1:], tools, f'{where} {first}')
+  where = f'{where} {first}' if first in names else where
+  known = ['--help', *(_options(names[first]) if first in names else ['--version'] * (where == 'tlx'))]
   given = [word.partition('=')[0] for word in arguments if word.startswith('--') and not word.startswith('--tyro')]
-  where = f'tlx {first}' if first in names else 'tlx'
   wrong = [name for name in given if name.replace('_', '-') not in known]
   if wrong:
     raise UsageError('\n'.join(f'{where} has no option {name}{catalog.suggest(name, known)}' for name in wrong))
+
+
+def _tools(command: type) -> tuple[type, ...]:
+  """The commands within a command."""
+  return getattr(command, 'TOOLS', ())
 
 
 def _options(command: type) -> Iterator[str]:
@@ -80,11 +90,18 @@ def _options(command: type) -> Iterator[str]:
 
 
 def _parse(arguments: list[str]) -> Any:
-  commands = [Annotated[c, tyro.conf.subcommand(c.__name__.lower(), description=c.__doc__)] for c in COMMANDS]
-  return tyro.cli(
-    reduce(or_, commands), args=arguments, prog='tlx', config=(tyro.conf.FlagCreatePairsOff,), registry=VALUES,
-    description=f'Transfer learning in computer vision with JAX. Version {__version__} (--version).',
-  )  # fmt: skip
+  first = arguments[0] if arguments else ''
+  for command in COMMANDS:
+    if command.__name__.lower() == first and _tools(command):
+      return _one_of(_tools(command), arguments[1:], f'tlx {first}', command.__doc__)
+  about = f'Transfer learning in computer vision with JAX. Version {__version__} (--version).'
+  return _one_of(COMMANDS, arguments, 'tlx', about)
+
+
+def _one_of(commands: Sequence[type], arguments: list[str], prog: str, about: str) -> Any:
+  choices = [Annotated[c, tyro.conf.subcommand(c.__name__.lower(), description=c.__doc__)] for c in commands]
+  config = (tyro.conf.FlagCreatePairsOff,)
+  return tyro.cli(reduce(or_, choices), args=arguments, prog=prog, config=config, registry=VALUES, description=about)
 
 
 VALUES = ConstructorRegistry()

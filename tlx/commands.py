@@ -78,7 +78,7 @@ class Finetune:
     given = vars(self.general) | vars(self.optimisation) | vars(self.augmentation) | vars(self.running)
     result = run(Experiment(**given), quiet=self.json)
     if self.json:
-      _print({**result.metrics, 'run': str(result.folder), 'report': str(result.folder / 'report.html')})
+      print_json({**result.metrics, 'run': str(result.folder), 'report': str(result.folder / 'report.html')})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Evaluate:
 
     numbers = evaluate(self.run, data=self.data, split=self.split, batch_size=self.batch_size)
     if self.json:
-      return _print(numbers)
+      return print_json(numbers)
     show = console.Console()
     for name, value in numbers.items():
       show.line(f'{name:<18} {value:.4f}' if isinstance(value, float) else f'{name:<18} {value}')
@@ -127,7 +127,7 @@ class Predict:
     found = predict(self.run, self.images, top=self.top)
     if self.json:
       found = list(found)
-      _print(found)
+      print_json(found)
     for prediction in found:
       failed += 'error' in prediction
       if self.json:
@@ -164,7 +164,7 @@ class Models:
     rows = model_table(self.pattern, sort=self.sort, max_parameters=most, license=self.license)
     layers = layer_table(rows[0]['name']) if len(rows) == 1 else []
     if self.json:
-      return _print([{**rows[0], 'layers': layers}] if layers else rows)
+      return print_json([{**rows[0], 'layers': layers}] if layers else rows)
     show = console.Console()
     show.model(rows[0], layers) if layers else show.models(rows)
 
@@ -221,7 +221,7 @@ class Cost:
       remat=self.remat,
       optimizer_name=self.optimizer,
     )
-    _print(found) if self.json else console.Console().cost(found)
+    print_json(found) if self.json else console.Console().cost(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Export:
     from tlx.inference import export
 
     folder = export(self.run, self.out or self.run / 'export' / self.format, self.format)
-    _print({'folder': str(folder)}) if self.json else console.Console().line(f'written: {folder}')
+    print_json({'folder': str(folder)}) if self.json else console.Console().line(f'written: {folder}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,8 +255,12 @@ class Report:
     console.Console().line(f'report: {write_report(run_folder(self.run))}')
 
 
-COMMANDS = (Finetune, Evaluate, Predict, Models, Cost, Export, Report)
+def positive(**given: float) -> None:
+  """Raises UsageError that lists the options which are not above 0."""
+  wrong = {name.replace('_', '-'): value for name, value in given.items() if value <= 0}
+  if problems := [f'--{name} {value}: must be above 0' for name, value in wrong.items()]:
+    raise UsageError('\n'.join(problems))
 
 
-def _print(value: Any) -> None:
+def print_json(value: Any) -> None:
   print(json.dumps(plain(value), indent=2))

@@ -177,6 +177,18 @@ class Console:
     with bar:
       yield _Progress(self, bar, steps)
 
+  @contextlib.contextmanager
+  def work(self, what: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
+    """A bar on a terminal for a function of (done, total, the newest numbers)."""
+    bar = Progress(
+      TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[numbers]}'),
+      TimeRemainingColumn(), console=self.rich, disable=self.quiet or not self.rich.is_terminal,
+    )  # fmt: skip
+    with bar:
+      task = bar.add_task(what, total=None, numbers='')
+      text = lambda numbers: '  '.join(f'{name} {value:.4g}' for name, value in numbers.items())
+      yield lambda done, total, numbers: bar.update(task, completed=done, total=total, numbers=text(numbers))
+
 
 class _Progress:
   """The newest numbers of the run."""

@@ -21,7 +21,7 @@ from tlx.evaluate import exact
 from tlx.tasks.classification import Classification
 from tlx.train import placement
 from tlx.train.step import Recipe, eval_step
-from tlx.types import Preprocess, Pretrained, TlxError, UsageError
+from tlx.types import Dataset, Preprocess, Pretrained, TlxError, UsageError
 
 
 def run_folder(path: str | Path) -> Path:
@@ -44,7 +44,7 @@ def load_run(path: str | Path) -> Pretrained:
   return pretrained.load(str((run_folder(path) / 'model').absolute()))
 
 
-def _load_any(name: str) -> Pretrained:
+def load_any(name: str) -> Pretrained:
   """A run's model, or a pretrained one by its name, hub id or folder; a folder that has its own run record is a run."""
   folder = Path(name)
   if name in catalog.variants() or name.startswith('hf-hub:'):
@@ -57,6 +57,23 @@ def _load_any(name: str) -> Pretrained:
   return load_run(name)
 
 
+def run_record(run: str | Path) -> dict[str, Any]:
+  """The options of a finished run, none of them open."""
+  return json.loads((run_folder(run) / 'experiment.json').read_text())['experiment']
+
+
+def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
+  """The data set of that name, or of a run its own; raises UsageError where there is none, or no such split."""
+  is_run = (Path(name) / 'experiment.json').exists()
+  if data is None and not is_run:
+    raise UsageError(f'{name} has no data set of its own: name one with --data')
+  record = run_record(name) if is_run else {'seed': 0}
+  found = catalog.dataset(data or record['data'], seed=record['seed'])
+  if split not in found.splits:
+    raise UsageError(f'{found.info.name} has no split {split!r}{catalog.suggest(split, found.splits)}')
+  return found
+
+
 def evaluate(
   run: Path, *, data: str | None = None, split: str = 'validation', batch_size: int | None = None
 ) -> dict[str, Any]:
@@ -64,10 +81,7 @@ def evaluate(
   if batch_size is not None and batch_size < 1:
     raise UsageError(f'--batch-size {batch_size}: must be above 0')
   model = load_run(run)
-  record = json.loads((Path(run) / 'experiment.json').read_text())['experiment']
-  found = catalog.dataset(data or record['data'], seed=record['seed'])
-  if split not in found.splits:
-    raise UsageError(f'{found.info.name} has no split {split!r}{catalog.suggest(split, found.splits)}')
+  found, record = data_of(run, data, split), run_record(run)
   if list(found.info.class_names) != list(model.class_names):
     raise UsageError(_classes_differ(found.info.name, found.info.class_names, run, model.class_names))
   place = placement.make('jit')
@@ -87,8 +101,8 @@ def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int =
   """{'image', 'classes': [{'id', 'name', 'probability'}]} of each image, best first, or {'image', 'error'}."""
   if top < 1:
     raise UsageError(f'--top {top}: must be 1 or more')
-  files = _files(images)
-  model = _load_any(run)
+  files = image_files(images)
+  model = load_any(run)
   names = model.class_names or [f'class {i}' for i in range(model.module.head.num_classes)]
   transform = transforms.evaluation(model.preprocess)
 
@@ -180,7 +194,7 @@ def _rank(row: Mapping[str, Any], key: str) -> tuple:
   return value is None, -(value or 0) if key == 'top1' else value or 0, name
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
+def image_files(paths: Sequence[Path]) -> list[Path]:
   """The images named, and those in folders named."""
   if not paths:
     raise UsageError('no images: name files or folders')
@@ -206,7 +220,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 def _decode(file: Path, transform) -> np.ndarray | str:
   """Pixels, or why there are none."""
   try:
-    return transform(decode.decode(file.read_bytes()))
+    return transform(decode.picture(file.read_bytes()))
   except TlxError as error:
     return str(error)
   except OSError as error:

@@ -1,0 +1,58 @@
+"""What a picture is to bring about: an objective is a pure function of what the backbone sees, one number an image.
+
+They name layers, never models, and add up: `total((1, logit(285)), (-0.1, variation()))`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from tlx.explain.seen import LOGITS, PIXELS, Seen
+
+Objective = Callable[[Seen], jax.Array]  # -> float32 [b]
+
+
+def logit(index: int) -> Objective:
+  """Score of a class."""
+  return lambda seen: seen[LOGITS][:, index]
+
+
+def log_probability(index: int | jax.Array) -> Objective:
+  """Logarithm of the probability of a class; index may be int [b], a class an image."""
+
+  def of(seen: Seen) -> jax.Array:
+    rows = jax.nn.log_softmax(seen[LOGITS])
+    return jnp.take_along_axis(rows, jnp.broadcast_to(jnp.asarray(index), len(rows))[:, None], axis=1)[:, 0]
+
+  return of
+
+
+def channel(layer: str, number: int) -> Objective:
+  """Mean of one channel of a layer over the places of its map, or over its tokens."""
+  return lambda seen: _places(seen[layer])[..., number].mean(axis=1)
+
+
+def direction(layer: str, vector: jax.Array) -> Objective:
+  """Mean over the places of a layer's projection on a direction float [d], of unit length or not."""
+  return lambda seen: (_places(seen[layer]) @ vector).mean(axis=1)
+
+
+def variation() -> Objective:
+  """Total variation of the pixels: the mean absolute difference of neighbours, in both directions together."""
+
+  def of(seen: Seen) -> jax.Array:
+    down, right = (jnp.abs(jnp.diff(seen[PIXELS], axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2))
+    return down + right
+
+  return of
+
+
+def total(*parts: tuple[float, Objective]) -> Objective:
+  """Weighted sum."""
+  return lambda seen: sum(weight * objective(seen) for weight, objective in parts)
+
+
+def _places(values: jax.Array) -> jax.Array:
+  """[b, ..., d] -> float32 [b, n, d]."""
+  return values.reshape(len(values), -1, values.shape[-1]).astype(jnp.promote_types(values.dtype, jnp.float32))

@@ -1,0 +1,83 @@
+"""All that a model makes of pixels, as one pure function of them: the checkpoint's preprocessing is inside."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tlx.data.augment import normalise
+from tlx.nn.model import TransferModel
+from tlx.types import Pretrained, UsageError, Variables
+
+PIXELS, LOGITS = 'pixels', 'logits'
+Seen = Mapping[str, jax.Array]  # 'pixels', then every layer's output by name, in order, 'pooled' and 'logits'
+Look = Callable[[Variables, jax.Array], Seen]
+
+
+class Explanation(NamedTuple):
+  """What a tool found, or has found so far."""
+
+  figures: Mapping[str, Any]  # what JSON can hold, once arrays are lists
+  pictures: Mapping[str, np.ndarray] = {}  # name of the file without its ending -> uint8 [h, w, 3]
+  pages: Mapping[str, str] = {}  # likewise -> HTML
+  done: int = 1  # of `total`
+  total: int = 1
+
+
+def look(model: Pretrained) -> Look:
+  """(variables, pixels float [b, h, w, 3] in [0, 1]) -> `Seen`; under jit what is not used is not computed."""
+  last, preprocess = model.module.backbone.names[-1], model.preprocess
+
+  def looks(variables: Variables, pixels: jax.Array) -> Seen:
+    features = model.module.apply(variables, normalise(pixels, preprocess.mean, preprocess.std), method='features')
+    return {PIXELS: pixels, **features, LOGITS: model.module.apply(variables, features[last], start=last)}
+
+  return looks
+
+
+def rest(model: Pretrained, layer: str) -> Callable[[Variables, jax.Array], jax.Array]:
+  """(variables, the output of `layer`) -> logits float32 [b, k]."""
+  return lambda variables, values: model.module.apply(variables, values, start=layer)
+
+
+def as_map(module: TransferModel, values: jax.Array) -> jax.Array:
+  """A layer's output as a map [b, h, w, d]: a transformer's tokens return to their square, without those ahead."""
+  if values.ndim == 4:
+    return values
+  tokens = values[:, getattr(module.backbone.config, 'prefix', 0) :]
+  side = round(tokens.shape[1] ** 0.5)
+  return tokens.reshape(len(tokens), side, side, -1)
+
+
+def check_layer(module: TransferModel, name: str, *others: str) -> str:
+  """The name itself. Raises UsageError for what is no layer and none of `others`, with the list."""
+  known = (*module.backbone.names, *others)
+  if name not in known:
+    raise UsageError(f'no layer {name!r}{_near(name, known)}; there are {", ".join(known)}')
+  return name
+
+
+def class_index(model: Pretrained, name: str | int) -> int:
+  """Of a class by its number or its name, whatever the case; raises UsageError with the nearest names."""
+  count, names = model.module.head.num_classes, [known.lower() for known in model.class_names]
+  if str(name).lower() in names:
+    return names.index(str(name).lower())
+  if not count:
+    raise UsageError(f'class {name!r}: the model has no head, and so no classes')
+  if not str(name).lstrip('-').isdecimal():
+    raise UsageError(f'no class {name!r}{_near(str(name).lower(), names)}; numbers from 0 to {count - 1} are taken too')
+  if not 0 <= int(name) < count:
+    raise UsageError(f'class {name} is out of range: the model has 0 to {count - 1}')
+  return int(name)
+
+
+def class_name(model: Pretrained, index: int) -> str:
+  return model.class_names[index] if model.class_names else f'class {index}'
+
+
+def _near(name: str, known) -> str:
+  """The nearest names; of class names those too that hold the word."""
+  near = difflib.get_close_matches(name, known, n=3) or [other for other in known if name in other][:3]
+  return f': did you mean {" or ".join(near)}?' if near else ''
