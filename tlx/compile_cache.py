@@ -1,11 +1,13 @@
 """Compiled programs outlive the process: JAX's persistent cache, on unless somebody chose otherwise."""
 
-import hashlib
-import platform
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+from tlx import identity
 from tlx.weights.download import cache_folder
 
 LARGEST = 2 * 2**30  # bytes; what was used longest ago goes first
@@ -38,19 +40,24 @@ def keep() -> None:
   jax.config.update('jax_compilation_cache_dir', str(here))
 
 
+@contextlib.contextmanager
+def paused() -> Iterator[None]:
+  """What is compiled in this block is neither taken from JAX's cache nor put there."""
+  was = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  reset_cache()  # JAX asks once whether there is one
+  try:
+    yield
+  finally:
+    jax.config.update('jax_enable_compilation_cache', was)
+    reset_cache()
+
+
+def is_ours() -> bool:
+  """Whether `keep` has chosen the folder, and nobody since has turned it off."""
+  return bool(jax.config.jax_enable_compilation_cache) and jax.config.jax_compilation_cache_dir == str(folder())
+
+
 def folder() -> Path:
   """$XDG_CACHE_HOME/tlx/compiled/MACHINE."""
-  return cache_folder() / 'compiled' / processor()
-
-
-def processor() -> str:
-  """A hash of what this machine's processor can do: machines that share a home may differ in it.
-
-  JAX's own keys tell accelerators apart, but not processors.
-  """
-  try:
-    lines = Path('/proc/cpuinfo').read_text().splitlines()
-    kind = next(line for line in lines if line.startswith(('flags', 'Features')))
-  except (OSError, StopIteration):  # not on this system
-    kind = platform.processor()
-  return hashlib.sha256(f'{platform.machine()} {kind}'.encode()).hexdigest()[:12]
+  return cache_folder() / 'compiled' / identity.processor()

@@ -4,14 +4,27 @@ import dataclasses
 import functools
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from tlx import catalog, compile_cache, console, labels, options, pretrained, processes, record, schedules, trees, views
+from tlx import (
+  catalog,
+  compile_cache,
+  console,
+  labels,
+  options,
+  pretrained,
+  processes,
+  record,
+  schedules,
+  step_cache,
+  trees,
+  views,
+)
 from tlx.cost import certificate
 from tlx.data import augment
 from tlx.evaluate import exact, mistakes
@@ -232,7 +245,16 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
   checkpoints = Checkpoints(out / 'checkpoints', warn=show.warn)
   log = record.Log(out)
   batch = certificate.example_batch(e.batch_size, e.image_size)
-  forward = functools.cache(lambda: certificate.forward_flops_uncompiled(whole, prepared.pretrained.variables, batch))
+  abstract = step_cache.shapes((prepared.pretrained.variables, batch))
+  count = lambda: certificate.forward_flops_uncompiled(whole, prepared.pretrained.variables, batch)
+  forward = functools.cache(lambda: step_cache.number(count, whole, abstract))
+
+  def program(stretch: loop.Stretch, build: Callable, seen: Recipe, arguments: Any) -> Any:
+    facts = stretch.phase, stretch.end - stretch.start, rates(prepared), e.compile, step_cache.shapes(arguments)
+    kept = lambda recipe: step_cache.kept(lambda: build(recipe), recipe, *facts)
+    fitting = room.fit(kept, seen, e.batch_size, choose=e.micro_batches == 'auto')
+    return show.program(stretch.phase.name, *fitting, forward)
+
   with show.progress(prepared.steps) as progress:
     plan = loop.Plan(
       stretches=loop.stretches(prepared.phases, prepared.steps),
@@ -242,9 +264,7 @@ def _train(prepared: Prepared, out: Path, show: console.Console):
       checkpoints=checkpoints,
       view=sight.of,
       expected=sight.expected,
-      program=lambda stretch, build, seen: show.program(
-        stretch.phase.name, *room.fit(build, seen, e.batch_size, choose=e.micro_batches == 'auto'), forward
-      ),
+      program=program,
       log=lambda line: (log.append(line), progress.log(line)),
       resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),
       progress=progress.update,

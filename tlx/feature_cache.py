@@ -1,14 +1,12 @@
 """Features of frozen layers outlive their run: the next one with the same layers, images and views finds them.
 
-An entry is a folder in `folder()`, named by `key`: by everything that its bits depend on. It is written under another
-name, sealed and moved in one piece, and hashed again when it is taken: so nobody trains on what a killed run, a full
-disk or a bad one left. Two runs that compute the same do not wait for one another; the first to be done is kept.
+An entry is a folder in `folder()`, named by `identity.key`: by everything that its bits depend on. It is written under
+another name, sealed and moved in one piece, and hashed again when it is taken: so nobody trains on what a killed run, a
+full disk or a bad one left. Two runs that compute the same do not wait for one another; the first to be done is kept.
 """
 
 import contextlib
-import functools
 import hashlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -18,11 +16,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 
-from tlx import compile_cache, files
+from tlx import files
 from tlx.weights.download import cache_folder
 
 LARGEST = 10 * 2**30  # bytes of all entries; what was used longest ago goes first
@@ -48,11 +45,6 @@ def usable() -> bool:
   with contextlib.suppress(OSError):
     folder().mkdir(mode=0o700, parents=True, exist_ok=True)
   return os.access(folder(), os.W_OK | os.X_OK)
-
-
-def key(*facts: Any) -> str:
-  """The name of an entry: a hash of facts, by their repr, of this program and of this machine."""
-  return hashlib.sha256(repr((facts, _program(), _machine())).encode()).hexdigest()[:32]
 
 
 def of_arrays(leaves: Mapping[str, Any]) -> str:
@@ -137,21 +129,3 @@ def _load(entry: Path, memory: bool) -> tuple[np.ndarray, np.ndarray]:
   values = np.load(entry / VALUES, mmap_mode=None if memory else 'r')
   values = values.view(ml_dtypes.bfloat16) if values.dtype.kind == 'V' else values  # which .npy has no name for
   return values, np.load(entry / MASK)
-
-
-@functools.cache
-def _program() -> tuple:
-  """Every line of this package, so that nobody who changes a layer trains on its old features; what it stands on."""
-  root, digest = Path(__file__).parent, hashlib.sha256()
-  for path in sorted(root.rglob('*.py')):
-    digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-  libraries = ('jax', 'jaxlib', 'flax', 'dm-pix', 'numpy', 'pillow')
-  return digest.hexdigest(), [importlib.metadata.version(name) for name in libraries]
-
-
-def _machine() -> tuple:
-  """What another number of devices, or another kind of them, would compute with other bits."""
-  device = jax.devices()[0]
-  share = jax.process_index(), jax.process_count(), jax.device_count()
-  precision = jax.config.jax_default_matmul_precision
-  return compile_cache.processor(), device.device_kind, device.client.platform_version, share, precision

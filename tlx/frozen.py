@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tlx import feature_cache, files, processes
+from tlx import feature_cache, files, identity, processes
 from tlx.cost import certificate, prefix
 from tlx.data.augment import Augment
 from tlx.data.split import fingerprint
@@ -111,7 +111,7 @@ class Frozen:
       drawn = (views, augment, e.seed) if augment else None
       pixels = run.recipe.preprocess, run.transform(augment is not None), drawn
       data = self._data[split] or split
-      entries[split] = root / feature_cache.key(layers, pixels, data, run.recipe.dtype, e.batch_size, e.compile)
+      entries[split] = root / identity.key(layers, pixels, data, run.recipe.dtype, e.batch_size, e.compile)
     return entries
 
   def _held(self, parts: feature_cache.Parts, total: int, entry: Path | None, place: str, size: int):

@@ -14,7 +14,7 @@ LEVELS = {
   'labels': 1, 'schedules': 1, 'metrics': 1, 'nn': 1, 'weights': 1, 'data': 1,
   **dict.fromkeys([*ALTERNATIVES, 'train', 'cost', 'evaluate', 'explain', 'report'], 2),
   **dict.fromkeys(['catalog', 'pretrained', 'options', 'record', 'console'], 3),
-  **dict.fromkeys(['compile_cache', 'feature_cache', 'frozen'], 3),
+  **dict.fromkeys(['identity', 'compile_cache', 'step_cache', 'feature_cache', 'frozen'], 3),
   **dict.fromkeys(['experiment', 'inference', 'certify', 'commands', 'views', 'cli', '__main__'], 3),
   **dict.fromkeys(['explain_commands', 'explaining'], 3),
 }  # fmt: skip

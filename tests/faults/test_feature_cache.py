@@ -14,7 +14,7 @@ from conftest import environment
 from harm import DAMAGES, flipped, largest, small_disk
 
 import tlx
-from tlx import feature_cache, files, frozen
+from tlx import feature_cache, files, frozen, identity
 
 QUICK = {
   'strategy': 'linear_probe',
@@ -170,7 +170,7 @@ def test_off_in_the_environment_or_a_folder_that_cannot_be_written(probe, comput
 @pytest.mark.parametrize('harm', DAMAGES)
 @pytest.mark.parametrize('name', [feature_cache.VALUES, feature_cache.MASK, files.SEAL])
 def test_damage_is_noticed(shelf, harm, name):
-  entry = shelf / feature_cache.key('x')
+  entry = shelf / identity.key('x')
   feature_cache.write(entry, 6, PARTS, 'run')
   DAMAGES[harm](entry / name)
   assert feature_cache.take(entry, memory=True) is None
@@ -208,7 +208,7 @@ def test_two_runs_that_compute_the_same_at_once(shelf):
 
 
 def test_killed_in_the_middle(shelf, monkeypatch):
-  name = feature_cache.key('x')
+  name = identity.key('x')
   code = f"""
 import os, sys
 sys.path[:0] = [{os.path.dirname(__file__)!r}, {os.path.dirname(os.path.dirname(__file__))!r}]
@@ -234,7 +234,7 @@ feature_cache.write(feature_cache.folder() / {name!r}, 6, parts(), sys.argv[1])
 
 
 def test_what_was_used_longest_ago_goes_first_and_nothing_else(shelf, monkeypatch):
-  names = [feature_cache.key(i) for i in range(3)]
+  names = [identity.key(i) for i in range(3)]
   mapped = [feature_cache.write(shelf / name, 6, PARTS, 'run')[0] for name in names]
   for age, name in enumerate(names):
     for path in (*(shelf / name).iterdir(), shelf / name):

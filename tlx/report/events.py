@@ -4,10 +4,12 @@ The records and messages are tensorboardX's; its SummaryWriter is not used, beca
 bounded queue: once a full disk has ended that thread, the training loop waits for ever on the queue.
 """
 
+import contextlib
 import itertools
 import math
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Mapping
 
@@ -26,8 +28,9 @@ class EventWriter:
 
     Raises: TlxError where the folder cannot be written.
     """
-    from tensorboardX import RecordWriter  # a second of imports that `import tlx` does without
-    from tensorboardX.proto import event_pb2
+    with _without_torch():  # `import tlx` does without both
+      from tensorboardX import RecordWriter
+      from tensorboardX.proto import event_pb2
 
     self._event = event_pb2.Event
     folder = pathlib.Path(folder)
@@ -57,6 +60,18 @@ class EventWriter:
     with writing(self.path):
       self._records.write(self._event(wall_time=time.time(), **fields).SerializeToString())
       self._records.flush()
+
+
+@contextlib.contextmanager
+def _without_torch():
+  """tensorboardX imports torch wherever that is installed, for a second, and writes scalars as well without it."""
+  hidden = {} if 'torch' in sys.modules else {'torch': None}
+  sys.modules.update(hidden)
+  try:
+    yield
+  finally:
+    for name in hidden:
+      sys.modules.pop(name, None)
 
 
 def _new_path(folder: pathlib.Path) -> pathlib.Path:

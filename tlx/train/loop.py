@@ -55,8 +55,9 @@ class Plan(NamedTuple):
   placement: Jit | Pmap
   checkpoints: Checkpoints
   view: Callable[[Stretch, Variables, Callable[[], None]], View]  # of placed variables; the last raises Stopped if due
-  # A phase, what compiles its step by a recipe, and the recipe -> its program; may raise before the first step.
-  program: Callable[[Stretch, Callable[[Recipe], Any], Recipe], Callable]
+  # A phase, what compiles its step by a recipe, the recipe, and the step's arguments -> its program; may raise before
+  # the first step.
+  program: Callable[[Stretch, Callable[[Recipe], Any], Recipe, Any], Callable]
   expected: Callable[[Stretch], Any]  # shapes of a phase's global batch of images; None where it may see features
   log: Callable[[Mapping[str, Any]], None]
   resumed: Callable[[int, bool], None]  # step of the restored checkpoint, 0 = none; whether its evaluation is to come
@@ -148,7 +149,7 @@ def _train(
       batch = next(batches)
     build = lambda recipe: plan.placement.train(train_step(recipe, stretch.phase, tx), state, batch)
     with watch.of('compile'):
-      compiled = plan.program(stretch, build, recipe)
+      compiled = plan.program(stretch, build, recipe, (state, batch))
     _compile_next(plan, state, index + 1)
     for step in range(start + 1, stretch.end + 1):
       last = step == stretch.end
