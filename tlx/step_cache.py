@@ -84,11 +84,12 @@ def _put(entry: Path | None, value: Any) -> None:
   if entry is None:
     return
   content = pickle.dumps(value)
+  content = hashlib.sha256(content).digest() + content
   with contextlib.suppress(OSError):
     entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # programs of others would run as this user
     _make_room(len(content))
     with files.replacing(entry) as file:
-      file.write(hashlib.sha256(content).digest() + content)
+      file.write(content)
 
 
 def _make_room(needed: int) -> None:

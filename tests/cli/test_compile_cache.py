@@ -1,16 +1,19 @@
 """Programs outlive the process: the second run loads what the first compiled, to the same bits and without a word."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 from conftest import environment
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import tlx
-from tlx import compile_cache
+from tlx import compile_cache, identity, step_cache
 from tlx.train import ahead
 
 OPTIONS = ['--strategy', 'full', '--epochs', '1', '--batch-size', '8', '--image-size', '32', '--augment', 'light']
@@ -43,12 +46,79 @@ def test_a_second_run_loads_the_programs_of_the_first_and_ends_with_the_same_bit
     return found.pop('data_wait') and found, (tmp_path / name / 'model/model.safetensors').read_bytes()
 
   entries = lambda: {path.name for path in (tmp_path / 'cache/tlx/compiled').glob('*/*-cache')}
-  first, kept = run('first', 1), entries()
-  assert any(name.startswith('jit_step') for name in kept)
+  steps = lambda: {path: path.read_bytes() for path in (tmp_path / 'cache/tlx/compiled').glob('*-steps/*')}
+  first, kept, whole = run('first', 1), entries(), steps()
+  assert len(whole) == 2  # the step, and a count of FLOPs
   assert run('second', 2) == first
+  assert steps() == whole  # another order of sets would have made another program
   programs = lambda names: {name.partition('-')[0] for name in names}
-  assert not programs(entries() - kept) & programs(kept)  # another order of sets would have made another program
-  assert run('third', 3, JAX_ENABLE_COMPILATION_CACHE='false') == first
+  assert not programs(entries() - kept) & programs(kept)
+  largest = max(whole, key=lambda path: len(whole[path]))
+  largest.write_bytes(whole[largest][:-1] + b'!')  # a bad disk
+  assert run('third', 3) == first and len(largest.read_bytes()) > 1000 and steps() != {}
+  assert run('fourth', 4, JAX_ENABLE_COMPILATION_CACHE='false') == first
+
+
+@pytest.fixture
+def shelf(settings, tmp_path, monkeypatch):
+  """The folder of steps that this test keeps."""
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  compile_cache.keep()
+  yield step_cache.folder()
+  reset_cache()
+
+
+def program(calls):
+  calls.append(1)
+  return jax.jit(lambda x: jnp.sin(x).sum()).lower(jnp.ones(5)).compile()
+
+
+def test_a_step_is_built_once_for_its_facts(shelf):
+  calls = []
+  build = lambda: program(calls)
+  values = [step_cache.kept(build, *facts)(jnp.ones(5)) for facts in ((1, 'a'), (1, 'a'), (2, 'a'))]
+  assert len(calls) == 2 and values[0] == values[1] == values[2] and len(list(shelf.iterdir())) == 2
+  assert jax.config.jax_enable_compilation_cache
+  assert step_cache.kept(build, object()) and step_cache.kept(build, object())  # whose repr does not say what it is
+  assert len(calls) == 4 and len(list(shelf.iterdir())) == 2
+  assert step_cache.kept(lambda: len, 'pmap gives no program') is len
+  counts = [step_cache.number(lambda: calls.append(1) or 7.5, 'x') for _ in range(2)]
+  assert counts == [7.5, 7.5] and len(calls) == 5
+
+
+@pytest.mark.parametrize(
+  'spoil', [lambda x: x[:20], lambda x: x[:-1], lambda x: x[:99] + b'x' + x[100:], lambda x: b'']
+)
+def test_a_damaged_step_is_built_again_and_never_unpickled(shelf, spoil, monkeypatch):
+  calls = []
+  step_cache.kept(lambda: program(calls), 'facts')
+  (entry,) = shelf.iterdir()
+  entry.write_bytes(spoil(entry.read_bytes()))
+  with monkeypatch.context() as patch:
+    patch.setattr(step_cache.pickle, 'loads', lambda content: pytest.fail('unpickled'))
+    step_cache.kept(lambda: program(calls), 'facts')
+  step_cache.kept(lambda: program(calls), 'facts')
+  assert len(calls) == 2
+
+
+def test_the_steps_used_longest_ago_go_first(shelf, monkeypatch):
+  for i in range(3):
+    step_cache.number(lambda i=i: float(i), i)
+  oldest = shelf / identity.key(('number', (0,)))
+  for age, path in enumerate(sorted(shelf.iterdir(), key=lambda path: path != oldest)):
+    os.utime(path, (1e9 + age, 1e9 + age))
+  monkeypatch.setattr(step_cache, 'LARGEST', 4 * oldest.stat().st_size - 1)
+  step_cache.number(lambda: 3.0, 3)
+  assert not oldest.exists() and len(list(shelf.iterdir())) == 3
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing(shelf, monkeypatch):
+  monkeypatch.setattr(step_cache.files, 'replacing', full_disk)
+  assert step_cache.number(lambda: 1.0, 'x') == 1.0 and not list(shelf.iterdir())
+
+
+def full_disk(path):
+  raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 @pytest.mark.slow
@@ -57,6 +127,8 @@ def test_the_program_compiled_aside_is_the_one_that_the_next_phase_takes(
 ):
   def entries():
     return {path.name for path in compile_cache.folder().glob('jit_step-*-cache')}
+
+  monkeypatch.setattr(step_cache, '_entry', lambda facts: None)  # as beside an accelerator
 
   def at_once(build):
     before = entries()
