@@ -18,6 +18,7 @@ Photo = Annotated[Positional[Path], arg(metavar='IMAGE', help='A photograph.')]
 Out = Annotated[
   Path | None, arg(help='The folder to write.', help_behavior_hint='(default: RUN/explain/..., or explained/...)')
 ]
+Data = Annotated[str | None, arg(help='folder:PATH, tfds:NAME, ...', help_behavior_hint="(default: the run's own)")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +46,37 @@ class Features:
 
 
 @dataclasses.dataclass(frozen=True)
+class Map:
+  """Draw a data set as the backbone sees it: like pictures lie together, on a page that zooms."""
+
+  model: Model
+  data: Data = None
+  split: str = 'validation'
+  """validation, train, or test where there is one."""
+  count: int = 2000
+  """Images at most; of more, so many are drawn at random."""
+  seed: int = 0
+  """Of everything random."""
+  out: Out = None
+  json: commands.Json = False
+
+  def __call__(self) -> None:
+    from tlx import explaining
+    from tlx.explain.data_map import data_map
+    from tlx.inference import data_of, load_any
+
+    commands.positive(count=self.count)
+    model, data = load_any(self.model), data_of(self.model, self.data, self.split)
+    out = explaining.place(self.out, self.model, 'map', data.info.name, self.split)
+    batches, total = explaining.batches(data.splits[self.split], model.preprocess, self.count, self.seed)
+    _finish(self, out, data_map(model, batches, data.info.class_names, total=total, seed=self.seed))
+
+
+@dataclasses.dataclass(frozen=True)
 class Explain:
   """See what a backbone sees: feature maps, and what else is done by gradients of pixels."""
 
-  TOOLS: ClassVar[tuple[type, ...]] = (Features,)
+  TOOLS: ClassVar[tuple[type, ...]] = (Features, Map)
 
 
 def _finish(command: Any, out: Path, work: Iterable[Explanation]) -> None:

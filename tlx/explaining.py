@@ -1,17 +1,20 @@
 """Between the tools of `tlx/explain` and a person's files: photographs in, PNGs and a JSON of the figures out."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from tlx.console import Console
-from tlx.data import decode, transforms
+from tlx.data import decode, pipeline, transforms
+from tlx.data.split import Subset
 from tlx.explain import pictures
 from tlx.explain.seen import Explanation
 from tlx.report import folder
-from tlx.types import Preprocess, TlxError, UsageError
+from tlx.types import Batch, DataSource, Preprocess, TlxError, UsageError
+
+BATCH = 32  # images
 
 
 def photograph(path: Path, preprocess: Preprocess) -> np.ndarray:
@@ -22,6 +25,18 @@ def photograph(path: Path, preprocess: Preprocess) -> np.ndarray:
     return transforms.evaluation(preprocess)(decode.picture(path.read_bytes()))
   except TlxError as error:
     raise UsageError(f'{path}: {error}') from None
+
+
+def batches(source: DataSource, preprocess: Preprocess, most: int, seed: int) -> tuple[Iterator[Batch], int]:
+  """Batches of a split, or of so many of its examples drawn at random, as the model sees them; and their number.
+
+  `index` is an example's position in the split all the same.
+  """
+  chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:most]).astype(np.int32)
+  size = min(BATCH, len(chosen))
+  found = pipeline.eval_batches(Subset(source, chosen), batch_size=size, transform=transforms.evaluation(preprocess))
+  padded = np.append(chosen, np.int32(-1))  # where -1 leads
+  return ({**batch, 'index': padded[batch['index']]} for batch in found), -(-len(chosen) // size)
 
 
 def place(out: Path | None, model: str, tool: str, *subjects: str) -> Path:

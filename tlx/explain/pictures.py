@@ -76,3 +76,17 @@ def _cut(text: str, width: int, font) -> str:
   while text and font.getlength(text + '…') > width:
     text = text[:-1]
   return text + '…'
+
+
+def legend(texts: Sequence[str], colours: Sequence[tuple[int, int, int]], height: int) -> np.ndarray:
+  """A dot of its colour before each text, as many as fit: uint8 [height, w, 3]."""
+  font, step = ImageFont.load_default(14), 24
+  most = len(texts) if step * (len(texts) + 1) <= height else height // step - 2
+  rest = [f'and {len(texts) - most} more'] * (most < len(texts))
+  sheet = Image.new('RGB', (40 + round(max(map(font.getlength, [*texts[:most], *rest]))), height), WHITE)
+  draw = ImageDraw.Draw(sheet)
+  for i, text in enumerate([*texts[:most], *rest]):
+    if i < most:
+      draw.ellipse((12, 12 + step * i, 24, 24 + step * i), tuple(colours[i]))
+    draw.text((32, 9 + step * i), text, INK, font)
+  return np.array(sheet)

@@ -1,14 +1,11 @@
 """A run folder as one HTML page that needs no network: built from the folder's files alone, whenever it is wanted."""
 
-import base64
-import hashlib
 import math
 import os
 import pathlib
-from importlib import resources
 from typing import Any
 
-from tlx.report import charts, facts, read
+from tlx.report import charts, facts, html, read
 from tlx.report.folder import write_text
 from tlx.types import UsageError
 
@@ -62,20 +59,13 @@ def context(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def render(page: dict[str, Any]) -> str:
-  """The page as HTML: every value is escaped, but for the charts, which escape their own text."""
-  import jinja2
+  """The page as HTML: every value is escaped, but for the charts, which escape their own text.
 
-  environment = jinja2.Environment(
-    loader=jinja2.FunctionLoader(_file), autoescape=True, trim_blocks=True, lstrip_blocks=True
-  )  # undefined names print as nothing: what an unfinished run has not recorded is no error
+  What an unfinished run has not recorded is no error: it prints as nothing.
+  """
   numbers = {'number': charts.number, 'percent': percent, 'duration': duration}
-  environment.filters |= {name: _or_dash(show) for name, show in numbers.items()} | {
-    'text': text,
-    'short': charts.short,
-  }
-  script = environment.get_template('page.js.j2').render()
-  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-  return environment.get_template('page.html.j2').render(page, digest=digest)
+  filters = {name: _or_dash(show) for name, show in numbers.items()} | {'text': text, 'short': charts.short}
+  return html.render('tlx.report', 'page.html.j2', 'page.js.j2', page, filters)
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -115,7 +105,3 @@ def _or_dash(show):
     return show(value, *more) if isinstance(value, (int, float)) and math.isfinite(value) else '–'
 
   return safe
-
-
-def _file(name: str) -> str:
-  return resources.files('tlx.report').joinpath(name).read_text('utf-8')
