@@ -1,4 +1,4 @@
-"""The map of a data set: every image once, like beside like, mistakes marked, on a page that says the same as figures."""
+"""The map of a data set: every image once, like beside like, mistakes marked, and a page with the same figures."""
 
 import json
 import re
