@@ -37,7 +37,8 @@ def place(out: Path | None, model: str, tool: str, *subjects: str) -> Path:
 
 def save(out: Path, found: Explanation) -> list[Path]:
   """Writes OUT/NAME.png of each picture, OUT/NAME.html of each page and OUT/figures.json; returns their paths."""
-  contents = {f'{name}.png': pictures.png(picture) for name, picture in found.pictures.items()}
+  drawn = {name: picture() if callable(picture) else picture for name, picture in found.pictures.items()}
+  contents = {f'{name}.png': pictures.png(picture) for name, picture in drawn.items()}
   contents |= {f'{name}.html': page.encode() for name, page in found.pages.items()}
   for name, content in contents.items():
     folder.write_bytes(out / name, content)
