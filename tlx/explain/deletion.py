@@ -27,7 +27,7 @@ from tlx.explain.seen import LOGITS, Explanation, check_head, look
 from tlx.types import DataSource, Pretrained, TlxError, Variables
 
 FILLS = ('blur', 'mean')
-ORDERS = ('gradcam', 'integrated_gradients', 'random')
+ORDERS = {'gradcam': 'Grad-CAM', 'integrated_gradients': 'integrated gradients', 'random': 'random'}
 
 
 def deletion(
@@ -120,17 +120,17 @@ def _ranks(values: jax.Array, chance: jax.Array) -> jax.Array:
 def _explanation(found: np.ndarray, total: int, about: dict[str, Any]) -> Explanation:
   """found: [n, orders, points + 1]."""
   each, mean = areas(found), found.mean(axis=0)
-  area = dict(zip(ORDERS, each.mean(axis=0)))
+  area, heats = dict(zip(ORDERS, each.mean(axis=0))), list(ORDERS)[:-1]
   figures = {
     **about,
     'photographs': len(found),
     'probability': float(mean[0, 0]),
     **{f'area_{name}': float(value) for name, value in area.items()},
-    **{f'{name}_over_random': float(area[name] / area['random']) for name in ORDERS[:2]},
-    **{f'{name}_below_random': float((each[:, i] < each[:, 2]).mean()) for i, name in enumerate(ORDERS[:2])},
+    **{f'{name}_over_random': float(area[name] / area['random']) for name in heats},
+    **{f'{name}_below_random': float((each[:, i] < each[:, -1]).mean()) for i, name in enumerate(heats)},
     'curves': dict(zip(ORDERS, mean)),
   }
   shares = np.linspace(0, 1, mean.shape[-1])
-  series = {f'{name.replace("_", " ")} {area[name]:.3f}': (shares, mean[i]) for i, name in enumerate(ORDERS)}
+  series = {f'{text} {area[name]:.3f}': (shares, curve) for (name, text), curve in zip(ORDERS.items(), mean)}
   drawn = pictures.curves(series, 'share of the photograph taken out', 'probability')
   return Explanation(figures, {'deletion': drawn}, done=len(found), total=total)

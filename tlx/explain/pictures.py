@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tlx.report.charts import ticks
+
 GAP, TEXT = 6, 18  # pixels between pictures, and of a line of text
 WHITE, INK, RULE = (255, 255, 255), (30, 30, 30), (215, 215, 215)
 LINES = ((0, 114, 178), (213, 94, 0), (90, 90, 90), (0, 158, 115))  # apart for the colour-blind (Okabe & Ito 2008)
@@ -79,11 +81,11 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], across
   draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(24)
   place_x = lambda x: 2 * (left + x / x_most * (wide - left - right))
   place_y = lambda y: 2 * (high - bottom - y / y_most * (high - top - bottom))
-  for share in np.linspace(0, 1, 6):
-    level = place_y(share * y_most)
-    draw.line([(2 * left, level), (2 * (wide - right), level)], RULE, 2)
-    draw.text((2 * left - 12, level), f'{share * y_most:.2g}', INK, font, anchor='rm')
-    draw.text((place_x(share * x_most), 2 * (high - bottom) + 8), f'{share * x_most:.2g}', INK, font, anchor='mt')
+  for y in ticks(0, y_most):
+    draw.line([(2 * left, place_y(y)), (2 * (wide - right), place_y(y))], RULE, 2)
+    draw.text((2 * left - 12, place_y(y)), f'{y:g}', INK, font, anchor='rm')
+  for x in ticks(0, x_most):
+    draw.text((place_x(x), 2 * (high - bottom) + 8), f'{x:g}', INK, font, anchor='mt')
   draw.text((2 * wide - 2 * right, 2 * high - 12), across, INK, font, anchor='rs')
   draw.text((12, 8), up, INK, font)
   start = 2 * wide - 2 * right - sum(font.getlength(name) + 70 for name in series)
