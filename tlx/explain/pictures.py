@@ -51,9 +51,11 @@ def coloured(heat) -> np.ndarray:
   return to_bytes(np.stack([np.interp(places, range(len(HEAT)), HEAT[:, c]) for c in range(3)], -1) / 255)
 
 
-def overlay(picture: np.ndarray, heat, share: float = 0.55) -> np.ndarray:
-  """Heat float [h', w'] in [0, 1] over a photograph uint8 [h, w, 3], resized to it."""
+def overlay(picture: np.ndarray, heat, cold: float = 0.3, hot: float = 0.65) -> np.ndarray:
+  """Heat float [h', w'] in [0, 1] over a photograph uint8 [h, w, 3], resized to it; it hides from `cold` to `hot`."""
   colours = resized(coloured(heat), *picture.shape[:2])
+  shades = resized(np.repeat(to_bytes(heat)[..., None], 3, axis=-1), *picture.shape[:2])
+  share = cold + (hot - cold) * to_floats(shades)
   return to_bytes((share * colours + (1 - share) * picture) / 255)
 
 
