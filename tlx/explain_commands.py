@@ -115,7 +115,7 @@ class Gradcam:
 
 @dataclasses.dataclass(frozen=True)
 class Deletion:
-  """Check where a model looks: take the hottest places out of photographs, and see how fast the class goes."""
+  """Check where a model looks: take the hottest places out, and see how fast the class goes."""
 
   model: Model
   data: Data = None
@@ -153,7 +153,7 @@ class Deletion:
 
 @dataclasses.dataclass(frozen=True)
 class Explain:
-  """See what a backbone sees: feature maps, where it looks, and what else is done by gradients of pixels."""
+  """See what a backbone sees: feature maps, where it looks, and what else gradients of pixels show."""
 
   TOOLS: ClassVar[tuple[type, ...]] = (Features, Exciting, Gradcam, Deletion)
 

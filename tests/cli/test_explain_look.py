@@ -62,6 +62,7 @@ def test_deletion_and_exciting_over_a_folder(say, tiny_model, tiny_images, tmp_p
     (('deletion', 'MODEL'), 'name one with --data'),
     (('deletion', 'MODEL', '--data', 'DATA', '--split', 'valid'), 'validation'),
     (('deletion', 'MODEL', '--data', 'DATA', '--count', '0', '--cells', '-1'), '--count 0: must be above 0\n'),
+    (('deletion', 'MODEL', '--data', 'DATA', '--cells', '33'), '--cells 33: the model sees 32 pixels'),
     (('deletion', 'MODEL', '--data', 'DATA', '--fill', 'black'), 'black'),
     (('deletion', 'MODEL', '--data', 'folder:EMPTY'), 'no image'),
     (('exciting', 'MODEL', '--layer', 'top', '--data', 'DATA'), "no layer 'top'"),

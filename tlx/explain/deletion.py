@@ -7,7 +7,8 @@ area under the curve of the probability over the share taken out, the better the
   grid at random: single pixels at random would be noise that harms a model wherever it looks, larger or smaller ones
   another harm than the heat's.
 - what is taken out is blurred beyond recognition (sigma: 1/20 of the side), which leaves the model neither the content
-  nor the sharp edges of a flat colour ('mean', the paper's) that were not in the photograph.
+  nor the sharp edges of a flat colour ('mean', the paper's) that were not in the photograph: with those, what harms
+  most is how many edges an order makes, and scattered cells make the most.
 - the class is the one that the model finds most probable in the whole photograph. Ties go at random.
 """
 
@@ -24,7 +25,7 @@ from tlx.explain import pictures
 from tlx.explain.attribution import gradcam, gradcam_layer, integrated_gradients
 from tlx.explain.objectives import of_class
 from tlx.explain.seen import LOGITS, Explanation, check_head, look
-from tlx.types import DataSource, Pretrained, TlxError, Variables
+from tlx.types import DataSource, Pretrained, TlxError, UsageError, Variables
 
 FILLS = ('blur', 'mean')
 ORDERS = {'gradcam': 'Grad-CAM', 'integrated_gradients': 'integrated gradients', 'random': 'random'}
@@ -52,6 +53,8 @@ def deletion(
   Raises UsageError as `gradcam.where`, and TlxError where no photograph can be read.
   """
   check_head(model)
+  if cells and cells > model.preprocess.size:
+    raise UsageError(f'--cells {cells}: the model sees {model.preprocess.size} pixels of a side, so at most as many')
   layer = gradcam_layer(model, layer)
   run = jax.jit(curves(model, layer, cells, fill, points, steps))
   batch_size = min(batch_size, len(source))
