@@ -37,7 +37,12 @@ class Photos:
     return Example(b'no picture' if index in self.broken else image, int(self.labels[index]), f'photo{index}')
 
 
-@pytest.mark.parametrize('name', NAMES)
+# By default one of each kind: a map, a class token, none, registers, an attention pool, a head that sees the map.
+KINDS = ('resnet_test', 'vit_test', 'beit_test', 'dinov2_reg_test', 'siglip_test', 'squeezenet_test')
+FAMILIES = [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+
+
+@pytest.mark.parametrize('name', FAMILIES)
 def test_the_layer_is_the_last_map_that_the_logits_depend_on(name):
   model = built(name)
   chosen, names = gradcam_layer(model), model.module.backbone.names

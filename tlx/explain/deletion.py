@@ -10,6 +10,9 @@ area under the curve of the probability over the share taken out, the better the
   nor the sharp edges of a flat colour ('mean', the paper's) that were not in the photograph: with those, what harms
   most is how many edges an order makes, and scattered cells make the most.
 - the class is the one that the model finds most probable in the whole photograph. Ties go at random.
+
+100 photographs of cats and dogs, `tlx explain deletion efficientnet_lite0 --data folder:PATH --count 100 --steps 16`
+(integral evenly spread): areas 0.076 of Grad-CAM, 0.075 of integrated gradients, 0.141 of random cells.
 """
 
 from collections.abc import Callable, Iterator
@@ -61,11 +64,11 @@ def deletion(
   batches = pipeline.eval_batches(source, batch_size=batch_size, transform=transforms.evaluation(model.preprocess))
   found = []
   for batch in batches:
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), batch['index'])
-    found.append(np.asarray(run(model.variables, to_float(batch['image']), keys))[batch['mask']])
-    if any(map(len, found)):
+    if batch['mask'].any():
+      keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), batch['index'])
+      found.append(np.asarray(run(model.variables, to_float(batch['image']), keys))[batch['mask']])
       yield _explanation(np.concatenate(found), len(source), {'layer': layer, 'fill': fill})
-  if not any(map(len, found)):
+  if not found:
     raise TlxError('none of the photographs can be read')
 
 
@@ -128,6 +131,7 @@ def _explanation(found: np.ndarray, total: int, about: dict[str, Any]) -> Explan
     **about,
     'photographs': len(found),
     'probability': float(mean[0, 0]),
+    'probability_of_nothing': float(mean[0, -1]),  # all taken out: of few classes it is high, and so is every area
     **{f'area_{name}': float(value) for name, value in area.items()},
     **{f'{name}_over_random': float(area[name] / area['random']) for name in heats},
     **{f'{name}_below_random': float((each[:, i] < each[:, -1]).mean()) for i, name in enumerate(heats)},
