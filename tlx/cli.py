@@ -86,7 +86,7 @@ def _options(command: type) -> Iterator[str]:
     if dataclasses.is_dataclass(field.default):
       yield from _options(type(field.default))
     elif Positional not in get_args(field.type):
-      yield '--' + field.name.replace('_', '-')
+      yield '--' + field.name.rstrip('_').replace('_', '-')  # class_ is --class
 
 
 def _parse(arguments: list[str]) -> Any:

@@ -304,7 +304,7 @@ def _finish(
   if 'test' in prepared.data.splits:
     metrics['test'] = sight.evaluator('test')(variables).numbers()
   if jax.process_index() == 0:
-    _write_evaluation(prepared, evaluation, out)
+    _write_evaluation(prepared, trained, evaluation, out)
     pretrained.export(out / 'model', trained)
     folder.write_json(out / 'result.json', metrics)
     shutil.rmtree(out / 'features', ignore_errors=True)
@@ -312,11 +312,15 @@ def _finish(
   return metrics
 
 
-def _write_evaluation(prepared: Prepared, evaluation: exact.Evaluation, out: Path) -> None:
-  """evaluation.npz, and the pictures of the most confident mistakes."""
+def _write_evaluation(prepared: Prepared, trained: Pretrained, evaluation: exact.Evaluation, out: Path) -> None:
+  """evaluation.npz, and the pictures of the most confident mistakes with where the model looked."""
   exact.write(out / 'evaluation.npz', evaluation)
   source, names = prepared.data.splits['validation'], prepared.data.info.class_names
   mistakes.write(out, evaluation.records, source, names)
+  try:
+    mistakes.add_heat(out, evaluation.records, source, trained)
+  except Exception as error:  # no memory for the gradient, say: a trained model is worth more than its pictures
+    console.Console().warn(f'the report has no Grad-CAM of the mistakes: {error}')
 
 
 def _learning(prepared: Prepared) -> list[tuple[str, int, list[optimizer.Row]]]:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -19,6 +19,7 @@ Out = Annotated[
   Path | None, arg(help='The folder to write.', help_behavior_hint='(default: RUN/explain/..., or explained/...)')
 ]
 Data = Annotated[str | None, arg(help='folder:PATH, tfds:NAME, ...', help_behavior_hint="(default: the run's own)")]
+Split = Annotated[str, arg(help='validation, train, or test where there is one.')]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +47,117 @@ class Features:
 
 
 @dataclasses.dataclass(frozen=True)
+class Exciting:
+  """The photographs of a data set that excite the channels of a layer most, with where in them they do."""
+
+  model: Model
+  layer: str
+  """A layer by name (`tlx models NAME` lists them)."""
+  data: Data = None
+  split: Split = 'validation'
+  channel: Annotated[int | None, arg(help_behavior_hint='(default: the most selective ones)')] = None
+  """One channel by number."""
+  most: int = 8
+  """Channels shown."""
+  photographs: int = 8
+  """Shown of each channel."""
+  batch_size: int = 32
+  """Images a step."""
+  out: Out = None
+  json: commands.Json = False
+
+  def __call__(self) -> None:
+    from tlx import explaining
+    from tlx.explain.exciting import exciting
+    from tlx.explain.seen import check_layer
+    from tlx.inference import data_of, load_any
+
+    commands.positive(most=self.most, photographs=self.photographs, batch_size=self.batch_size)
+    model = load_any(self.model)
+    check_layer(model.module, self.layer)
+    subjects = [self.layer, *([] if self.channel is None else [str(self.channel)])]
+    out = explaining.place(self.out, self.model, 'exciting', *subjects)
+    data = data_of(self.model, self.data, self.split)
+    shown = {'most': self.most, 'photographs': self.photographs, 'batch_size': self.batch_size}
+    source, names = data.splits[self.split], data.info.class_names
+    _finish(self, out, exciting(model, source, names, self.layer, self.channel, **shown))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradcam:
+  """Where a model looks for a class: Grad-CAM and integrated gradients over a photograph."""
+
+  model: Model
+  image: Photo
+  class_: Annotated[str | None, arg(name='class', help_behavior_hint='(default: the most probable)')] = None
+  """A class by name or number."""
+  layer: Annotated[str | None, arg(help_behavior_hint='(default: the last map that the class depends on)')] = None
+  """The layer of Grad-CAM (`tlx models NAME` lists them)."""
+  steps: int = 64
+  """Of integrated gradients."""
+  out: Out = None
+  json: commands.Json = False
+
+  def __call__(self) -> None:
+    from tlx import explaining
+    from tlx.explain.gradcam import where
+    from tlx.explain.seen import class_index
+    from tlx.inference import load_any
+
+    commands.positive(steps=self.steps)
+    model = load_any(self.model)
+    index = None if self.class_ is None else class_index(model, self.class_)
+    subjects = [self.image.stem, *([] if self.class_ is None else [self.class_])]
+    out = explaining.place(self.out, self.model, 'gradcam', *subjects)
+    photo = explaining.photograph(self.image, model.preprocess)
+    _finish(self, out, [where(model, photo, index, self.layer, self.steps)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Deletion:
+  """Check where a model looks: take the hottest places out, and see how fast the class goes."""
+
+  model: Model
+  data: Data = None
+  split: Split = 'validation'
+  count: int = 100
+  """Photographs, drawn from the split."""
+  layer: Annotated[str | None, arg(help_behavior_hint='(default: as of gradcam)')] = None
+  """The layer of Grad-CAM."""
+  cells: Annotated[int | None, arg(help_behavior_hint="(default: as the layer's map)")] = None
+  """Of a side of the grid whose cells are taken out one by one."""
+  fill: Literal['blur', 'mean'] = 'blur'
+  """What stands for a cell: the blurred photograph, or the mean colour that the model expects."""
+  steps: int = 32
+  """Of integrated gradients."""
+  seed: int = 0
+  """Of the photographs and of the random cells."""
+  batch_size: int = 16
+  """Images a step."""
+  out: Out = None
+  json: commands.Json = False
+
+  def __call__(self) -> None:
+    from tlx import explaining
+    from tlx.data.split import sample
+    from tlx.explain.deletion import deletion
+    from tlx.inference import data_of, load_any
+
+    given = {'count': self.count, 'steps': self.steps, 'batch_size': self.batch_size}
+    commands.positive(**given, **({} if self.cells is None else {'cells': self.cells}))
+    model, out = load_any(self.model), explaining.place(self.out, self.model, 'deletion')
+    source = sample(data_of(self.model, self.data, self.split).splits[self.split], self.count, self.seed)
+    asked = {name: getattr(self, name) for name in ('layer', 'cells', 'fill', 'steps', 'seed', 'batch_size')}
+    _finish(self, out, deletion(model, source, **asked))
+
+
+@dataclasses.dataclass(frozen=True)
 class Map:
   """Draw a data set as the backbone sees it: like pictures lie together, on a page that zooms."""
 
   model: Model
   data: Data = None
-  split: str = 'validation'
-  """validation, train, or test where there is one."""
+  split: Split = 'validation'
   count: int = 2000
   """Images at most; of more, so many are drawn at random."""
   seed: int = 0
@@ -74,9 +179,9 @@ class Map:
 
 @dataclasses.dataclass(frozen=True)
 class Explain:
-  """See what a backbone sees: feature maps, and what else is done by gradients of pixels."""
+  """See what a backbone sees: feature maps, where it looks, and what else gradients of pixels show."""
 
-  TOOLS: ClassVar[tuple[type, ...]] = (Features, Map)
+  TOOLS: ClassVar[tuple[type, ...]] = (Features, Exciting, Gradcam, Deletion, Map)
 
 
 def _finish(command: Any, out: Path, work: Iterable[Explanation]) -> None:

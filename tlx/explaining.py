@@ -8,7 +8,7 @@ import numpy as np
 
 from tlx.console import Console
 from tlx.data import decode, pipeline, transforms
-from tlx.data.split import Subset
+from tlx.data.split import sample
 from tlx.explain import pictures
 from tlx.explain.seen import Explanation
 from tlx.report import folder
@@ -32,10 +32,10 @@ def batches(source: DataSource, preprocess: Preprocess, most: int, seed: int) ->
 
   `index` is an example's position in the split all the same.
   """
-  chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:most]).astype(np.int32)
+  chosen = sample(source, most, seed)
   size = min(BATCH, len(chosen))
-  found = pipeline.eval_batches(Subset(source, chosen), batch_size=size, transform=transforms.evaluation(preprocess))
-  padded = np.append(chosen, np.int32(-1))  # where -1 leads
+  found = pipeline.eval_batches(chosen, batch_size=size, transform=transforms.evaluation(preprocess))
+  padded = np.append(chosen.indices, -1).astype(np.int32)  # where -1 leads
   return ({**batch, 'index': padded[batch['index']]} for batch in found), -(-len(chosen) // size)
 
 
@@ -52,7 +52,8 @@ def place(out: Path | None, model: str, tool: str, *subjects: str) -> Path:
 
 def save(out: Path, found: Explanation) -> list[Path]:
   """Writes OUT/NAME.png of each picture, OUT/NAME.html of each page and OUT/figures.json; returns their paths."""
-  contents = {f'{name}.png': pictures.png(picture) for name, picture in found.pictures.items()}
+  drawn = {name: picture() if callable(picture) else picture for name, picture in found.pictures.items()}
+  contents = {f'{name}.png': pictures.png(picture) for name, picture in drawn.items()}
   contents |= {f'{name}.html': page.encode() for name, page in found.pages.items()}
   for name, content in contents.items():
     folder.write_bytes(out / name, content)

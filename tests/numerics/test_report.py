@@ -292,6 +292,18 @@ def test_pictures_outside_the_run_are_not_shown(tmp_path):
   assert 'data:image' not in write_report(folder).read_text('utf-8').partition('<body>')[2]
 
 
+def test_where_the_model_looked_stands_beside_a_mistake(tmp_path):
+  folder = build_run(tmp_path, 3, steps=30)
+  records = json.loads((folder / 'mistakes.json').read_text())
+  without = write_report(folder).read_text('utf-8')
+  PIL.Image.new('RGB', (8, 8)).save(folder / 'mistakes' / 'heat.png')
+  write_json(folder / 'mistakes.json', [{**records[0], 'heat': 'mistakes/heat.png'}, *records[1:]])
+  beside = write_report(folder).read_text('utf-8')
+  pictures = lambda markup: sum(address.startswith('data:image/') for address in Page(markup).addresses)
+  assert pictures(beside) == pictures(without) + 1
+  assert 'Grad-CAM' in beside and 'Grad-CAM' not in without
+
+
 def test_large_pictures_are_made_smaller(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 255, (600, 600, 3), np.uint8)
   (tmp_path / 'mistakes').mkdir()

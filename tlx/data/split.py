@@ -26,6 +26,12 @@ class Subset:
     return whole and hashlib.sha256(whole.encode() + self.indices.tobytes()).hexdigest()
 
 
+def sample(source: DataSource, count: int, seed: int) -> Subset:
+  """That many examples drawn without replacement, in the order of the source; all where it has no more."""
+  chosen = np.random.default_rng(seed).permutation(len(source))[:count]
+  return Subset(source, np.sort(chosen))
+
+
 def fingerprint(source: DataSource) -> str | None:
   """Another one wherever an image or the order may be another; None where the source cannot tell."""
   return source.fingerprint() if hasattr(source, 'fingerprint') else None

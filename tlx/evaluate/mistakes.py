@@ -7,19 +7,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tlx.data import decode
+from tlx.data import decode, transforms
+from tlx.explain import gradcam
 from tlx.report import folder
-from tlx.types import DataSource
+from tlx.types import DataSource, Pretrained
 
 
 def write(
   out: Path, records: Mapping[str, np.ndarray], source: DataSource, names: Sequence[str], *, most: int = 24
 ) -> None:
   """Writes OUT/mistakes.json, most confident first, and a thumbnail of each in OUT/mistakes/."""
-  wrong = np.flatnonzero(records['prediction'] != records['label'])
-  chosen = wrong[np.argsort(-records['confidence'][wrong], kind='stable')][:most]
   found = []
-  for rank, i in enumerate(chosen):
+  for rank, i in enumerate(_chosen(records, most)):
     example = source[int(records['index'][i])]
     file = f'mistakes/{rank:02d}.jpg'
     folder.write_bytes(out / file, thumbnail(example.image))
@@ -36,11 +35,36 @@ def write(
   folder.write_json(out / 'mistakes.json', found)
 
 
+def add_heat(
+  out: Path, records: Mapping[str, np.ndarray], source: DataSource, model: Pretrained, *, most: int = 24
+) -> None:
+  """After `write`: OUT/mistakes/NN-heat.jpg, Grad-CAM of what was predicted over what the model saw, named 'heat'.
+
+  model: its variables lie on the host or on a device of this process, which does the work alone.
+  """
+  chosen, transform = _chosen(records, most), transforms.evaluation(model.preprocess)
+  images = [transform(_decoded(source[int(records['index'][i])].image)) for i in chosen]
+  found = folder.read_json(out / 'mistakes.json')
+  for rank, heat in enumerate(gradcam.overlays(model, images, records['prediction'][chosen])):
+    found[rank]['heat'] = f'mistakes/{rank:02d}-heat.jpg'
+    folder.write_bytes(out / found[rank]['heat'], thumbnail(heat))
+  folder.write_json(out / 'mistakes.json', found)
+
+
+def _chosen(records: Mapping[str, np.ndarray], most: int) -> np.ndarray:
+  """Rows of the records that are wrong, most confident first."""
+  wrong = np.flatnonzero(records['prediction'] != records['label'])
+  return wrong[np.argsort(-records['confidence'][wrong], kind='stable')][:most]
+
+
 def thumbnail(image: np.ndarray | bytes, side: int = 192) -> bytes:
   """A JPEG of at most `side` pixels."""
-  pixels = decode.decode(image) if isinstance(image, bytes) else image
-  picture = Image.fromarray(pixels)
+  picture = Image.fromarray(_decoded(image))
   picture.thumbnail((side, side))
   encoded = io.BytesIO()
   picture.save(encoded, 'JPEG', quality=85)
   return encoded.getvalue()
+
+
+def _decoded(image: np.ndarray | bytes) -> np.ndarray:
+  return decode.decode(image) if isinstance(image, bytes) else image

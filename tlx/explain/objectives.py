@@ -13,19 +13,14 @@ from tlx.explain.seen import LOGITS, PIXELS, Seen
 Objective = Callable[[Seen], jax.Array]  # -> float32 [b]
 
 
-def logit(index: int) -> Objective:
-  """Score of a class."""
-  return lambda seen: seen[LOGITS][:, index]
+def logit(index: int | jax.Array) -> Objective:
+  """Score of a class; index may be int [b], a class an image."""
+  return lambda seen: of_class(seen[LOGITS], index)
 
 
 def log_probability(index: int | jax.Array) -> Objective:
-  """Logarithm of the probability of a class; index may be int [b], a class an image."""
-
-  def of(seen: Seen) -> jax.Array:
-    rows = jax.nn.log_softmax(seen[LOGITS])
-    return jnp.take_along_axis(rows, jnp.broadcast_to(jnp.asarray(index), len(rows))[:, None], axis=1)[:, 0]
-
-  return of
+  """Logarithm of the probability of a class; index as there."""
+  return lambda seen: of_class(jax.nn.log_softmax(seen[LOGITS]), index)
 
 
 def channel(layer: str, number: int) -> Objective:
@@ -51,6 +46,11 @@ def variation() -> Objective:
 def total(*parts: tuple[float, Objective]) -> Objective:
   """Weighted sum."""
   return lambda seen: sum(weight * objective(seen) for weight, objective in parts)
+
+
+def of_class(rows: jax.Array, index: int | jax.Array) -> jax.Array:
+  """[b, k] -> [b]: of each row the value at `index`, int [] or [b]."""
+  return jnp.take_along_axis(rows, jnp.broadcast_to(jnp.asarray(index), len(rows))[:, None], axis=1)[:, 0]
 
 
 def _places(values: jax.Array) -> jax.Array:

@@ -20,7 +20,8 @@ class Explanation(NamedTuple):
   """What a tool found, or has found so far."""
 
   figures: Mapping[str, Any]  # what JSON can hold, once arrays are lists
-  pictures: Mapping[str, np.ndarray] = {}  # name of the file without its ending -> uint8 [h, w, 3]
+  # Name of the file without its ending -> uint8 [h, w, 3], or a function that draws it once it is wanted.
+  pictures: Mapping[str, np.ndarray | Callable[[], np.ndarray]] = {}
   pages: Mapping[str, str] = {}  # likewise -> HTML
   done: int = 1  # of `total`
   total: int = 1
@@ -43,9 +44,12 @@ def rest(model: Pretrained, layer: str) -> Callable[[Variables, jax.Array], jax.
 
 
 def as_map(module: TransferModel, values: jax.Array) -> jax.Array:
-  """A layer's output as a map [b, h, w, d]: a transformer's tokens return to their square, without those ahead."""
-  if values.ndim == 4:
-    return values
+  """A layer's output as a map [b, h, w, d]: a transformer's tokens return to their square, without those ahead.
+
+  One vector an image, such as an attention pool's, is a map of one place.
+  """
+  if values.ndim != 3:
+    return values.reshape(len(values), *(values.shape[1:3] if values.ndim == 4 else (1, 1)), values.shape[-1])
   tokens = values[:, getattr(module.backbone.config, 'prefix', 0) :]
   side = round(tokens.shape[1] ** 0.5)
   return tokens.reshape(len(tokens), side, side, -1)
@@ -57,6 +61,12 @@ def check_layer(module: TransferModel, name: str, *others: str) -> str:
   if name not in known:
     raise UsageError(f'no layer {name!r}{_near(name, known)}; there are {", ".join(known)}')
   return name
+
+
+def check_head(model: Pretrained) -> None:
+  """Raises UsageError for a model without classes."""
+  if not model.module.head.num_classes:
+    raise UsageError('the model has no head, and so no class to explain; choose one with classes, or a run')
 
 
 def class_index(model: Pretrained, name: str | int) -> int:

@@ -46,7 +46,7 @@ def load(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def mistakes(folder: pathlib.Path, records: Sequence, names: Sequence[str]) -> list[dict[str, Any]]:
-  """The most confident mistakes with their pictures inlined; a picture that is missing is None."""
+  """The most confident mistakes with their pictures and heat inlined; what is missing is None."""
 
   def called(value):
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)
@@ -58,6 +58,7 @@ def mistakes(folder: pathlib.Path, records: Sequence, names: Sequence[str]) -> l
       label=called(record.get('label')),
       prediction=called(record.get('prediction')),
       picture=_picture(folder, str(record.get('file', ''))),
+      heat=_picture(folder, str(record.get('heat', ''))),  # older runs have none
     )
     for record in shown
   ]

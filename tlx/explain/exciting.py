@@ -1,0 +1,137 @@
+"""The photographs of a data set that excite the channels of a layer most, with where in them they do.
+
+A photograph excites a channel by its highest value over all places (Zeiler & Fergus 2014, Sec. 4,
+https://arxiv.org/abs/1311.2901). Only the best so far are kept while batches stream, and no features.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tlx.data import decode, pipeline, transforms
+from tlx.data.augment import to_float
+from tlx.explain import pictures
+from tlx.explain.seen import Explanation, as_map, check_layer, look
+from tlx.types import DataSource, Pretrained, TlxError, UsageError
+
+TILE = 112  # pixels, of one photograph
+
+
+class Best(NamedTuple):
+  """Of `count` photographs: sums over them for each of d channels, and the k that excite it most, the first most."""
+
+  count: int
+  total: np.ndarray  # float64 [d]
+  squares: np.ndarray  # float64 [d]
+  values: np.ndarray  # float32 [<= k, d]
+  indices: np.ndarray  # int32 [<= k, d], positions in the data set
+
+  @classmethod
+  def none(cls, channels: int) -> 'Best':
+    return cls(0, *np.zeros((2, channels)), np.zeros((0, channels), np.float32), np.zeros((0, channels), np.int32))
+
+  def merge(self, peaks: np.ndarray, index: np.ndarray, k: int) -> 'Best':
+    """With more photographs, peaks float32 [b, d]; of equals the one that came first stays."""
+    values = np.concatenate([self.values, peaks])
+    indices = np.concatenate([self.indices, np.broadcast_to(index[:, None], peaks.shape)])
+    order = np.argsort(-values, axis=0, kind='stable')[:k]
+    total, squares = (peaks.astype(np.float64) ** power for power in (1, 2))
+    return Best(
+      self.count + len(peaks),
+      self.total + total.sum(axis=0),
+      self.squares + squares.sum(axis=0),
+      np.take_along_axis(values, order, axis=0),
+      np.take_along_axis(indices, order, axis=0),
+    )
+
+  @property
+  def selectivity(self) -> np.ndarray:
+    """[d]: how many standard deviations its best k stand above all photographs; 0 where all are alike."""
+    mean = self.total / self.count
+    deviation = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
+    above = self.values.mean(axis=0) - mean
+    return np.where(deviation > 1e-6 * np.abs(mean), above / np.maximum(deviation, 1e-30), 0)
+
+
+def exciting(
+  model: Pretrained,
+  source: DataSource,
+  names: Sequence[str],
+  layer: str,
+  channel: int | None = None,
+  *,
+  most: int = 8,
+  photographs: int = 8,
+  batch_size: int = 32,
+) -> Iterator[Explanation]:
+  """A row for each of the `most` selective channels, or two for the one asked for: its photographs, its heat over them.
+
+  names: of the data set's classes. Yields after each batch; the pictures are drawn when they are asked for.
+  Raises UsageError for what is no layer or no channel of it, and TlxError where no photograph can be read.
+  """
+  check_layer(model.module, layer)
+  maps = lambda variables, images: as_map(model.module, look(model)(variables, to_float(images))[layer])
+  peaks = jax.jit(lambda variables, images: maps(variables, images).max(axis=(1, 2)))
+  batch_size = min(batch_size, len(source))
+  transform = transforms.evaluation(model.preprocess)
+  named, best = functools.cache(lambda index: source[index].name), None
+  for batch in pipeline.eval_batches(source, batch_size=batch_size, transform=transform):
+    found = np.asarray(peaks(model.variables, batch['image']), np.float32)
+    if best is None:
+      best = Best.none(_checked(layer, channel, found.shape[1]))
+    best = best.merge(found[batch['mask']], batch['index'][batch['mask']], photographs)
+    if best.count:
+      chosen = np.argsort(-best.selectivity, kind='stable')[:most] if channel is None else np.array([channel])
+      rows = [_row(best, c, named, source.labels, names) for c in chosen.tolist()]
+      draw = functools.partial(_sheet, model, maps, source, transform, rows)
+      figures = {'layer': layer, 'photographs': best.count, 'channels': rows}
+      yield Explanation(figures, {layer: draw}, done=best.count, total=len(source))
+  if not best.count:
+    raise TlxError('none of the photographs can be read')
+
+
+def _checked(layer: str, channel: int | None, count: int) -> int:
+  if channel is not None and not 0 <= channel < count:
+    raise UsageError(f'--channel {channel} is out of range: layer {layer!r} has 0 to {count - 1}')
+  return count
+
+
+def _row(best: Best, channel: int, named, labels: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+  indices = best.indices[:, channel].tolist()
+  return {
+    'channel': channel,
+    'selectivity': float(best.selectivity[channel]),
+    'mean': float(best.total[channel] / best.count),
+    'values': best.values[:, channel],
+    'indices': indices,
+    'names': [named(index) for index in indices],
+    'labels': [names[labels[index]] for index in indices],
+  }
+
+
+def _sheet(model: Pretrained, maps, source: DataSource, transform, rows: Sequence[dict]) -> np.ndarray:
+  """Photographs and heat, read and computed again for those few."""
+  channels = np.array([row['channel'] for row in rows])
+  one = jax.jit(lambda variables, image: maps(variables, image[None])[0][..., channels])
+
+  @functools.cache
+  def seen(index: int) -> tuple[np.ndarray, np.ndarray]:
+    image = source[index].image
+    picture = transform(decode.picture(image) if isinstance(image, bytes) else image)
+    return picture, np.asarray(one(model.variables, picture), np.float32)
+
+  tiles, texts = [], []
+  for place, row in enumerate(rows):
+    photos, heats = zip(*((picture, heat[..., place]) for picture, heat in map(seen, row['indices'])))
+    shades = pictures.spread(np.stack(heats))  # one scale a row
+    small = [pictures.resized(photo, TILE, TILE) for photo in photos]
+    told = [f'{label} {value:.3g}' for label, value in zip(row['labels'], row['values'])]
+    head = np.full_like(small[0], 255)
+    if len(rows) == 1:
+      tiles, texts = [head, *small], ['photographs', *told]
+    tiles += [head, *(pictures.overlay(photo, shade) for photo, shade in zip(small, shades))]
+    texts += [f'channel {row["channel"]}', *told]
+  return pictures.grid(tiles, texts, columns=len(rows[0]['indices']) + 1)
