@@ -1,7 +1,7 @@
 """The commands of `tlx explain`: as in `commands`, a dataclass each; every one writes pictures and figures.json."""
 
 import dataclasses
-import fractions
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -158,11 +158,12 @@ class Robustness:
 def fraction(option: str, text: str, least: float = 0) -> float:
   """'8/255' or '0.03'. Raises UsageError for what is neither, or below the least."""
   try:
-    value = float(fractions.Fraction(text.strip()))
-  except (ValueError, ZeroDivisionError, OverflowError):
+    above, _, below = text.partition('/')
+    value = float(above) / float(below or 1)
+  except (ValueError, ZeroDivisionError):
     raise UsageError(f'{option} {text}: must be a number such as 8/255 or 0.03') from None
-  if value < least:
-    raise UsageError(f'{option} {text}: must be {least:g} or more')
+  if not least <= value < math.inf:
+    raise UsageError(f'{option} {text}: must be {least:g} or more, and finite')
   return value
 
 

@@ -84,8 +84,9 @@ def _told(
   if target is not None:
     figures |= {'target': class_name(model, target), 'target_probabilities': rows[:, target]}
   shown = {'original': picture, 'adversarial': saved, 'difference': difference}
-  texts = [f'{name}\n{_lines(model, row)}' for name, row in zip(('original', 'adversarial, as saved'), rows[[0, 2]])]
-  size = f'longest change of a value {figures["linf"] * 255:.2f} / 255\nlength {figures["l2"]:.3f}'
+  texts = [f'{name}\n{_lines(model, row)}' for name, row in zip(('original', 'adversarial'), rows)]
+  texts[1] += f'\nsaved as PNG: {figures["saved_probability"]:.1%} {figures["saved"]}'
+  size = f'greatest change of a value {figures["linf"] * 255:.2f} / 255\nlength {figures["l2"]:.3f}'
   texts.append(f'difference, {times} times\n{size}')
   tiles = [pictures.resized(tile, TILE, TILE, smooth=False) for tile in shown.values()]
   return Explanation(figures, {'attack': pictures.grid(tiles, texts), **shown})

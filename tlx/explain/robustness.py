@@ -96,5 +96,5 @@ def _curve(figures: Mapping[str, Any], points: list, norm: str) -> np.ndarray:
   xs = [scale * point['size'] for point in points]
   lines = {'accuracy under attack': 'accuracy', 'answers changed': 'changed'}
   lines = {text: (xs, [point[name] for point in points]) for text, name in lines.items()}
-  title = f'share of {figures["count"]:,} images, {figures["steps"]} steps, {figures["restarts"]} starts'
+  title = f'share of {figures["count"]:,} images; steps {figures["steps"]}, restarts {figures["restarts"]}'
   return pictures.chart(lines, unit, title, within=(0, 1))
