@@ -20,7 +20,6 @@ from tlx.types import UsageError
 
 NORMS = ('linf', 'l2')
 TINY = 1e-12  # below it a length is taken for it, so that nothing is divided by zero
-INSIDE = 1 - 2.0**-18  # of epsilon, for L2: more than float32 errs in the length of a million values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,15 +202,17 @@ def _start(attack, pixels, epsilon, keys):
 def project(norm: str, x: jax.Array, pixels: jax.Array, epsilon: jax.Array) -> jax.Array:
   """The nearest point of the ball of radius epsilon [b] around the pixels, then clipped to [0, 1], which stays inside.
 
-  A sum is rounded to the nearest number, which may lie outside: for 'linf' the next one within is taken.
+  A sum is rounded to the nearest number, which may lie outside: for 'linf' the next one within is taken, and for 'l2'
+  the ball is smaller by what the rounding of a length, and of every value, can add.
   """
   reach = _wide(epsilon, x)
   if norm == 'linf':
     low = jnp.minimum(pixels, jnp.nextafter(pixels - reach, jnp.inf))
     high = jnp.maximum(pixels, jnp.nextafter(pixels + reach, -jnp.inf))
     return jnp.clip(jnp.clip(x, low, high), 0, 1)
-  change = x - pixels
-  return jnp.clip(pixels + change * jnp.minimum(1, INSIDE * reach / jnp.maximum(_length(change), TINY)), 0, 1)
+  change, error = x - pixels, jnp.finfo(x.dtype).eps
+  radius = jnp.maximum(0, (1 - 32 * error) * reach - error / 2 * math.sqrt(math.prod(x.shape[1:])))
+  return jnp.clip(pixels + change * jnp.minimum(1, radius / jnp.maximum(_length(change), TINY)), 0, 1)
 
 
 def _length(x: jax.Array) -> jax.Array:
