@@ -66,7 +66,7 @@ class Attack:
   """Greatest size of the change, for pixels in [0, 1]."""
   steps: Annotated[int | None, arg(help_behavior_hint='(default: 20 for pgd, 500 for descent)')] = None
   """At most."""
-  step_size: Annotated[str | None, arg(help_behavior_hint='(default: 2.5 epsilon / steps, or 0.01 for descent)')] = None
+  step_size: Annotated[str | None, arg(help_behavior_hint='(default: 2.5 epsilon / steps, or 0.002 for descent)')] = None
   """Length of a step in the unit of epsilon; for descent what the gradient is multiplied by."""
   momentum: Annotated[float | None, arg(help_behavior_hint='(default: 0)')] = None
   """Share of the direction that a step of pgd keeps."""
@@ -91,7 +91,7 @@ class Attack:
     photo = explaining.photograph(self.image, model.preprocess)
     target = class_index(model, self.target) if targeted else None
     if self.method == 'descent':
-      found = adversarial.by_descent(model, photo, target, steps=self.steps or 500, rate=step or 0.01)
+      found = adversarial.by_descent(model, photo, target, steps=self.steps or 500, rate=step or 0.002)
     else:
       steps, share = 1 if fast else self.steps or 20, step and step / max(epsilon, 1e-9)
       way = attack.Attack(norm, steps, share, targeted, self.momentum or 0.0, not fast, self.restarts or 1)

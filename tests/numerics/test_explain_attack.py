@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from tiny import CLASSES, NAMES, built, side
 
-from tlx.data.split import Subset
 from tlx.explain.attack import Attack, descend_to, perturb, project, shrunk, sizes, smallest
 from tlx.explain.objectives import log_probability
 from tlx.explain.robustness import robustness
@@ -75,12 +74,11 @@ def test_every_family_is_attacked_within_the_ball(name):
 @pytest.mark.parametrize('norm', ['linf', 'l2'])
 @pytest.mark.parametrize('random_start', [False, True])
 def test_no_rounding_steps_over_the_border(norm, random_start):
+  model, x, far = model_of('resnet_test'), photos(8, 24, 3), photos(8, 24, 4)
+  program = perturb(look(model), Attack(norm, steps=2, random_start=True))
   for epsilon in np.float32([1e-4, 1 / 255, 0.03, 0.7]):
-    x, far = photos(8, 24, 3), photos(8, 24, 4)
     if random_start:
-      model = model_of('resnet_test')
-      labels = jnp.zeros(8, int)
-      y = run(look(model), Attack(norm, steps=2, random_start=True), model.variables, x, labels, epsilon).pixels
+      y = program(model.variables, x, jnp.zeros(8, int), epsilon, KEY, jnp.arange(8)).pixels
     else:
       y = project(norm, far, x, jnp.full(8, epsilon))
     change = (np.asarray(y, np.float64) - np.asarray(x, np.float64)).reshape(8, -1)
@@ -188,7 +186,7 @@ def test_bisection_finds_the_border(planes):
   reached = descend_to(linear, steps=200, rate=0.05, targeted=True)(weights, x, labels)
   assert reached.success.all() and (reached.steps > 1).all()
   assert (sizes(x, reached.pixels)['l2'] > 0.5).all()
-  scale = smallest(linear, targeted=True)(weights, x, reached.pixels, labels)
+  scale = smallest(linear, targeted=True, halvings=20)(weights, x, reached.pixels, labels)
   least = shrunk(x, reached.pixels, scale)
   np.testing.assert_allclose(sizes(x, least)['l2'], 0.5, atol=1e-5)  # the distance of the plane
   for change, success in ((0, True), (-4e-6, False)):
@@ -201,11 +199,11 @@ def test_bisection_of_a_network_is_minimal_along_its_line():
   seen, x = jax.jit(look(model)), photos(4)
   logits = seen(model.variables, x)[LOGITS]
   labels = logits.argsort(-1)[:, -2]  # the second likeliest
-  reached = descend_to(look(model), steps=300, rate=0.05, targeted=True)(model.variables, x, labels)
+  reached = descend_to(look(model), steps=300, rate=10, targeted=True)(model.variables, x, labels)
   assert reached.success.all()
-  scale = smallest(look(model), targeted=True, halvings=12)(model.variables, x, reached.pixels, labels)
+  scale = smallest(look(model), targeted=True)(model.variables, x, reached.pixels, labels)
   called = lambda scale: seen(model.variables, shrunk(x, reached.pixels, scale))[LOGITS].argmax(-1) == labels
-  assert (scale < 1).any() and called(scale).all() and not called(scale - 2.0**-12).any()
+  assert (scale < 1).any() and called(scale).all() and not called(scale - 2.0**-10).any()
 
 
 def test_wrong_attacks_say_all_that_is_wrong():
@@ -246,5 +244,3 @@ def test_the_curve_counts_every_image_once_and_never_turns():
   # stopped after the second size, it has the points of both
   early = next(found for found in walks[0] if len(found.figures['curve']) == 2)
   assert early.figures['curve'] == curve[:2] and 'robustness' in early.pictures
-  right = Subset(source, np.array([0, 1, 3]))
-  assert list(robustness(model, right, {'0': 0.0}, Attack(stop=True)))[-1].figures['count'] == 3

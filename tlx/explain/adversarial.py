@@ -30,7 +30,7 @@ def by_attack(
 
 
 def by_descent(
-  model: Pretrained, picture: np.ndarray, target: int | None = None, *, steps: int = 500, rate: float = 0.01
+  model: Pretrained, picture: np.ndarray, target: int | None = None, *, steps: int = 500, rate: float = 0.002
 ) -> Explanation:
   """Plain gradient descent until the answer is another, then the least share of that change which still suffices.
 

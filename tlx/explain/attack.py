@@ -109,11 +109,12 @@ def descend_to(look: Look, *, steps: int, rate: float, targeted: bool) -> Callab
   return descended
 
 
-def smallest(look: Look, *, targeted: bool, halvings: int = 20) -> Callable[..., jax.Array]:
+def smallest(look: Look, *, targeted: bool, halvings: int = 10) -> Callable[..., jax.Array]:
   """(variables, pixels, changed, labels) -> scale float [b]: the least share of each change that still succeeds.
 
   By bisection between 0 and 1, to 2 ** -halvings: at `scale` the answer is as wanted, at scale - 2 ** -halvings it is
-  not. The whole change has to succeed, or the scale is 1. `shrunk` makes the pixels.
+  not. The whole change has to succeed, or the scale is 1. `shrunk` makes the pixels. With many more halvings than the
+  default the answer hangs on the last bits of the scores, and is another in a batch of another size.
   """
 
   @jax.jit
