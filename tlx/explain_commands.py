@@ -66,7 +66,7 @@ class Attack:
   """Greatest size of the change, for pixels in [0, 1]."""
   steps: Annotated[int | None, arg(help_behavior_hint='(default: 20 for pgd, 500 for descent)')] = None
   """At most."""
-  step_size: Annotated[str | None, arg(help_behavior_hint='(default: 2.5 epsilon / steps, or 0.002 for descent)')] = None
+  step_size: Annotated[str | None, arg(help_behavior_hint='(default: 2.5 epsilon / steps; descent 0.002)')] = None
   """Length of a step in the unit of epsilon; for descent what the gradient is multiplied by."""
   momentum: Annotated[float | None, arg(help_behavior_hint='(default: 0)')] = None
   """Share of the direction that a step of pgd keeps."""

@@ -199,7 +199,7 @@ def test_bisection_of_a_network_is_minimal_along_its_line():
   seen, x = jax.jit(look(model)), photos(4)
   logits = seen(model.variables, x)[LOGITS]
   labels = logits.argsort(-1)[:, -2]  # the second likeliest
-  reached = descend_to(look(model), steps=300, rate=10, targeted=True)(model.variables, x, labels)
+  reached = descend_to(look(model), steps=1500, rate=10, targeted=True)(model.variables, x, labels)
   assert reached.success.all()
   scale = smallest(look(model), targeted=True)(model.variables, x, reached.pixels, labels)
   called = lambda scale: seen(model.variables, shrunk(x, reached.pixels, scale))[LOGITS].argmax(-1) == labels
