@@ -10,6 +10,9 @@ Untargeted PGD in L-infinity, 10 steps of a quarter of epsilon from one random s
   answers changed    0      0.7525 0.985  1      1      1
   accuracy           0.985  0.2475 0.015  0      0      0
 `tlx explain robustness RUN --epsilons 0,8/255`, 20 steps: 0 and 1 of the answers changed, accuracy 0.985 and 0.
+Reference: foolbox 3.3.4's LinfPGD, 5 steps of half of epsilon from its own random start, against `perturb` with the
+same and no early stop: at 8/255 120 and 120 of the first 120 photographs changed (drawn by seed 0), at 0.5/255
+79 and 79 of 120.
 """
 
 import sys
