@@ -74,6 +74,16 @@ def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
   return found
 
 
+def check_classes(data: Dataset, name: str | Path, model: Pretrained) -> None:
+  """Raises UsageError where a data set's classes are not the model's, in the same order."""
+  there, here = list(data.info.class_names), list(model.class_names)
+  only = lambda a, b: ', '.join(sorted(set(a) - set(b))[:10]) or 'none'
+  if there != here:
+    raise UsageError(
+      f'{data.info.name} has other classes than {name}: only there {only(there, here)}; only here {only(here, there)}'
+    )
+
+
 def evaluate(
   run: Path, *, data: str | None = None, split: str = 'validation', batch_size: int | None = None
 ) -> dict[str, Any]:
@@ -82,8 +92,7 @@ def evaluate(
     raise UsageError(f'--batch-size {batch_size}: must be above 0')
   model = load_run(run)
   found, record = data_of(run, data, split), run_record(run)
-  if list(found.info.class_names) != list(model.class_names):
-    raise UsageError(_classes_differ(found.info.name, found.info.class_names, run, model.class_names))
+  check_classes(found, run, model)
   place = placement.make('jit')
   size = -(-(batch_size or record['batch_size']) // jax.device_count()) * jax.device_count()
   recipe = Recipe(
@@ -230,8 +239,3 @@ def _decode(file: Path, transform) -> np.ndarray | str:
 def _top(row: np.ndarray, names: Sequence[str], top: int) -> list[dict[str, Any]]:
   order = np.argsort(-row, kind='stable')[:top]
   return [{'id': int(i), 'name': names[i], 'probability': float(row[i])} for i in order]
-
-
-def _classes_differ(data: str, there: Sequence[str], run: Path, here: Sequence[str]) -> str:
-  only = lambda a, b: ', '.join(sorted(set(a) - set(b))[:10]) or 'none'
-  return f'{data} has other classes than {run}: only there {only(there, here)}; only here {only(here, there)}'

@@ -1,4 +1,4 @@
-"""Pictures for people: heat over photographs, and grids with a line of text under each."""
+"""Pictures for people: heat over photographs, grids with lines of text under each, charts."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tlx.report.charts import ticks
+from tlx.report.charts import number, ticks
 
 GAP, TEXT = 6, 18  # pixels between pictures, and of a line of text
-WHITE, INK, RULE = (255, 255, 255), (30, 30, 30), (215, 215, 215)
-LINES = ((0, 114, 178), (213, 94, 0), (90, 90, 90), (0, 158, 115))  # apart for the colour-blind (Okabe & Ito 2008)
+WHITE, GREY, INK = (255, 255, 255), (222, 222, 222), (30, 30, 30)
 # From cold to hot, evenly spread; anchors of matplotlib's inferno, dark to light, for those who see no colours too.
 HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)], float)
+
+LINES = ((31, 97, 181), (196, 78, 20), (20, 128, 74), (130, 60, 150))  # colours of a chart's, told apart in grey too
 
 
 def to_bytes(pixels) -> np.ndarray:
@@ -60,43 +61,65 @@ def overlay(picture: np.ndarray, heat, cold: float = 0.3, hot: float = 0.65) -> 
 
 
 def grid(pictures: Sequence[np.ndarray], texts: Sequence[str] = (), columns: int | None = None) -> np.ndarray:
-  """Pictures uint8 [h, w, 3] of one size in rows, each with its text below, cut where it is too long."""
+  """Pictures uint8 [h, w, 3] of one size in rows, each with its lines of text below, cut where they are too long."""
   columns = min(columns or len(pictures), len(pictures))
   height, width = pictures[0].shape[:2]
-  rows, line = -(-len(pictures) // columns), TEXT if any(texts) else 0
+  rows, line = -(-len(pictures) // columns), max((TEXT * len(text.splitlines()) for text in texts), default=0)
   sheet = Image.new('RGB', (columns * (width + GAP) + GAP, rows * (height + line + GAP) + GAP), WHITE)
   draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
   for i, picture in enumerate(pictures):
     x, y = GAP + i % columns * (width + GAP), GAP + i // columns * (height + line + GAP)
     sheet.paste(Image.fromarray(picture), (x, y))
-    if i < len(texts):
-      draw.text((x, y + height + 2), _cut(texts[i], width, font), INK, font)
+    for row, text in enumerate(texts[i].splitlines() if i < len(texts) else ()):
+      draw.text((x, y + height + 2 + row * TEXT), _cut(text, width, font), INK, font)
   return np.array(sheet)
 
 
-def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], across: str, up: str) -> np.ndarray:
-  """A chart of lines {name: (x, y)}, finite, from 0 up to the largest of each; `across` and `up` name the axes."""
-  wide, high, left, top, right, bottom = 640, 400, 60, 34, 20, 52
-  xs, ys = (np.concatenate([np.asarray(line[axis], float) for line in series.values()]) for axis in (0, 1))
-  x_most, y_most = xs.max() or 1, ys.max() * 1.05 or 1
-  sheet = Image.new('RGB', (2 * wide, 2 * high), WHITE)  # drawn at twice its size, for smooth lines
-  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(24)
-  place_x = lambda x: 2 * (left + x / x_most * (wide - left - right))
-  place_y = lambda y: 2 * (high - bottom - y / y_most * (high - top - bottom))
-  for y in ticks(0, y_most):
-    draw.line([(2 * left, place_y(y)), (2 * (wide - right), place_y(y))], RULE, 2)
-    draw.text((2 * left - 12, place_y(y)), f'{y:g}', INK, font, anchor='rm')
-  for x in ticks(0, x_most):
-    draw.text((place_x(x), 2 * (high - bottom) + 8), f'{x:g}', INK, font, anchor='mt')
-  draw.text((2 * wide - 2 * right, 2 * high - 12), across, INK, font, anchor='rs')
-  draw.text((12, 8), up, INK, font)
-  start = 2 * wide - 2 * right - sum(font.getlength(name) + 70 for name in series)
-  for colour, (name, (x, y)) in zip(LINES, series.items()):
-    draw.line([(place_x(a), place_y(b)) for a, b in zip(x, y)], colour, 5, joint='curve')
-    draw.line([(start, 22), (start + 40, 22)], colour, 6)
-    draw.text((start + 48, 8), name, INK, font)
-    start += font.getlength(name) + 70
-  return np.array(sheet.resize((wide, high), Image.Resampling.LANCZOS))
+def chart(
+  lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+  across: str = '',
+  up: str = '',
+  *,
+  within: tuple[float, float] | None = None,
+  height: int = 340,
+  width: int = 560,
+) -> np.ndarray:
+  """Lines over numbers, with axes, round numbers at them and a legend, as uint8 [height, width, 3].
+
+  lines: name -> (x, y), finite, in the order of x. across, up: what the axes are. within: the y axis, by default from
+  the least to the greatest.
+  """
+  left, right, top, bottom = 62, width - 16, 20 + TEXT * (1 + len(lines)), height - 44
+  xs, ys = (np.concatenate([np.asarray(points[axis], float) for points in lines.values()]) for axis in (0, 1))
+  x_low, x_high, y_low, y_high = *_apart(xs), *(within or _apart(ys))
+  place_x = lambda x: left + (x - x_low) / (x_high - x_low) * (right - left)
+  place_y = lambda y: bottom - (y - y_low) / (y_high - y_low) * (bottom - top)
+  sheet = Image.new('RGB', (width, height), WHITE)
+  draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+  for y in ticks(y_low, y_high):
+    draw.line([(left, place_y(y)), (right, place_y(y))], GREY)
+    draw.text((left - 6, place_y(y)), number(y), INK, font, 'rm')
+  for x in ticks(x_low, x_high, 8):
+    draw.line([(place_x(x), bottom), (place_x(x), bottom + 4)], INK)
+    draw.text((place_x(x), bottom + 6), number(x), INK, font, 'mt')
+  draw.line([(left, top), (left, bottom), (right, bottom)], INK)
+  draw.text(((left + right) / 2, height - 8), across, INK, font, 'mb')
+  draw.text((GAP, GAP), up, INK, font)
+  for i, (name, (x, y)) in enumerate(lines.items()):
+    colour, level = LINES[i % len(LINES)], 14 + TEXT * (i + 1)
+    points = [(place_x(a), place_y(b)) for a, b in zip(x, y, strict=True)]
+    draw.line(points, colour, 2)
+    for a, b in points:
+      draw.ellipse([a - 3, b - 3, a + 3, b + 3], colour)
+    draw.line([(left, level), (left + 20, level)], colour, 2)
+    draw.text((left + 26, level), name, INK, font, 'lm')
+  return np.array(sheet)
+
+
+def _apart(values: np.ndarray) -> tuple[float, float]:
+  """Least and greatest of numbers; where they are one, a little apart."""
+  low, high = float(values.min()), float(values.max())
+  return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _cut(text: str, width: int, font) -> str:

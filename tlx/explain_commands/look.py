@@ -1,25 +1,10 @@
-"""The commands of `tlx explain`: as in `commands`, a dataclass each; every one writes pictures and figures.json."""
+"""Commands that look: what a model sees, where, and how a data set lies before it."""
 
 import dataclasses
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
-import tyro
-
-from tlx import commands, console
-from tlx.explain.seen import Explanation
-
-arg, Positional = tyro.conf.arg, tyro.conf.Positional
-Model = Annotated[
-  Positional[str], arg(metavar='MODEL', help='A pretrained model such as efficientnet_lite0, or the folder of a run.')
-]
-Photo = Annotated[Positional[Path], arg(metavar='IMAGE', help='A photograph.')]
-Out = Annotated[
-  Path | None, arg(help='The folder to write.', help_behavior_hint='(default: RUN/explain/..., or explained/...)')
-]
-Data = Annotated[str | None, arg(help='folder:PATH, tfds:NAME, ...', help_behavior_hint="(default: the run's own)")]
-Split = Annotated[str, arg(help='validation, train, or test where there is one.')]
+from tlx import commands
+from tlx.explain_commands.shared import Data, Model, Out, Photo, Split, arg, finish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +28,7 @@ class Features:
     commands.positive(most=self.most)
     model, out = load_any(self.model), explaining.place(self.out, self.model, 'features', self.image.stem)
     photo = explaining.photograph(self.image, model.preprocess)
-    _finish(self, out, [feature_maps(model, photo, [self.layer] if self.layer else [], self.most)])
+    finish(self, out, [feature_maps(model, photo, [self.layer] if self.layer else [], self.most)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +65,7 @@ class Exciting:
     data = data_of(self.model, self.data, self.split)
     shown = {'most': self.most, 'photographs': self.photographs, 'batch_size': self.batch_size}
     source, names = data.splits[self.split], data.info.class_names
-    _finish(self, out, exciting(model, source, names, self.layer, self.channel, **shown))
+    finish(self, out, exciting(model, source, names, self.layer, self.channel, **shown))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +95,7 @@ class Gradcam:
     subjects = [self.image.stem, *([] if self.class_ is None else [self.class_])]
     out = explaining.place(self.out, self.model, 'gradcam', *subjects)
     photo = explaining.photograph(self.image, model.preprocess)
-    _finish(self, out, [where(model, photo, index, self.layer, self.steps)])
+    finish(self, out, [where(model, photo, index, self.layer, self.steps)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +133,7 @@ class Deletion:
     model, out = load_any(self.model), explaining.place(self.out, self.model, 'deletion')
     source = sample(data_of(self.model, self.data, self.split).splits[self.split], self.count, self.seed)
     asked = {name: getattr(self, name) for name in ('layer', 'cells', 'fill', 'steps', 'seed', 'batch_size')}
-    _finish(self, out, deletion(model, source, **asked))
+    finish(self, out, deletion(model, source, **asked))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,26 +159,4 @@ class Map:
     model, data = load_any(self.model), data_of(self.model, self.data, self.split)
     out = explaining.place(self.out, self.model, 'map', data.info.name, self.split)
     batches, total = explaining.batches(data.splits[self.split], model.preprocess, self.count, self.seed)
-    _finish(self, out, data_map(model, batches, data.info.class_names, total=total, seed=self.seed))
-
-
-@dataclasses.dataclass(frozen=True)
-class Explain:
-  """See what a backbone sees: feature maps, where it looks, and what else gradients of pixels show."""
-
-  TOOLS: ClassVar[tuple[type, ...]] = (Features, Exciting, Gradcam, Deletion, Map)
-
-
-def _finish(command: Any, out: Path, work: Iterable[Explanation]) -> None:
-  """Follows the work, writes what came of it and says where it lies."""
-  from tlx import explaining
-
-  show = console.Console(quiet=command.json)
-  found = explaining.follow(type(command).__name__.lower(), work, show)
-  written = explaining.save(out, found)
-  if command.json:
-    return commands.print_json({**found.figures, 'files': written})
-  for name, value in found.figures.items():
-    if isinstance(value, int | float | str):
-      show.line(f'{name:<24} {value:.4g}' if isinstance(value, float) else f'{name:<24} {value}')
-  show.line(f'written: {out} ({", ".join(path.name for path in written)})')
+    finish(self, out, data_map(model, batches, data.info.class_names, total=total, seed=self.seed))

@@ -1,0 +1,272 @@
+"""Commands that change pixels: ideal pictures, styles, and what a model takes for something else."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tlx import commands
+from tlx.explain_commands.shared import Model, Out, Photo, Positional, arg, finish, given
+from tlx.types import Pretrained, UsageError
+
+EPSILONS = {'linf': '8/255', 'l2': '3'}
+CURVES = {'linf': '0,0.5/255,1/255,2/255,4/255,8/255', 'l2': '0,0.1,0.25,0.5,1,3'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ideal:
+  """Pictures, from noise, that a class, a channel or a direction answers to most."""
+
+  model: Model
+  classes: Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    arg(name='class', metavar='NAME', help='A class by name or number; repeat it, or put commas between several.'),
+  ] = ()
+  layer: Annotated[str | None, arg(help_behavior_hint='')] = None
+  """Instead of a class, a layer (`tlx models NAME` lists them), with --channel or --towards."""
+  channel: Annotated[int | None, arg(help_behavior_hint='')] = None
+  """The channel of --layer."""
+  towards: Annotated[Path | None, arg(metavar='IMAGE', help_behavior_hint='')] = None
+  """What --layer makes of this photograph, compared with a plain picture of its colour."""
+  steps: int = 256
+  """Of descent."""
+  variation: Annotated[float | None, arg(help_behavior_hint='(default: 2000 for classes, 50 for a layer)')] = None
+  """Weight of total variation against one standard deviation of what is aimed at; 0 leaves it out."""
+  parametrisation: Literal['fourier', 'pixels'] = 'fourier'
+  """What descent changes: Fourier coefficients of decorrelated colours, or the pixels themselves."""
+  no_transforms: Annotated[bool, arg(help_behavior_hint='')] = False
+  """Without the random shifts, scales and turns that keep the picture legible."""
+  size: Annotated[int | None, arg(help_behavior_hint="(default: the model's own)")] = None
+  """Height and width in pixels."""
+  judge: Annotated[str | None, arg(metavar='MODEL', help_behavior_hint='')] = None
+  """A second model of the same classes, asked what it sees in the finished pictures."""
+  seed: int = 0
+  """Of the noise and the transforms."""
+  out: Out = None
+  json: commands.Json = False
+
+  def __call__(self) -> None:
+    from tlx import explaining
+    from tlx.explain import ideal, transforms
+    from tlx.explain.seen import check_size
+    from tlx.inference import load_any
+
+    commands.positive(steps=self.steps)
+    variation = (2000.0 if self.classes else 50.0) if self.variation is None else self.variation
+    if variation < 0:
+      raise UsageError(f'--variation {variation}: must be 0 or more')
+    self._one_subject()
+    model, judge = load_any(self.model), load_any(self.judge) if self.judge else None
+    goals = self._goals(model)
+    for goal in goals if judge else ():
+      ideal.judged_class(judge, model, goal.index)
+    size = check_size(model, model.preprocess.size if self.size is None else self.size)
+    work = ideal.ideal_images(
+      model,
+      goals,
+      size=size,
+      steps=self.steps,
+      variation=variation,
+      parametrisation=self.parametrisation,
+      transforms=transforms.NONE if self.no_transforms else transforms.USUAL,
+      seed=self.seed,
+      judge=judge,
+    )
+    finish(self, explaining.place(self.out, self.model, 'ideal', *(goal.name for goal in goals)), work)
+
+  def _one_subject(self) -> None:
+    """Raises UsageError unless there are classes, or a layer with one of its two, and not both."""
+    if bool(self.classes) == bool(self.layer):
+      raise UsageError('name either --class, or --layer with --channel or --towards')
+    if bool(self.layer) != ((self.channel is None) != (self.towards is None)):
+      raise UsageError('--layer needs one of --channel and --towards, and they need it')
+    if self.judge and self.layer:
+      raise UsageError('--judge looks at classes; there is none to judge of a --layer')
+
+  def _goals(self, model: Pretrained) -> list:
+    from tlx import explaining
+    from tlx.explain import ideal
+
+    if self.channel is not None:
+      return [ideal.of_channel(model, self.layer, self.channel)]
+    if self.towards is not None:
+      photo = explaining.photograph(self.towards, model.preprocess)
+      return [ideal.of_direction(model, self.layer, photo, self.towards.stem)]
+    known = [name.lower() for name in model.class_names]  # of which some have a comma in them
+    words = [part for text in self.classes for part in ([text] if text.lower() in known else text.split(','))]
+    goals = [ideal.of_class(model, word.strip()) for word in words]
+    return list({goal.index: goal for goal in goals}.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+  """A photograph's content in the style of another picture, coarse to fine."""
+
+  model: Model
+  content: Annotated[Positional[Path], arg(metavar='CONTENT', help='The photograph.')]
+  style: Annotated[Positional[Path], arg(metavar='STYLE', help='A painting, a pattern, another photograph.')]
+  size: Annotated[int | None, arg(help_behavior_hint='(default: 512, or the only one the model takes)')] = None
+  """Pixels of the longer side of the result; reached in up to three doublings."""
+  steps: int = 80
+  """At each size."""
+  style_layers: Annotated[str | None, arg(help_behavior_hint='(default: the first at each resolution)')] = None
+  """Layers whose Gram matrices are the style, with commas between them."""
+  content_layer: Annotated[str | None, arg(help_behavior_hint='(default: the second at stride 8)')] = None
+  """The layer that keeps the content."""
+  style_weight: float = 1000.0
+  """Against the content's weight of 1."""
+  variation: float = 3.0
+  """Weight of total variation."""
+  colours: Literal['style', 'luminance', 'histogram'] = 'style'
+  """Whose: luminance keeps the photograph's and transfers light and dark; histogram gives them to the style first."""
+  optimizer: Literal['lbfgs', 'adam'] = 'lbfgs'
+  """lbfgs gets further in a step, adam takes less time for one."""
+  seed: int = 0
+  """Of the shuffled photograph that the figures compare with."""
+  out: Out = None
+  json: commands.Json = False
+
+  def __call__(self) -> None:
+    from tlx import explaining
+    from tlx.explain import style
+    from tlx.inference import load_any
+
+    commands.positive(steps=self.steps, style_weight=self.style_weight)
+    if self.variation < 0:
+      raise UsageError(f'--variation {self.variation}: must be 0 or more')
+    photo, manner = explaining.picture(self.content), explaining.picture(self.style)
+    model = load_any(self.model)
+    sizes = style.sizes_to(model, self.size)
+    work = style.style_transfer(
+      model,
+      photo,
+      manner,
+      sizes=sizes,
+      steps=self.steps,
+      style_layers=[name.strip() for name in self.style_layers.split(',')] if self.style_layers else (),
+      content_layer=self.content_layer,
+      weights=style.Weights(style=self.style_weight, variation=self.variation),
+      colours=self.colours,
+      optimizer=self.optimizer,
+      seed=self.seed,
+    )
+    finish(self, explaining.place(self.out, self.model, 'style', self.content.stem, self.style.stem), work)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+  """Change a photograph as little as it takes for the model to call it something else."""
+
+  model: Model
+  image: Photo
+  target: Annotated[str | None, arg(help_behavior_hint='(default: any other class)')] = None
+  """The class that it is to be taken for, by name or number."""
+  method: Literal['pgd', 'fgsm', 'descent'] = 'pgd'
+  """pgd: projected gradient descent; fgsm: one step; descent: plain gradient descent, then the smallest such change."""
+  norm: Annotated[Literal['linf', 'l2'] | None, arg(help_behavior_hint='(default: linf)')] = None
+  """Size of the change: the greatest of one value, or the length of all."""
+  epsilon: Annotated[str | None, arg(help_behavior_hint='(default: 8/255, or 3 for l2)')] = None
+  """Greatest size of the change, for pixels in [0, 1]."""
+  steps: Annotated[int | None, arg(help_behavior_hint='(default: 20 for pgd, 500 for descent)')] = None
+  """At most."""
+  step_size: Annotated[str | None, arg(help_behavior_hint='(default: 2.5 epsilon / steps; descent 0.002)')] = None
+  """Length of a step in the unit of epsilon; for descent what the gradient is multiplied by."""
+  momentum: Annotated[float | None, arg(help_behavior_hint='(default: 0)')] = None
+  """Share of the direction that a step of pgd keeps."""
+  restarts: Annotated[int | None, arg(help_behavior_hint='(default: 1)')] = None
+  """Random starts of pgd; the best is kept."""
+  seed: int = 0
+  out: Out = None
+  json: commands.Json = False
+
+  def __call__(self) -> None:
+    from tlx import explaining
+    from tlx.explain import adversarial, attack
+    from tlx.explain.seen import class_index
+    from tlx.inference import load_any
+
+    self._check()
+    norm, targeted, fast = self.norm or 'linf', self.target is not None, self.method == 'fgsm'
+    epsilon = fraction('--epsilon', self.epsilon or EPSILONS[norm])
+    step = None if self.step_size is None else fraction('--step-size', self.step_size, least=1e-9)
+    words = (self.image.stem, self.method, *([self.target] if targeted else []))
+    model, out = load_any(self.model), explaining.place(self.out, self.model, 'attack', *words)
+    photo = explaining.photograph(self.image, model.preprocess)
+    target = class_index(model, self.target) if targeted else None
+    if self.method == 'descent':
+      found = adversarial.by_descent(model, photo, target, steps=self.steps or 500, rate=step or 0.002)
+    else:
+      steps, share = 1 if fast else self.steps or 20, step and step / max(epsilon, 1e-9)
+      way = attack.Attack(norm, steps, share, targeted, self.momentum or 0.0, not fast, self.restarts or 1)
+      found = adversarial.by_attack(model, photo, way, epsilon, target, self.seed)
+    finish(self, out, [found])
+
+  def _check(self) -> None:
+    """Raises UsageError for options that the method does not have, and for counts below 1."""
+    none = {'pgd': (), 'fgsm': ('steps', 'step_size', 'momentum', 'restarts')}
+    none['descent'] = ('norm', 'epsilon', 'momentum', 'restarts')
+    if wrong := [name.replace('_', '-') for name in none[self.method] if getattr(self, name) is not None]:
+      raise UsageError('\n'.join(f'--{name}: --method {self.method} has none' for name in wrong))
+    commands.positive(**given(steps=self.steps, restarts=self.restarts))
+
+
+@dataclasses.dataclass(frozen=True)
+class Robustness:
+  """Attack every photograph of a split, with changes of several sizes: the accuracy that is left, as a curve."""
+
+  model: Model
+  data: Annotated[str | None, arg(help_behavior_hint="(default: the run's own)")] = None
+  """folder:PATH, tfds:NAME, ... of the same classes."""
+  split: str = 'validation'
+  """validation, train, or test where there is one."""
+  epsilons: Annotated[str | None, arg(help_behavior_hint='(default: 0,0.5/255,1/255,2/255,4/255,8/255)')] = None
+  """Sizes of the change, for pixels in [0, 1], with commas between them; for l2 0,0.1,0.25,0.5,1,3 by default."""
+  norm: Literal['linf', 'l2'] = 'linf'
+  """Size of a change: the greatest of one value, or the length of all."""
+  steps: int = 20
+  """Of projected gradient descent, at most."""
+  momentum: float = 0.0
+  """Share of the direction that a step keeps."""
+  restarts: int = 1
+  """Random starts, for the photographs that withstood those before."""
+  count: Annotated[int | None, arg(help_behavior_hint='(default: all)')] = None
+  """Only so many photographs, drawn by the seed."""
+  batch_size: int = 32
+  """Images at once."""
+  seed: int = 0
+  out: Out = None
+  json: commands.Json = False
+
+  def __call__(self) -> None:
+    import numpy as np
+
+    from tlx import explaining
+    from tlx.data.split import Subset
+    from tlx.explain.attack import Attack
+    from tlx.explain.robustness import robustness
+    from tlx.inference import check_classes, data_of, load_any
+
+    commands.positive(steps=self.steps, restarts=self.restarts, batch_size=self.batch_size, **given(count=self.count))
+    sizes = {text: fraction('--epsilons', text) for text in (self.epsilons or CURVES[self.norm]).split(',')}
+    way = Attack(self.norm, self.steps, None, False, self.momentum, True, self.restarts, stop=True)
+    model, out = load_any(self.model), explaining.place(self.out, self.model, 'robustness', self.norm)
+    data = data_of(self.model, self.data, self.split)
+    check_classes(data, self.model, model)
+    source = data.splits[self.split]
+    if self.count is not None and self.count < len(source):
+      source = Subset(source, np.sort(np.random.default_rng(self.seed).permutation(len(source))[: self.count]))
+    finish(self, out, robustness(model, source, sizes, way, batch_size=self.batch_size, seed=self.seed))
+
+
+def fraction(option: str, text: str, least: float = 0) -> float:
+  """'8/255' or '0.03'. Raises UsageError for what is neither, or below the least."""
+  try:
+    above, _, below = text.partition('/')
+    value = float(above) / float(below or 1)
+  except (ValueError, ZeroDivisionError):
+    raise UsageError(f'{option} {text}: must be a number such as 8/255 or 0.03') from None
+  if not least <= value < math.inf:
+    raise UsageError(f'{option} {text}: must be {least:g} or more, and finite')
+  return value

@@ -1,0 +1,50 @@
+"""What the commands of `tlx explain` have in common."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tlx import commands, console
+from tlx.explain.seen import Explanation
+
+arg, Positional = tyro.conf.arg, tyro.conf.Positional
+Model = Annotated[
+  Positional[str], arg(metavar='MODEL', help='A pretrained model such as efficientnet_lite0, or the folder of a run.')
+]
+Photo = Annotated[Positional[Path], arg(metavar='IMAGE', help='A photograph.')]
+Out = Annotated[
+  Path | None, arg(help='The folder to write.', help_behavior_hint='(default: RUN/explain/..., or explained/...)')
+]
+Data = Annotated[str | None, arg(help='folder:PATH, tfds:NAME, ...', help_behavior_hint="(default: the run's own)")]
+Split = Annotated[str, arg(help='validation, train, or test where there is one.')]
+
+
+def given(**options: Any) -> dict[str, Any]:
+  """Those that are not None."""
+  return {name: value for name, value in options.items() if value is not None}
+
+
+def finish(command: Any, out: Path, work: Iterable[Explanation]) -> None:
+  """Follows the work, writes what came of it and says where it lies."""
+  from tlx import explaining
+
+  show = console.Console(quiet=command.json)
+  found = explaining.follow(type(command).__name__.lower(), work, show)
+  written = explaining.save(out, found)
+  if command.json:
+    return commands.print_json({**found.figures, 'files': written})
+  for name, value in found.figures.items():
+    if isinstance(value, int | float | str):
+      show.line(f'{name:<24} {value:.4g}' if isinstance(value, float) else f'{name:<24} {value}')
+    elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+      _rows(show, name, value)
+  show.line(f'written: {out} ({", ".join(path.name for path in written)})')
+
+
+def _rows(show: console.Console, name: str, rows: list[dict[str, Any]]) -> None:
+  """Figures that come as a table, a line each."""
+  text = lambda value: f'{value:.4g}' if isinstance(value, float) else str(value)
+  for row in rows:
+    show.line(f'{name:<24} ' + '  '.join(f'{key} {text(value)}' for key, value in row.items()))
