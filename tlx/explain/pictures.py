@@ -1,13 +1,15 @@
 """Pictures for people: heat over photographs, and grids with a line of text under each."""
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 GAP, TEXT = 6, 18  # pixels between pictures, and of a line of text
 WHITE, INK = (255, 255, 255), (30, 30, 30)
+LINES = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189))  # of curves
 # From cold to hot, evenly spread; anchors of matplotlib's inferno, dark to light, for those who see no colours too.
 HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)], float)
 
@@ -33,6 +35,15 @@ def resized(picture: np.ndarray, height: int, width: int, *, smooth: bool = True
   """uint8 [h, w, 3] -> uint8 [height, width, 3]; without `smooth` each pixel stays a square."""
   how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
   return np.array(Image.fromarray(picture).resize((width, height), how))
+
+
+def fitted(picture: np.ndarray, side: int) -> np.ndarray:
+  """uint8 [h, w, 3] -> uint8 [side, side, 3]: the whole picture in the middle of white."""
+  height, width = (max(1, round(length * side / max(picture.shape[:2]))) for length in picture.shape[:2])
+  sheet = np.full((side, side, 3), 255, np.uint8)
+  top, left = (side - height) // 2, (side - width) // 2
+  sheet[top : top + height, left : left + width] = resized(picture, height, width)
+  return sheet
 
 
 def spread(values) -> np.ndarray:
@@ -66,6 +77,29 @@ def grid(pictures: Sequence[np.ndarray], texts: Sequence[str] = (), columns: int
     sheet.paste(Image.fromarray(picture), (x, y))
     if i < len(texts):
       draw.text((x, y + height + 2), _cut(texts[i], width, font), INK, font)
+  return np.array(sheet)
+
+
+def chart(curves: Mapping[str, Sequence[float]], width: int = 480, height: int = 280) -> np.ndarray:
+  """Positive values over their number, one line a curve, on a logarithmic scale; uint8 [height, width, 3]."""
+  curves = {name: np.log10(np.maximum(np.asarray(values, float), 1e-12)) for name, values in curves.items()}
+  both = np.concatenate(list(curves.values()))
+  low = math.floor(both.min())
+  high = max(math.ceil(both.max()), low + 1)
+  longest = max(map(len, curves.values()))
+  sheet, font = Image.new('RGB', (width, height), WHITE), ImageFont.load_default(12)
+  draw, left, top, right, bottom = ImageDraw.Draw(sheet), 52, 10, width - 12, height - 22
+  across, up = (right - left) / max(1, longest - 1), (bottom - top) / (high - low)
+  place = lambda x, y: (left + across * x, bottom - up * (y - low))
+  for power in range(low, high + 1):
+    draw.line([place(0, power), place(longest - 1, power)], (220, 220, 220))
+    draw.text((4, place(0, power)[1] - 7), f'{10.0**power:g}', INK, font)
+  draw.text((left, bottom + 4), '0', INK, font)
+  draw.text((right - font.getlength(str(longest)), bottom + 4), str(longest), INK, font)
+  for i, (name, values) in enumerate(curves.items()):
+    colour = LINES[i % len(LINES)]
+    draw.line([place(x, y) for x, y in enumerate(values)], colour, 2)
+    draw.text((right - font.getlength(name) - 4, top + 4 + 16 * i), name, colour, font)
   return np.array(sheet)
 
 
