@@ -15,7 +15,8 @@ import numpy as np
 # Square root of the covariance of the colours of ImageNet's photographs, a column a component: light, red to blue,
 # green to purple; as measured by the authors of Lucid (github.com/tensorflow/lucid, optvis/param/color.py, Apache-2.0).
 COLOURS = np.array([(0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03)])
-CONTRAST = 1.5  # logits of pixels for a coefficient of 1 at every frequency
+CONTRAST = 1.5  # log-odds of pixels for a coefficient of 1 at every frequency
+LOWEST = 3  # waves a side: below it the weights grow no more, or whole pictures drift to white and black
 
 
 class Parametrisation(NamedTuple):
@@ -37,9 +38,9 @@ def hartley(values: jax.Array) -> jax.Array:
 
 
 def falloff(height: int, width: int) -> np.ndarray:
-  """Weight of each frequency, float [h, w, 1]: 1 / frequency, the constant as the lowest; mean square 1."""
+  """Weight of each frequency, float [h, w, 1]: 1 / frequency, below `LOWEST` as there; mean square 1."""
   frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width))
-  weights = 1 / np.maximum(frequency, 1 / max(height, width))
+  weights = 1 / np.maximum(frequency, LOWEST / max(height, width))
   return (weights / np.sqrt(np.mean(weights**2)))[..., None]
 
 

@@ -37,12 +37,13 @@ def resized(picture: np.ndarray, height: int, width: int, *, smooth: bool = True
   return np.array(Image.fromarray(picture).resize((width, height), how))
 
 
-def fitted(picture: np.ndarray, side: int) -> np.ndarray:
-  """uint8 [h, w, 3] -> uint8 [side, side, 3]: the whole picture in the middle of white."""
-  height, width = (max(1, round(length * side / max(picture.shape[:2]))) for length in picture.shape[:2])
-  sheet = np.full((side, side, 3), 255, np.uint8)
-  top, left = (side - height) // 2, (side - width) // 2
-  sheet[top : top + height, left : left + width] = resized(picture, height, width)
+def fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+  """uint8 [h, w, 3] -> uint8 [height, width, 3]: the whole picture in the middle of white."""
+  factor = min(height / picture.shape[0], width / picture.shape[1])
+  h, w = (max(1, round(factor * side)) for side in picture.shape[:2])
+  sheet = np.full((height, width, 3), 255, np.uint8)
+  top, left = (height - h) // 2, (width - w) // 2
+  sheet[top : top + h, left : left + w] = resized(picture, h, w)
   return sheet
 
 

@@ -17,13 +17,14 @@ import optax
 from tlx.data.pixels import grey
 from tlx.explain import objectives, pictures
 from tlx.explain.descend import descend
-from tlx.explain.seen import Explanation, Look, check_layer, check_size, look, shapes
+from tlx.explain.seen import Explanation, Look, Seen, check_layer, check_size, look, shapes
 from tlx.types import Pretrained, Variables
 
-STYLES = 5  # layers at most, as in the paper
-STRIDE = 8  # of the content layer, as in the paper
-COARSEST = 128  # pixels of the longer side
-COLOURS = ('style', 'luminance', 'histogram')
+LAYERS = 5  # of style, spread over the depth of a backbone of one resolution
+COARSE, MIDDLE = 16, 8  # strides of the paper's last style layer and of its content layer
+FRAME = 16  # pixels of the reflected picture around it: the borders' padding is no part of a style
+COARSEST, USUAL_SIZE = 128, 512  # pixels of the longer side
+TILE = 256  # pixels, of a picture on the sheet of the progress
 
 
 class Weights(NamedTuple):
@@ -45,16 +46,22 @@ class Transfer:
   style_layers: tuple[str, ...]
   content_layer: str
   weights: Weights
+  frame: int  # 0 for a model of one size
+
+  def seen(self, variables: Variables, pixels: jax.Array) -> Seen:
+    """Of the picture float [1, h, w, 3] within its frame."""
+    width = [(0, 0), *[(min(self.frame, side - 1),) * 2 for side in pixels.shape[1:3]], (0, 0)]
+    return self.look(variables, jnp.pad(pixels, width, 'reflect'))
 
   def targets(self, variables: Variables, photo: jax.Array, manner: jax.Array) -> tuple[jax.Array, dict]:
     """The photograph's content and the other picture's Gram matrices; both pictures float [1, h, w, 3]."""
-    seen = self.look(variables, manner)
-    return self.look(variables, photo)[self.content_layer], {n: objectives.gram(seen[n]) for n in self.style_layers}
+    seen = self.seen(variables, manner)
+    return self.seen(variables, photo)[self.content_layer], {n: objectives.gram(seen[n]) for n in self.style_layers}
 
   def parts(self, fixed: tuple, parameters: jax.Array) -> dict[str, jax.Array]:
     """Each part, float []; fixed: variables and targets; parameters float [1, h, w, 3], or [1, h, w, 1] of grey."""
     variables, content, grams = fixed
-    seen = self.look(variables, jnp.broadcast_to(parameters, (*parameters.shape[:3], 3)))
+    seen = self.seen(variables, jnp.broadcast_to(parameters, (*parameters.shape[:3], 3)))
     aims = objectives.content(self.content_layer, content), objectives.style(grams), objectives.variation()
     return {name: aim(seen)[0] for name, aim in zip(Weights._fields, aims)}
 
@@ -65,18 +72,18 @@ class Transfer:
 def paper_layers(model: Pretrained) -> tuple[tuple[str, ...], str]:
   """Layers of style and of content, by the order and the shapes of the layers alone.
 
-  Style: the first layer at each of the first five resolutions; content: the second at stride 8. Of VGG-19 these are the
-  paper's conv1_1, 2_1, 3_1, 4_1 and 5_1, and conv4_2. A transformer of one resolution gives five layers evenly
-  spread over its depth, and the one in the middle.
+  Style: the first layer at each resolution down to stride 16; content: the second at stride 8. Of VGG-19 these are the
+  paper's conv1_1, 2_1, 3_1, 4_1 and 5_1, and conv4_2. A transformer of one resolution gives five layers evenly spread
+  over its depth, and the one in the middle.
   """
   seen = shapes(model)
   maps = [name for name in model.module.backbone.names if seen[name].ndim > 2]
   stride = {name: _stride(model.preprocess.size, seen[name]) for name in maps}
-  firsts = list({stride[name]: name for name in reversed(maps)}.values())[::-1][:STYLES]
-  if len(firsts) < 3:
-    places = np.linspace(0, len(maps) - 1, min(STYLES, len(maps)))
+  firsts = list({stride[name]: name for name in reversed(maps) if stride[name] <= COARSE}.values())[::-1]
+  if len(set(stride.values())) < 3:
+    places = np.linspace(0, len(maps) - 1, min(LAYERS, len(maps)))
     return tuple(maps[round(place)] for place in places), maps[len(maps) // 2]
-  near = [name for name in maps if stride[name] == STRIDE] or [maps[len(maps) // 2]]
+  near = [name for name in maps if stride[name] == MIDDLE] or [maps[len(maps) // 2]]
   return tuple(firsts), near[min(1, len(near) - 1)]
 
 
@@ -86,16 +93,17 @@ def _stride(size: int, values: jax.ShapeDtypeStruct) -> int:
   return 2 ** round(np.log2(size / side))
 
 
-def sizes_to(model: Pretrained, size: int) -> tuple[int, ...]:
+def sizes_to(model: Pretrained, size: int | None) -> tuple[int, ...]:
   """The longer sides, coarse to fine, each twice the one before; a model of one size gives this alone.
 
   Raises UsageError where the model does not take the size.
   """
-  check_size(model, size)
-  least = max(COARSEST, 2 * getattr(model.module.backbone.config, 'smallest', 32))
-  if hasattr(model.module.backbone.config, 'size'):
+  config = model.module.backbone.config
+  size = check_size(model, getattr(config, 'size', USUAL_SIZE) if size is None else size)
+  if hasattr(config, 'size'):
     return (size,)
-  return tuple(s for s in (size // 4, size // 2) if s >= least) + (size,)
+  least = max(COARSEST, 2 * getattr(config, 'smallest', 32))
+  return (*(s for s in (size // 4, size // 2) if s >= least), size)
 
 
 def style_transfer(
@@ -123,36 +131,30 @@ def style_transfer(
     optimizer: 'lbfgs' or 'adam'.
     seed: of the shuffled content that the figures name beside the picture's.
   """
-  usual = paper_layers(model)
+  usual, fixed_size = paper_layers(model), hasattr(model.module.backbone.config, 'size')
   layers = tuple(check_layer(model.module, name) for name in style_layers) or usual[0]
-  job = Transfer(look(model), layers, check_layer(model.module, content_layer or usual[1]), weights)
-  targets, parts = jax.jit(job.targets), jax.jit(job.parts)
-  result, losses, shown = None, [], []
-  for turn, size in enumerate(sizes):
+  content_layer = check_layer(model.module, content_layer or usual[1])
+  job = Transfer(look(model), layers, content_layer, weights, 0 if fixed_size else FRAME)
+  content, style = (_square(picture) if fixed_size else picture for picture in (content, style))
+  result, losses, shown = None, {}, []
+  for size in sizes:
     original, manner = (_at(picture, size) for picture in (content, style))
     photo, manner = _coloured(original, manner, colours)
-    fixed = model.variables, *targets(model.variables, photo, manner)
-    references = {'start': photo, 'shuffled': shuffled(np.random.default_rng(seed), photo)}
-    references = {name: parts(fixed, picture) for name, picture in references.items()}
-    start = (
-      photo if result is None else jnp.clip(jax.image.resize(result, photo.shape[:3] + result.shape[3:], 'cubic'), 0, 1)
-    )
-    start = start[..., :1] if colours == 'luminance' else start
-    work = descend(
-      job.loss, fixed, start, _optimizer(optimizer, steps), steps, key=jax.random.key(seed), project=_clip, every=every
-    )
-    for found in work:
-      result = found.best
-      picture = pictures.to_bytes(recoloured(result, original) if colours == 'luminance' else result)[0]
-      figures = {name: float(value) for name, value in parts(fixed, result).items()}
-      figures['style_of_content'] = float(references['start']['style'])
-      figures['content_of_shuffled'] = float(references['shuffled']['content'])
-      figures |= {'style_layers': layers, 'content_layer': job.content_layer, 'sizes': list(sizes)}
-      figures['losses'] = {**dict(zip(map(str, sizes), losses)), str(size): np.asarray(found.losses).tolist()}
-      now = _pictures(original, style, [*shown, picture], figures['losses'])
-      yield Explanation(figures, now, done=turn * steps + found.step, total=len(sizes) * steps)
-      shown = [*shown, picture]
-    losses.append(figures['losses'][str(size)])
+    fixed = model.variables, *jax.jit(job.targets)(model.variables, photo, manner)
+    parts = jax.jit(job.parts)
+    references = {
+      'style_of_content': parts(fixed, photo)['style'],
+      'content_of_shuffled': parts(fixed, shuffled(np.random.default_rng(seed), photo))['content'],
+    }
+    start = _enlarged(photo[..., :1] if colours == 'luminance' else photo, result)
+    method, key = _optimizer(optimizer, steps), jax.random.key(seed)
+    for found in descend(job.loss, fixed, start, method, steps, key=key, project=_clipped, every=every):
+      result, losses = found.best, {**losses, str(size): np.asarray(found.losses).tolist()}
+      shown = [*shown, pictures.to_bytes(recoloured(result, original) if colours == 'luminance' else result)[0]]
+      figures = {name: float(value) for name, value in {**parts(fixed, result), **references}.items()}
+      figures |= {'style_layers': layers, 'content_layer': content_layer, 'losses': losses}
+      done = sum(map(len, losses.values()))
+      yield Explanation(figures, _pictures(original, style, shown, losses), done=done, total=len(sizes) * steps)
 
 
 def matched(style: np.ndarray, content: np.ndarray) -> np.ndarray:
@@ -209,7 +211,20 @@ def _at(picture: np.ndarray, size: int) -> np.ndarray:
   return pictures.to_floats(pictures.resized(picture, height, width))[None]
 
 
-def _clip(pixels: jax.Array) -> jax.Array:
+def _square(picture: np.ndarray) -> np.ndarray:
+  """The middle of a picture uint8 [h, w, 3]."""
+  height, width = picture.shape[:2]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  return picture[top : top + side, left : left + side]
+
+
+def _enlarged(start: np.ndarray, result: jax.Array | None) -> jax.Array:
+  """The result of the size before, if any, at the size of the start."""
+  return _clipped(jnp.asarray(start) if result is None else jax.image.resize(result, start.shape, 'cubic'))
+
+
+def _clipped(pixels: jax.Array) -> jax.Array:
   return jnp.clip(pixels, 0, 1)
 
 
@@ -219,9 +234,9 @@ def _optimizer(name: str, steps: int) -> optax.GradientTransformation:
 
 def _pictures(content: np.ndarray, style: np.ndarray, shown: Sequence[np.ndarray], losses: Mapping[str, list]) -> dict:
   """The picture, how it came about, and the loss at each step of each size."""
-  side = 224
-  tile = lambda picture: pictures.fitted(picture, side)
-  progress = pictures.grid(
-    [tile(p) for p in (pictures.to_bytes(content)[0], style, *shown)], ['content', 'style'], columns=4
-  )
-  return {'picture': shown[-1], 'progress': progress, 'loss': pictures.chart({f'{n} px': v for n, v in losses.items()})}
+  last = shown[-1]
+  height, width = (max(1, round(side * TILE / max(last.shape[:2]))) for side in last.shape[:2])
+  tiles = [pictures.fitted(picture, height, width) for picture in (pictures.to_bytes(content)[0], style, *shown)]
+  texts = ['content', 'style', *(f'{max(picture.shape)} pixels' for picture in shown)]
+  chart = pictures.chart({f'{size} pixels': values for size, values in losses.items()})
+  return {'picture': last, 'progress': pictures.grid(tiles, texts, columns=4), 'loss': chart}

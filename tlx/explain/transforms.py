@@ -17,8 +17,8 @@ class Transforms(NamedTuple):
   """How far each goes; all zero leaves the picture as it is."""
 
   jitter: float = 1 / 14  # share of the side, either way, in both directions: 16 of 224 pixels
-  scale: float = 0.1  # magnified or reduced by a factor of up to 1 + scale
-  turn: float = 10.0  # degrees, either way
+  scale: float = 0.2  # magnified or reduced by a factor of up to 1 + scale
+  turn: float = 15.0  # degrees, either way
 
 
 USUAL, NONE = Transforms(), Transforms(0, 0, 0)
