@@ -62,7 +62,7 @@ class Ideal:
   """What --layer makes of this photograph, compared with a plain picture of its colour."""
   steps: int = 256
   """Of descent."""
-  variation: float = 500.0
+  variation: float = 2000.0
   """Weight of total variation; 0 leaves it out."""
   parametrisation: Literal['fourier', 'pixels'] = 'fourier'
   """What descent changes: Fourier coefficients of decorrelated colours, or the pixels themselves."""
@@ -144,9 +144,9 @@ class Style:
   """Layers whose Gram matrices are the style, with commas between them."""
   content_layer: Annotated[str | None, arg(help_behavior_hint='(default: the second at stride 8)')] = None
   """The layer that keeps the content."""
-  style_weight: float = 100.0
+  style_weight: float = 1000.0
   """Against the content's weight of 1."""
-  variation: float = 1.0
+  variation: float = 3.0
   """Weight of total variation."""
   colours: Literal['style', 'luminance', 'histogram'] = 'style'
   """Whose: luminance keeps the photograph's and transfers light and dark; histogram gives them to the style first."""

@@ -17,12 +17,12 @@ import optax
 from tlx.data.pixels import grey
 from tlx.explain import objectives, pictures
 from tlx.explain.descend import descend
-from tlx.explain.seen import Explanation, Look, Seen, check_layer, check_size, look, shapes
+from tlx.explain.seen import Explanation, Look, check_layer, check_size, look, shapes
 from tlx.types import Pretrained, Variables
 
 LAYERS = 5  # of style, spread over the depth of a backbone of one resolution
 COARSE, MIDDLE = 16, 8  # strides of the paper's last style layer and of its content layer
-FRAME = 16  # pixels of the reflected picture around it: the borders' padding is no part of a style
+FRAME = 16  # pixels around the picture that are cut off in the end, with what the layers' padding brings about there
 COARSEST, USUAL_SIZE = 128, 512  # pixels of the longer side
 TILE = 256  # pixels, of a picture on the sheet of the progress
 
@@ -31,8 +31,8 @@ class Weights(NamedTuple):
   """Of the parts of the loss, of which content and style are about 1 for unlike pictures."""
 
   content: float = 1.0
-  style: float = 100.0
-  variation: float = 1.0
+  style: float = 1000.0
+  variation: float = 3.0
 
 
 USUAL = Weights()
@@ -46,22 +46,16 @@ class Transfer:
   style_layers: tuple[str, ...]
   content_layer: str
   weights: Weights
-  frame: int  # 0 for a model of one size
-
-  def seen(self, variables: Variables, pixels: jax.Array) -> Seen:
-    """Of the picture float [1, h, w, 3] within its frame."""
-    width = [(0, 0), *[(min(self.frame, side - 1),) * 2 for side in pixels.shape[1:3]], (0, 0)]
-    return self.look(variables, jnp.pad(pixels, width, 'reflect'))
 
   def targets(self, variables: Variables, photo: jax.Array, manner: jax.Array) -> tuple[jax.Array, dict]:
     """The photograph's content and the other picture's Gram matrices; both pictures float [1, h, w, 3]."""
-    seen = self.seen(variables, manner)
-    return self.seen(variables, photo)[self.content_layer], {n: objectives.gram(seen[n]) for n in self.style_layers}
+    seen = self.look(variables, manner)
+    return self.look(variables, photo)[self.content_layer], {n: objectives.gram(seen[n]) for n in self.style_layers}
 
   def parts(self, fixed: tuple, parameters: jax.Array) -> dict[str, jax.Array]:
     """Each part, float []; fixed: variables and targets; parameters float [1, h, w, 3], or [1, h, w, 1] of grey."""
     variables, content, grams = fixed
-    seen = self.seen(variables, jnp.broadcast_to(parameters, (*parameters.shape[:3], 3)))
+    seen = self.look(variables, jnp.broadcast_to(parameters, (*parameters.shape[:3], 3)))
     aims = objectives.content(self.content_layer, content), objectives.style(grams), objectives.variation()
     return {name: aim(seen)[0] for name, aim in zip(Weights._fields, aims)}
 
@@ -112,7 +106,7 @@ def style_transfer(
   style: np.ndarray,
   *,
   sizes: Sequence[int],
-  steps: int = 100,
+  steps: int = 80,
   style_layers: Sequence[str] = (),
   content_layer: str | None = None,
   weights: Weights = USUAL,
@@ -134,24 +128,28 @@ def style_transfer(
   usual, fixed_size = paper_layers(model), hasattr(model.module.backbone.config, 'size')
   layers = tuple(check_layer(model.module, name) for name in style_layers) or usual[0]
   content_layer = check_layer(model.module, content_layer or usual[1])
-  job = Transfer(look(model), layers, content_layer, weights, 0 if fixed_size else FRAME)
+  job = Transfer(look(model), layers, content_layer, weights)
   content, style = (_square(picture) if fixed_size else picture for picture in (content, style))
   result, losses, shown = None, {}, []
   for size in sizes:
     original, manner = (_at(picture, size) for picture in (content, style))
     photo, manner = _coloured(original, manner, colours)
-    fixed = model.variables, *jax.jit(job.targets)(model.variables, photo, manner)
-    parts = jax.jit(job.parts)
+    frame = 0 if fixed_size else min(FRAME, *(side - 1 for side in photo.shape[1:3]))
+    targets, parts = jax.jit(job.targets), jax.jit(job.parts)
+    aim = model.variables, *targets(model.variables, photo, manner)  # of the picture as its file holds it
+    fixed = model.variables, *targets(model.variables, _framed(photo, frame), manner)
     references = {
-      'style_of_content': parts(fixed, photo)['style'],
-      'content_of_shuffled': parts(fixed, shuffled(np.random.default_rng(seed), photo))['content'],
+      'style_of_content': parts(aim, photo)['style'],
+      'content_of_shuffled': parts(aim, shuffled(np.random.default_rng(seed), photo))['content'],
     }
-    start = _enlarged(photo[..., :1] if colours == 'luminance' else photo, result)
+    start = _framed(_enlarged(photo[..., :1] if colours == 'luminance' else photo, result), frame)
     method, key = _optimizer(optimizer, steps), jax.random.key(seed)
     for found in descend(job.loss, fixed, start, method, steps, key=key, project=_clipped, every=every):
-      result, losses = found.best, {**losses, str(size): np.asarray(found.losses).tolist()}
+      result = found.best[:, frame : frame + photo.shape[1], frame : frame + photo.shape[2]]
       shown = [*shown, pictures.to_bytes(recoloured(result, original) if colours == 'luminance' else result)[0]]
-      figures = {name: float(value) for name, value in {**parts(fixed, result), **references}.items()}
+      losses = {**losses, str(size): np.asarray(found.losses).tolist()}
+      now = parts(aim, jnp.broadcast_to(result, photo.shape))
+      figures = {name: float(value) for name, value in {**now, **references}.items()}
       figures |= {'style_layers': layers, 'content_layer': content_layer, 'losses': losses}
       done = sum(map(len, losses.values()))
       yield Explanation(figures, _pictures(original, style, shown, losses), done=done, total=len(sizes) * steps)
@@ -224,12 +222,17 @@ def _enlarged(start: np.ndarray, result: jax.Array | None) -> jax.Array:
   return _clipped(jnp.asarray(start) if result is None else jax.image.resize(result, start.shape, 'cubic'))
 
 
+def _framed(pixels, frame: int) -> jax.Array:
+  """With so many pixels of its mirror image around it."""
+  return jnp.pad(pixels, [(0, 0), (frame, frame), (frame, frame), (0, 0)], 'reflect')
+
+
 def _clipped(pixels: jax.Array) -> jax.Array:
   return jnp.clip(pixels, 0, 1)
 
 
 def _optimizer(name: str, steps: int) -> optax.GradientTransformation:
-  return optax.lbfgs() if name == 'lbfgs' else optax.adam(optax.cosine_decay_schedule(0.03, steps))
+  return optax.lbfgs() if name == 'lbfgs' else optax.adam(optax.cosine_decay_schedule(0.02, steps))
 
 
 def _pictures(content: np.ndarray, style: np.ndarray, shown: Sequence[np.ndarray], losses: Mapping[str, list]) -> dict:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tlx.data.pixels import affine
+from tlx.data.pixels import FILL, affine
 
 
 class Transforms(NamedTuple):
@@ -25,12 +25,15 @@ USUAL, NONE = Transforms(), Transforms(0, 0, 0)
 
 
 def transformed(key: jax.Array, pixels: jax.Array, strength: Transforms = USUAL) -> jax.Array:
-  """float [b, h, w, 3] -> the same shape; each image by its own draw, read bilinearly, its edge pixels going on."""
+  """float [b, h, w, 3] -> the same shape; each image by its own draw, read bilinearly, grey around it.
+
+  Edge pixels that went on would gather the slope of all that lies beyond them, and stand out.
+  """
   if strength == NONE:
     return pixels
   keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(pixels)))
   matrices = jax.vmap(partial(_matrix, shape=pixels.shape[1:3], strength=strength))(keys)
-  return jax.vmap(affine)(pixels, matrices.astype(pixels.dtype))
+  return jax.vmap(partial(affine, fill=FILL))(pixels, matrices.astype(pixels.dtype))
 
 
 def _matrix(key: jax.Array, shape: tuple[int, int], strength: Transforms) -> jax.Array:

@@ -1,0 +1,27 @@
+"""A cat in the style of a cup of coffee and of bricks, by EfficientNet-Lite0.
+
+  python experiments/style_transfer.py OUT [MODEL]
+
+FIGURES
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from skimage import data
+
+from tlx import explaining, inference
+from tlx.explain import style
+
+
+def main(out: str, name: str = 'efficientnet_lite0') -> None:
+  model, bricks = inference.load_any(name), np.repeat(data.brick()[..., None], 3, axis=-1)
+  for manner, picture, colours in (('coffee', data.coffee(), 'style'), ('bricks', bricks, 'luminance')):
+    *_, found = style.style_transfer(model, data.chelsea(), picture, sizes=style.sizes_to(model, 256), colours=colours)
+    explaining.save(Path(out) / manner, found)
+    print(manner, {key: round(value, 4) for key, value in found.figures.items() if isinstance(value, float)})
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
