@@ -76,7 +76,7 @@ def test_slopes_of_the_loss_of_style_transfer():
     variables = jax.tree.map(lambda x: x.astype(jnp.float64), model.variables)
     rng = np.random.default_rng(0)
     job = style.Transfer(look(model), ('stem', 'stage1_block0'), 'stage1_block1', style.USUAL)
-    photo, manner = (jnp.asarray(rng.uniform(0.2, 0.8, (1, 32, 40, 3))) for _ in range(2))
+    photo, manner = (jnp.asarray(rng.uniform(0.2, 0.8, (1, 48, 40, 3))) for _ in range(2))
     fixed = variables, *job.targets(variables, photo, manner)
     agree(lambda pixels: job.loss(fixed, pixels)[None], photo + 0.1, rng)
     agree(lambda grey: job.loss(fixed, grey)[None], photo[..., :1] + 0.1, rng)

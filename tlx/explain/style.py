@@ -6,6 +6,7 @@ fine, since the layers see little of a large picture: each size starts from what
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import optax
 from tlx.data.pixels import grey
 from tlx.explain import objectives, pictures
 from tlx.explain.descend import descend
-from tlx.explain.seen import Explanation, Look, check_layer, check_size, look, shapes
+from tlx.explain.seen import PIXELS, Explanation, Look, Seen, check_layer, check_size, look, shapes
 from tlx.types import Pretrained, Variables
 
 LAYERS = 5  # of style, spread over the depth of a backbone of one resolution
@@ -46,18 +47,26 @@ class Transfer:
   style_layers: tuple[str, ...]
   content_layer: str
   weights: Weights
+  frame: int = FRAME  # pixels at the borders of a map whose places are no part of the style: padding marks them
+
+  def textures(self, seen: Seen) -> dict[str, jax.Array]:
+    """The style's layers without their borders; a transformer's tokens are as they are."""
+    return {name: _inner(seen[name], self.frame / seen[PIXELS].shape[1]) for name in self.style_layers}
 
   def targets(self, variables: Variables, photo: jax.Array, manner: jax.Array) -> tuple[jax.Array, dict]:
     """The photograph's content and the other picture's Gram matrices; both pictures float [1, h, w, 3]."""
-    seen = self.look(variables, manner)
-    return self.look(variables, photo)[self.content_layer], {n: objectives.gram(seen[n]) for n in self.style_layers}
+    textures = self.textures(self.look(variables, manner))
+    return self.look(variables, photo)[self.content_layer], {n: objectives.gram(x) for n, x in textures.items()}
 
   def parts(self, fixed: tuple, parameters: jax.Array) -> dict[str, jax.Array]:
     """Each part, float []; fixed: variables and targets; parameters float [1, h, w, 3], or [1, h, w, 1] of grey."""
     variables, content, grams = fixed
     seen = self.look(variables, jnp.broadcast_to(parameters, (*parameters.shape[:3], 3)))
-    aims = objectives.content(self.content_layer, content), objectives.style(grams), objectives.variation()
-    return {name: aim(seen)[0] for name, aim in zip(Weights._fields, aims)}
+    return {
+      'content': objectives.content(self.content_layer, content)(seen)[0],
+      'style': objectives.style(grams)(self.textures(seen))[0],
+      'variation': objectives.variation()(seen)[0],
+    }
 
   def loss(self, fixed: tuple, parameters: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return sum(getattr(self.weights, name) * part for name, part in self.parts(fixed, parameters).items())
@@ -128,13 +137,13 @@ def style_transfer(
   usual, fixed_size = paper_layers(model), hasattr(model.module.backbone.config, 'size')
   layers = tuple(check_layer(model.module, name) for name in style_layers) or usual[0]
   content_layer = check_layer(model.module, content_layer or usual[1])
-  job = Transfer(look(model), layers, content_layer, weights)
+  job = Transfer(look(model), layers, content_layer, weights, 0 if fixed_size else FRAME)
   content, style = (_square(picture) if fixed_size else picture for picture in (content, style))
   result, losses, shown = None, {}, []
   for size in sizes:
     original, manner = (_at(picture, size) for picture in (content, style))
     photo, manner = _coloured(original, manner, colours)
-    frame = 0 if fixed_size else min(FRAME, *(side - 1 for side in photo.shape[1:3]))
+    frame = min(job.frame, *(side - 1 for side in photo.shape[1:3]))
     targets, parts = jax.jit(job.targets), jax.jit(job.parts)
     aim = model.variables, *targets(model.variables, photo, manner)  # of the picture as its file holds it
     fixed = model.variables, *targets(model.variables, _framed(photo, frame), manner)
@@ -220,6 +229,14 @@ def _square(picture: np.ndarray) -> np.ndarray:
 def _enlarged(start: np.ndarray, result: jax.Array | None) -> jax.Array:
   """The result of the size before, if any, at the size of the start."""
   return _clipped(jnp.asarray(start) if result is None else jax.image.resize(result, start.shape, 'cubic'))
+
+
+def _inner(values: jax.Array, share: float) -> jax.Array:
+  """A map [b, h, w, d] without that share of its height at each border, but at least a place of it."""
+  if values.ndim != 4:
+    return values
+  cut = min(math.ceil(share * values.shape[1]), *((side - 1) // 2 for side in values.shape[1:3]))
+  return values[:, cut : values.shape[1] - cut, cut : values.shape[2] - cut]
 
 
 def _framed(pixels, frame: int) -> jax.Array:
