@@ -2,7 +2,13 @@
 
   python experiments/ideal_images.py OUT [JUDGE]     with another model of the same classes as JUDGE
 
-FIGURES
+Measured with MobileNetV1 0.75 (68 % top-1) as the judge on 2 CPU cores that five other processes shared, 2026-11-21:
+275 s for both rows, 1.2 GB. Every probability is 1.0000 of the file as it is read back. Total variation: 0.0163,
+0.0113, 0.0176, 0.0162, 0.0145 (cat, espresso, volcano, balloon, retriever); without its loss 0.1144, 0.1204, 0.1211,
+0.1214, 0.1071: 7.0, 10.7, 6.9, 7.5 and 7.4 times as much. The judge's probability of the same class: 0.34, 0.0005,
+1.00, 0.42, 0.45; without the loss 0.37, 0.003, 0.90, 0.88, 0.07. It does not see the espresso, and nor does a person
+in this one: brown foam and rims. The volcano has a smoking cone, the balloon round striped canopies above the ground;
+the cat is spotted fur, the retriever golden locks and an ear, neither a whole animal.
 """
 
 import sys

@@ -2,7 +2,9 @@
 
   python experiments/style_transfer.py OUT [MODEL]
 
-FIGURES
+Measured on 2 shared CPU cores, 2026-11-21, coffee, 256 pixels: style 0.534 of the photograph itself, 0.0486 after
+transfer (11 times less); content 1.31, that of the shuffled photograph 1.69. The cat turns to the red-brown of the
+saucer in strokes of its wooden table, and stays a cat.
 """
 
 import sys
