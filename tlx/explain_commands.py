@@ -62,8 +62,8 @@ class Ideal:
   """What --layer makes of this photograph, compared with a plain picture of its colour."""
   steps: int = 256
   """Of descent."""
-  variation: float = 2000.0
-  """Weight of total variation; 0 leaves it out."""
+  variation: Annotated[float | None, arg(help_behavior_hint='(default: 2000 for classes, 50 for a layer)')] = None
+  """Weight of total variation against one standard deviation of what is aimed at; 0 leaves it out."""
   parametrisation: Literal['fourier', 'pixels'] = 'fourier'
   """What descent changes: Fourier coefficients of decorrelated colours, or the pixels themselves."""
   no_transforms: Annotated[bool, arg(help_behavior_hint='')] = False
@@ -84,8 +84,9 @@ class Ideal:
     from tlx.inference import load_any
 
     commands.positive(steps=self.steps)
-    if self.variation < 0:
-      raise UsageError(f'--variation {self.variation}: must be 0 or more')
+    variation = (2000.0 if self.classes else 50.0) if self.variation is None else self.variation
+    if variation < 0:
+      raise UsageError(f'--variation {variation}: must be 0 or more')
     self._one_subject()
     model, judge = load_any(self.model), load_any(self.judge) if self.judge else None
     goals = self._goals(model)
@@ -97,7 +98,7 @@ class Ideal:
       goals,
       size=size,
       steps=self.steps,
-      variation=self.variation,
+      variation=variation,
       parametrisation=self.parametrisation,
       transforms=transforms.NONE if self.no_transforms else transforms.USUAL,
       seed=self.seed,
