@@ -4,7 +4,10 @@
 
 Measured on 2 shared CPU cores, 2026-11-21, coffee, 256 pixels: style 0.534 of the photograph itself, 0.0486 after
 transfer (11 times less); content 1.31, that of the shuffled photograph 1.69. The cat turns to the red-brown of the
-saucer in strokes of its wooden table, and stays a cat.
+saucer in strokes of its wooden table, and stays a cat. With early layers alone it goes further: style 0.388 to 0.0178
+(21.8 times less), content 1.20 against 1.52 shuffled, by
+`tlx explain style efficientnet_lite0 CAT COFFEE --size 256 --steps 140 --style-weight 3000 --content-layer
+stage3_block0 --style-layers stem,stage0_block0,stage1_block0,stage1_block1,stage2_block0,stage2_block1`.
 """
 
 import sys
