@@ -86,7 +86,8 @@ def _options(command: type) -> Iterator[str]:
     if dataclasses.is_dataclass(field.default):
       yield from _options(type(field.default))
     elif Positional not in get_args(field.type):
-      yield '--' + field.name.rstrip('_').replace('_', '-')  # class_ is --class
+      names = [getattr(note, 'name', None) for note in get_args(field.type)]  # where it is another than the field's
+      yield '--' + next(filter(None, names), field.name).replace('_', '-')
 
 
 def _parse(arguments: list[str]) -> Any:

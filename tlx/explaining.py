@@ -19,10 +19,15 @@ BATCH = 32  # images
 
 def photograph(path: Path, preprocess: Preprocess) -> np.ndarray:
   """An image file as the model sees it, uint8 [s, s, 3]. Raises UsageError for what is none."""
+  return transforms.evaluation(preprocess)(picture(path))
+
+
+def picture(path: Path) -> np.ndarray:
+  """All of an image file, uint8 [h, w, 3]. Raises UsageError for what is none."""
   if not path.is_file():
     raise UsageError(f'{path} is a folder; name one image' if path.is_dir() else f'no such file: {path}')
   try:
-    return transforms.evaluation(preprocess)(decode.picture(path.read_bytes()))
+    return np.asarray(decode.picture(path.read_bytes()))
   except TlxError as error:
     raise UsageError(f'{path}: {error}') from None
 

@@ -139,5 +139,6 @@ def _explanation(found: np.ndarray, total: int, about: dict[str, Any]) -> Explan
   }
   shares = np.linspace(0, 1, mean.shape[-1])
   series = {f'{text} {area[name]:.3f}': (shares, curve) for (name, text), curve in zip(ORDERS.items(), mean)}
-  drawn = pictures.curves(series, 'share of the photograph taken out', 'probability')
+  highest = (0, 1.05 * float(mean.max()))
+  drawn = pictures.chart(series, 'share of the photograph taken out', 'probability', within=highest)
   return Explanation(figures, {'deletion': drawn}, done=len(found), total=total)

@@ -44,7 +44,7 @@ def descend(
   def run(fixed, carry, first, count):
     return jax.lax.scan(partial(_step, loss, fixed, optimizer, project, key), carry, first + jnp.arange(count))
 
-  carry = start, optimizer.init(start), start, jnp.inf
+  carry = start, optimizer.init(start), start, jnp.full((), jnp.inf)  # of a type that stays: one compilation
   losses = jnp.zeros(0)
   for first in range(0, steps, every):
     carry, values = run(fixed, carry, first, min(every, steps - first))

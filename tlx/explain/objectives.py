@@ -3,7 +3,7 @@
 They name layers, never models, and add up: `total((1, logit(285)), (-0.1, variation()))`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,12 @@ def log_probability(index: int | jax.Array) -> Objective:
 
 def channel(layer: str, number: int) -> Objective:
   """Mean of one channel of a layer over the places of its map, or over its tokens."""
-  return lambda seen: _places(seen[layer])[..., number].mean(axis=1)
+  return lambda seen: places(seen[layer])[..., number].mean(axis=1)
 
 
 def direction(layer: str, vector: jax.Array) -> Objective:
   """Mean over the places of a layer's projection on a direction float [d], of unit length or not."""
-  return lambda seen: (_places(seen[layer]) @ vector).mean(axis=1)
+  return lambda seen: (places(seen[layer]) @ vector).mean(axis=1)
 
 
 def variation() -> Objective:
@@ -43,6 +43,39 @@ def variation() -> Objective:
   return of
 
 
+def content(layer: str, target: jax.Array) -> Objective:
+  """Squared difference of a layer from a target float [1, ...], as a share of the target's mean square.
+
+  Gatys et al. 2016 (CVPR; preprint https://arxiv.org/abs/1508.06576), made relative: one weight then fits every
+  backbone, whatever the scale of its layers.
+  """
+
+  def of(seen: Seen) -> jax.Array:
+    difference, scale = places(seen[layer]) - places(target), jnp.square(places(target)).mean()
+    return jnp.square(difference).mean(axis=(1, 2)) / scale
+
+  return of
+
+
+def style(grams: Mapping[str, jax.Array]) -> Objective:
+  """Squared distance of each layer's Gram matrix from float [1, d, d], as a share of its square; mean over the layers.
+
+  As in the same paper, with equal weights, and made relative for the same reason.
+  """
+
+  def of(seen: Seen) -> jax.Array:
+    parts = [jnp.square(gram(seen[n]) - a).sum(axis=(1, 2)) / jnp.square(a).sum() for n, a in grams.items()]
+    return sum(parts) / len(parts)
+
+  return of
+
+
+def gram(values: jax.Array) -> jax.Array:
+  """Of a layer's output [b, ..., d]: products of its channels, the mean over the places, float32 [b, d, d]."""
+  values = places(values)
+  return jnp.einsum('bnd,bne->bde', values, values) / values.shape[1]
+
+
 def total(*parts: tuple[float, Objective]) -> Objective:
   """Weighted sum."""
   return lambda seen: sum(weight * objective(seen) for weight, objective in parts)
@@ -53,6 +86,6 @@ def of_class(rows: jax.Array, index: int | jax.Array) -> jax.Array:
   return jnp.take_along_axis(rows, jnp.broadcast_to(jnp.asarray(index), len(rows))[:, None], axis=1)[:, 0]
 
 
-def _places(values: jax.Array) -> jax.Array:
-  """[b, ..., d] -> float32 [b, n, d]."""
+def places(values: jax.Array) -> jax.Array:
+  """[b, ..., d] -> float32 [b, n, d]: the places of a map, or the tokens."""
   return values.reshape(len(values), -1, values.shape[-1]).astype(jnp.promote_types(values.dtype, jnp.float32))

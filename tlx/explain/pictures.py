@@ -12,8 +12,8 @@ GAP, TEXT = 6, 18  # pixels between pictures, and of a line of text
 WHITE, GREY, INK = (255, 255, 255), (222, 222, 222), (30, 30, 30)
 # From cold to hot, evenly spread; anchors of matplotlib's inferno, dark to light, for those who see no colours too.
 HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)], float)
-
 LINES = ((31, 97, 181), (196, 78, 20), (20, 128, 74), (130, 60, 150))  # colours of a chart's, told apart in grey too
+MARKED = 20  # points of a line at most
 
 
 def to_bytes(pixels) -> np.ndarray:
@@ -37,6 +37,16 @@ def resized(picture: np.ndarray, height: int, width: int, *, smooth: bool = True
   """uint8 [h, w, 3] -> uint8 [height, width, 3]; without `smooth` each pixel stays a square."""
   how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
   return np.array(Image.fromarray(picture).resize((width, height), how))
+
+
+def fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+  """uint8 [h, w, 3] -> uint8 [height, width, 3]: the whole picture in the middle of white."""
+  factor = min(height / picture.shape[0], width / picture.shape[1])
+  h, w = (max(1, round(factor * side)) for side in picture.shape[:2])
+  sheet = np.full((height, width, 3), 255, np.uint8)
+  top, left = (height - h) // 2, (width - w) // 2
+  sheet[top : top + h, left : left + w] = resized(picture, h, w)
+  return sheet
 
 
 def spread(values) -> np.ndarray:
@@ -81,24 +91,28 @@ def chart(
   up: str = '',
   *,
   within: tuple[float, float] | None = None,
+  log: bool = False,
   height: int = 340,
   width: int = 560,
 ) -> np.ndarray:
   """Lines over numbers, with axes, round numbers at them and a legend, as uint8 [height, width, 3].
 
-  lines: name -> (x, y), finite, in the order of x. across, up: what the axes are. within: the y axis, by default from
-  the least to the greatest.
+  lines: name -> (x, y), finite, in the order of x; few points are marked. across, up: what the axes are. within: the
+  y axis, by default from the least to the greatest. log: of y, above 0, in powers of ten.
   """
+  scale = np.log10 if log else np.asarray
+  lines = {name: (np.asarray(x, float), scale(np.asarray(y, float))) for name, (x, y) in lines.items()}
   left, right, top, bottom = 62, width - 16, 20 + TEXT * (1 + len(lines)), height - 44
-  xs, ys = (np.concatenate([np.asarray(points[axis], float) for points in lines.values()]) for axis in (0, 1))
-  x_low, x_high, y_low, y_high = *_apart(xs), *(within or _apart(ys))
+  xs, ys = (np.concatenate([points[axis] for points in lines.values()]) for axis in (0, 1))
+  ends = (np.floor(ys.min()), np.floor(ys.max()) + 1) if log else within or _apart(ys)
+  x_low, x_high, y_low, y_high = *_apart(xs), *ends
   place_x = lambda x: left + (x - x_low) / (x_high - x_low) * (right - left)
   place_y = lambda y: bottom - (y - y_low) / (y_high - y_low) * (bottom - top)
   sheet = Image.new('RGB', (width, height), WHITE)
   draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-  for y in ticks(y_low, y_high):
+  for y in np.arange(y_low, y_high + 1) if log else ticks(y_low, y_high):
     draw.line([(left, place_y(y)), (right, place_y(y))], GREY)
-    draw.text((left - 6, place_y(y)), number(y), INK, font, 'rm')
+    draw.text((left - 6, place_y(y)), f'{10.0**y:g}' if log else number(y), INK, font, 'rm')
   for x in ticks(x_low, x_high, 8):
     draw.line([(place_x(x), bottom), (place_x(x), bottom + 4)], INK)
     draw.text((place_x(x), bottom + 6), number(x), INK, font, 'mt')
@@ -109,7 +123,7 @@ def chart(
     colour, level = LINES[i % len(LINES)], 14 + TEXT * (i + 1)
     points = [(place_x(a), place_y(b)) for a, b in zip(x, y, strict=True)]
     draw.line(points, colour, 2)
-    for a, b in points:
+    for a, b in points if len(points) <= MARKED else ():
       draw.ellipse([a - 3, b - 3, a + 3, b + 3], colour)
     draw.line([(left, level), (left + 20, level)], colour, 2)
     draw.text((left + 26, level), name, INK, font, 'lm')

@@ -38,6 +38,23 @@ def look(model: Pretrained) -> Look:
   return looks
 
 
+def shapes(model: Pretrained) -> Mapping[str, jax.ShapeDtypeStruct]:
+  """Of what the model sees in one picture of its own size, without computing it."""
+  pixels = jax.ShapeDtypeStruct((1, model.preprocess.size, model.preprocess.size, 3), np.float32)
+  return jax.eval_shape(look(model), model.variables, pixels)
+
+
+def check_size(model: Pretrained, size: int) -> int:
+  """The size itself, pixels of a side. Raises UsageError where the model takes no such pictures."""
+  config = model.module.backbone.config
+  only, least = getattr(config, 'size', None), getattr(config, 'smallest', 32)
+  if only and size != only:
+    raise UsageError(f'size {size}: the model takes pictures of {only} pixels only')
+  if size < least:
+    raise UsageError(f'size {size}: the model takes no pictures below {least} pixels')
+  return size
+
+
 def rest(model: Pretrained, layer: str) -> Callable[[Variables, jax.Array], jax.Array]:
   """(variables, the output of `layer`) -> logits float32 [b, k]."""
   return lambda variables, values: model.module.apply(variables, values, start=layer)

@@ -240,10 +240,8 @@ class Robustness:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    import numpy as np
-
     from tlx import explaining
-    from tlx.data.split import Subset
+    from tlx.data.split import sample
     from tlx.explain.attack import Attack
     from tlx.explain.robustness import robustness
     from tlx.inference import check_classes, data_of, load_any
@@ -255,8 +253,7 @@ class Robustness:
     data = data_of(self.model, self.data, self.split)
     check_classes(data, self.model, model)
     source = data.splits[self.split]
-    if self.count is not None and self.count < len(source):
-      source = Subset(source, np.sort(np.random.default_rng(self.seed).permutation(len(source))[: self.count]))
+    source = source if self.count is None else sample(source, self.count, self.seed)
     finish(self, out, robustness(model, source, sizes, way, batch_size=self.batch_size, seed=self.seed))
 
 

@@ -1,0 +1,168 @@
+"""Ideal pictures: activation maximisation from noise, with what makes its result legible.
+
+The course's recipe is gradient ascent on pixels with total variation; jitter, scale and rotation, and the Fourier
+coefficients of decorrelated colours are those of Olah et al. 2017 (https://distill.pub/2017/feature-visualization).
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tlx.explain import objectives, pictures
+from tlx.explain.descend import descend
+from tlx.explain.fourier import PARAMETRISATIONS, Parametrisation
+from tlx.explain.seen import LOGITS, PIXELS, Explanation, Seen, check_layer, class_index, class_name, look, shapes
+from tlx.explain.transforms import USUAL, Transforms, transformed
+from tlx.types import Pretrained, UsageError
+
+
+class Goal(NamedTuple):
+  """What one picture is to bring about."""
+
+  name: str
+  layer: str  # whose outputs the aim is about, and in whose standard deviations it is weighed
+  aim: objectives.Objective
+  index: int | None = None  # of a class
+
+
+def of_class(model: Pretrained, name: str | int) -> Goal:
+  """The score of a class, by name or number. Raises UsageError for what is none."""
+  index = class_index(model, name)
+  return Goal(class_name(model, index), LOGITS, objectives.logit(index), index)
+
+
+def of_channel(model: Pretrained, layer: str, number: int) -> Goal:
+  """The mean of one channel of a layer. Raises UsageError for no such layer or channel."""
+  width = shapes(model)[check_layer(model.module, layer)].shape[-1]
+  if not 0 <= number < width:
+    raise UsageError(f'channel {number} is out of range: {layer} has 0 to {width - 1}')
+  return Goal(f'{layer} channel {number}', layer, objectives.channel(layer, number))
+
+
+def of_direction(model: Pretrained, layer: str, picture: np.ndarray, name: str) -> Goal:
+  """What a photograph uint8 [s, s, 3] has over a plain one of its mean colour: the mean difference of a layer."""
+  check_layer(model.module, layer)
+  photo = pictures.to_floats(picture)
+  both = np.stack([photo, np.broadcast_to(photo.mean((0, 1)), photo.shape)])
+  values = jax.jit(lambda variables, pixels: look(model)(variables, pixels)[layer])(model.variables, both)
+  photo, plain = objectives.places(values).mean(axis=1)
+  vector = (photo - plain) / jnp.maximum(jnp.linalg.norm(photo - plain), 1e-12)
+  return Goal(f'{layer} towards {name}', layer, objectives.direction(layer, vector))
+
+
+def ideal_images(
+  model: Pretrained,
+  goals: Sequence[Goal],
+  *,
+  size: int,
+  steps: int = 256,
+  variation: float = 2000.0,
+  parametrisation: str = 'fourier',
+  transforms: Transforms = USUAL,
+  seed: int = 0,
+  judge: Pretrained | None = None,
+  every: int = 32,
+) -> Iterator[Explanation]:
+  """One picture a goal, all at once; what the figures say is of the pictures as their files hold them, untransformed.
+
+  Args:
+    size: pixels, side of the pictures and of what the model sees.
+    variation: weight of total variation against one standard deviation of the outputs that the goal is about.
+    parametrisation: a key of PARAMETRISATIONS.
+    judge: a second model, asked afterwards whether it sees the same class; descent does not look at it.
+  """
+  made, see, key = PARAMETRISATIONS[parametrisation], _see(model, {goal.layer for goal in goals}), jax.random.key(seed)
+  start = jnp.stack([made.start(jax.random.fold_in(key, i), size) for i in range(len(goals))])
+  noise = see(model.variables, made.pixels(start))
+  spread = jnp.stack([jnp.maximum(noise[goal.layer].std(), 1e-6) for goal in goals])
+  loss = _loss(look(model), goals, made, transforms, variation)
+  optimizer = optax.adam(optax.cosine_decay_schedule(made.rate, steps))
+  work = descend(loss, (model.variables, spread), start, optimizer, steps, key=key, project=made.project, every=every)
+  for found in work:
+    shown = pictures.to_bytes(made.pixels(found.best))
+    values = see(model.variables, pictures.to_floats(shown))
+    each = {goal.name: _figures(goal, i, values, noise) for i, goal in enumerate(goals)}
+    for goal, verdict in zip(goals, _verdicts(judge, model, goals, shown)) if judge else ():
+      each[goal.name] |= verdict
+    figures = {**_summary(each), 'steps': found.step, 'pictures': each, 'losses': found.losses}
+    yield Explanation(figures, _named(goals, shown), done=found.step, total=steps)
+
+
+def _see(model: Pretrained, layers: set[str]):
+  """What the figures are made of, compiled once."""
+  looks, kept = look(model), {PIXELS, LOGITS, *layers}
+  return jax.jit(lambda variables, pixels: {k: x for k, x in looks(variables, pixels).items() if k in kept})
+
+
+def _loss(looks, goals: Sequence[Goal], made: Parametrisation, transforms: Transforms, variation: float):
+  """Of all pictures together: each has its own share, so that none changes another."""
+
+  def loss(fixed, parameters: jax.Array, key: jax.Array) -> jax.Array:
+    variables, spread = fixed
+    pixels = made.pixels(parameters)
+    seen = looks(variables, transformed(key, pixels, transforms))
+    gain = sum(goal.aim(seen)[i] / spread[i] for i, goal in enumerate(goals))
+    return (variation * objectives.variation()({PIXELS: pixels}).sum() - gain) / len(goals)
+
+  return loss
+
+
+def _figures(goal: Goal, i: int, seen: Seen, noise: Seen) -> dict[str, Any]:
+  """Of one picture."""
+  figures = {'objective': float(goal.aim(seen)[i]), 'objective_of_noise': float(goal.aim(noise)[i])}
+  if goal.index is not None:
+    figures['probability'] = float(jax.nn.softmax(seen[LOGITS][i])[goal.index])
+  return figures | {'variation': float(objectives.variation()(seen)[i])}
+
+
+def _summary(each: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+  """The worst of the probabilities, the means of the rest, and how often the judge agrees."""
+  rows = list(each.values())
+  found = {'least_probability': min((row['probability'] for row in rows if 'probability' in row), default=None)}
+  found |= {name: float(np.mean([row[name] for row in rows])) for name in ('objective', 'variation')}
+  agrees = [row['judge_agrees'] for row in rows if 'judge_agrees' in row]
+  found['judge_agrees'] = f'{sum(agrees)} of {len(agrees)}' if agrees else None
+  return {name: value for name, value in found.items() if value is not None}
+
+
+def judged_class(judge: Pretrained, model: Pretrained, index: int) -> int:
+  """The judge's number of one of the model's classes, by name, or by number where names are unknown and counts equal.
+
+  Raises UsageError for a judge without that class.
+  """
+  name, counts = class_name(model, index), [m.module.head.num_classes for m in (model, judge)]
+  if name in judge.class_names:
+    return list(judge.class_names).index(name)
+  if counts[0] != counts[1] or (judge.class_names and model.class_names):
+    raise UsageError(f'the judge has no class {name!r}; it must have the classes of the model')
+  return index
+
+
+def _verdicts(judge: Pretrained, model: Pretrained, goals: Sequence[Goal], shown: np.ndarray) -> list[dict[str, Any]]:
+  """What another model makes of each picture, at its own size; nothing of those that are of no class."""
+  side = judge.preprocess.size
+  pixels = pictures.to_floats(np.stack([pictures.resized(picture, side, side) for picture in shown]))
+  rows = np.asarray(jax.nn.softmax(_see(judge, set())(judge.variables, pixels)[LOGITS]))
+  return [{} if goal.index is None else _verdict(judge, model, goal.index, row) for goal, row in zip(goals, rows)]
+
+
+def _verdict(judge: Pretrained, model: Pretrained, index: int, row: np.ndarray) -> dict[str, Any]:
+  own, top = judged_class(judge, model, index), int(row.argmax())
+  return {
+    'judge_probability': float(row[own]),
+    'judge_rank': int((row > row[own]).sum()) + 1,  # 1: the judge's first choice
+    'judge_says': class_name(judge if judge.class_names else model, top),
+    'judge_agrees': top == own,
+  }
+
+
+def _named(goals: Sequence[Goal], shown: np.ndarray) -> dict[str, np.ndarray]:
+  """The pictures by the names of their files; of several, a sheet too."""
+  named = {re.sub(r'[^\w.]+', '_', goal.name): picture for goal, picture in zip(goals, shown)}
+  sheet = {'sheet': pictures.grid(list(shown), [goal.name for goal in goals], columns=5)} if len(goals) > 1 else {}
+  return named | sheet
