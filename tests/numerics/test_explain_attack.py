@@ -110,6 +110,7 @@ def test_the_gradient_is_that_of_finite_differences():
     np.testing.assert_allclose((merit(x + h * along) - merit(x - h * along)) / (2 * h), slope, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('attack', [PGD, Attack('l2', 3, random_start=True, restarts=2, momentum=0.9)])
 def test_neither_batch_nor_place_matters(attack):
   model = model_of('resnet_test')
@@ -149,6 +150,7 @@ def test_fgsm_on_a_plane_goes_along_the_signs(planes):
   np.testing.assert_allclose(np.asarray(found.pixels - x).reshape(4, -1), np.tile(-0.05 * normal, (4, 1)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_success_begins_at_the_border(planes):
   weights, x, normal = planes  # 0.5 / sum |normal| is how far away the border lies in L-infinity
   border = 0.5 / np.abs(normal).sum()
@@ -168,6 +170,7 @@ def test_what_has_succeeded_stays_as_it_is(planes):
   assert (run(linear, Attack(steps=20), weights, x, jnp.zeros(4, int), epsilon).steps[1:] == 20).all()
 
 
+@pytest.mark.slow
 def test_restarts_keep_the_best():
   model = model_of('resnet_test')
   x, seen = photos(4), jax.jit(look(model))

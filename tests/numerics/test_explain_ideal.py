@@ -98,6 +98,7 @@ def test_the_same_seed_gives_the_same_pictures_within_zero_and_one(parametrisati
   assert pixels.min() >= 0 and pixels.max() <= 1
 
 
+@pytest.mark.slow
 def test_total_variation_is_lowered_by_its_weight_and_the_figures_are_of_the_files():
   model = tiny.built('resnet_test')
   goals = [ideal.of_class(model, 2)]
@@ -119,6 +120,7 @@ def test_a_direction_is_what_the_photograph_has_over_a_plain_one():
   assert of(photo) > of(plain)
 
 
+@pytest.mark.slow
 def test_the_judge_answers_by_class_name():
   model, other = tiny.built('resnet_test'), tiny.built('vgg_test')
   model = model._replace(class_names=tuple('abcde'))
@@ -137,6 +139,7 @@ def test_sizes_that_a_model_does_not_take(name, size, message):
     check_size(tiny.built(name), size)
 
 
+@pytest.mark.slow
 def test_the_files_are_read_back_by_the_host_transform_unchanged():
   model = tiny.built('resnet_test')
   picture = next(iter(made(model, [ideal.of_class(model, 0)])[-1].pictures.values()))

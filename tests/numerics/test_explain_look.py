@@ -146,6 +146,7 @@ def test_single_pixels_that_outshine_all_are_cut():
   assert fine(parts).max() < 20 and fine(parts)[1, 1] == 0
 
 
+@pytest.mark.slow
 def test_deletion_begins_whole_ends_at_the_fill_and_is_the_same_again():
   model = built('resnet_test')
   source = Photos(5, broken=(2,))

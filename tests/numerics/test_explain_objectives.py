@@ -70,6 +70,7 @@ def test_slopes_through_parametrisation_and_transforms(name):
     agree(value, jnp.asarray(rng.normal(size=(1, side, side, 3))), rng)
 
 
+@pytest.mark.slow
 def test_slopes_of_the_loss_of_style_transfer():
   with jax.enable_x64(True):
     model = tiny.built('efficientnet_test')

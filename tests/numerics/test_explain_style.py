@@ -60,6 +60,7 @@ def test_the_loss_falls_for_every_family(name):
   assert found.pictures['picture'].shape[1] == sizes[-1] and set(found.pictures) == {'picture', 'progress', 'loss'}
 
 
+@pytest.mark.slow
 def test_lbfgs_beats_its_start_and_goes_from_coarse_to_fine():
   model = tiny.built('mobilenetv1_test')
   found = list(style.style_transfer(model, *photographs(), sizes=(64, 96), steps=6, every=3))
@@ -70,6 +71,7 @@ def test_lbfgs_beats_its_start_and_goes_from_coarse_to_fine():
   assert [part.pictures['picture'].shape for part in found[1:3]] == [(48, 64, 3), (72, 96, 3)]
 
 
+@pytest.mark.slow
 def test_luminance_keeps_the_colours():
   model, (content, manner) = tiny.built('resnet_test'), photographs()
   work = style.style_transfer(
