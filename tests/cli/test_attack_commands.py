@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tlx import cli
-from tlx.explain_commands import fraction
+from tlx.explain_commands.change import fraction
 from tlx.types import UsageError
 
 

@@ -317,6 +317,7 @@ def test_report_is_written_again(tlx_run, finished):
   assert '<html' in (finished / 'report.html').read_text()
 
 
+@pytest.mark.slow
 def test_micro_batches_are_chosen_for_what_does_not_fit(tlx_run, options, tiny_images, tmp_path, monkeypatch):
   data = ('--data', f'folder:{tiny_images}', '--strategy', 'full', '--augment', 'none')
   monkeypatch.setattr(room, '_fits', lambda program: not hasattr(program, 'memory_analysis') or next(answers))

@@ -10,6 +10,7 @@ import pytest
 
 import tlx
 from tlx import catalog, cli, commands, experiment, pretrained
+from tlx.explain_commands import Explain
 from tlx.inference import model_table
 
 COMMANDS = [command.__name__.lower() for command in cli.COMMANDS]
@@ -51,12 +52,12 @@ def test_version(say):
   assert say('--version') == (0, f'tlx {tlx.__version__}\n', '')
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', [*COMMANDS, *(f'explain {tool.__name__.lower()}' for tool in Explain.TOOLS)])
 def test_help_has_no_python_in_it(say, command):
-  code, out, _ = say(command, '--help')
+  code, out, _ = say(*command.split(), '--help')
   assert code == 0
   assert not re.search(r'NoneType|\{None|default: (None|False|\))|typing|Annotated', out)
-  assert max(map(len, out.splitlines())) <= 100  # one line of introduction is not wrapped
+  assert max(map(len, out.splitlines()[1:])) <= 100  # neither the usage nor one line of introduction is wrapped
 
 
 def test_finetune_help_groups_every_option(say):

@@ -165,7 +165,7 @@ class Attack:
   """The class that it is to be taken for, by name or number."""
   method: Literal['pgd', 'fgsm', 'descent'] = 'pgd'
   """pgd: projected gradient descent; fgsm: one step; descent: plain gradient descent, then the smallest such change."""
-  norm: Annotated[Literal['linf', 'l2'] | None, arg(help_behavior_hint='(default: linf)')] = None
+  norm: Literal['linf', 'l2'] = 'linf'
   """Size of the change: the greatest of one value, or the length of all."""
   epsilon: Annotated[str | None, arg(help_behavior_hint='(default: 8/255, or 3 for l2)')] = None
   """Greatest size of the change, for pixels in [0, 1]."""
@@ -188,7 +188,7 @@ class Attack:
     from tlx.inference import load_any
 
     self._check()
-    norm, targeted, fast = self.norm or 'linf', self.target is not None, self.method == 'fgsm'
+    norm, targeted, fast = self.norm, self.target is not None, self.method == 'fgsm'
     epsilon = fraction('--epsilon', self.epsilon or EPSILONS[norm])
     step = None if self.step_size is None else fraction('--step-size', self.step_size, least=1e-9)
     words = (self.image.stem, self.method, *([self.target] if targeted else []))
@@ -207,14 +207,14 @@ class Attack:
     """Raises UsageError for options that the method does not have, and for counts below 1."""
     none = {'pgd': (), 'fgsm': ('steps', 'step_size', 'momentum', 'restarts')}
     none['descent'] = ('norm', 'epsilon', 'momentum', 'restarts')
-    if wrong := [name.replace('_', '-') for name in none[self.method] if getattr(self, name) is not None]:
+    if wrong := [name.replace('_', '-') for name in none[self.method] if getattr(self, name) not in (None, 'linf')]:
       raise UsageError('\n'.join(f'--{name}: --method {self.method} has none' for name in wrong))
     commands.positive(**given(steps=self.steps, restarts=self.restarts))
 
 
 @dataclasses.dataclass(frozen=True)
 class Robustness:
-  """Attack every photograph of a split, with changes of several sizes: the accuracy that is left, as a curve."""
+  """Attack every photograph of a split: the accuracy that is left, by the size of the change."""
 
   model: Model
   data: Annotated[str | None, arg(help_behavior_hint="(default: the run's own)")] = None
