@@ -24,7 +24,7 @@ def main(out: str, judge: str | None = None) -> None:
   model = inference.load_any('efficientnet_lite0')
   goals = [ideal.of_class(model, name) for name in CLASSES]
   other = inference.load_any(judge) if judge else None
-  for name, weight in (('smooth', 2000.0), ('rough', 0.0)):
+  for name, weight in (('smooth', 1200.0), ('rough', 0.0)):
     *_, found = ideal.ideal_images(model, goals, size=model.preprocess.size, variation=weight, judge=other)
     explaining.save(Path(out) / name, found)
     for subject, figures in found.figures['pictures'].items():
