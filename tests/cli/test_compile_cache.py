@@ -40,6 +40,7 @@ def train(model, images, out, cache, seed, **more):
   return {k: v for k, v in json.loads((out / 'result.json').read_text()).items() if 'second' not in k}
 
 
+@pytest.mark.slow
 def test_a_second_run_loads_the_programs_of_the_first_and_ends_with_the_same_bits(tiny_model, tiny_images, tmp_path):
   def run(name, seed, **more):
     found = train(tiny_model, tiny_images, tmp_path / name, tmp_path / 'cache', seed, **more)

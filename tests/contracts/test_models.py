@@ -14,7 +14,7 @@ from tlx import catalog, console, experiment, labels, pretrained, trees, weights
 from tlx.types import Source, UsageError
 from tlx.weights import records, rules
 
-OFTEN = ('efficientnet_test', 'resnet_test', 'vit_test')
+OFTEN = ('resnet_test',)
 IMAGES = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
 
 

@@ -15,7 +15,7 @@ from tlx.types import Preprocess, UsageError
 
 FAMILIES = {catalog.variant(n).family.__name__.split('.')[-1]: n for n in catalog.variants() if n.endswith('_test')}
 STRATEGIES = [catalog.example(name) for name in catalog.names('strategies')]
-OFTEN = ('efficientnet', 'resnet', 'vit')  # with the others a strategy takes up to half a minute: slow tests
+OFTEN = ('efficientnet', 'vit')  # with the others a strategy takes up to half a minute: slow tests
 
 
 @pytest.fixture(scope='module', params=FAMILIES)
@@ -48,7 +48,7 @@ def test_phases_fill_the_run_and_label_every_leaf(model, spec):
 @pytest.mark.parametrize(
   'family, spec',
   [
-    pytest.param(family, spec, marks=() if family in OFTEN or spec.startswith('partial') else pytest.mark.slow)
+    pytest.param(family, spec, marks=() if family in OFTEN else pytest.mark.slow)
     for family in FAMILIES
     for spec in STRATEGIES
   ],

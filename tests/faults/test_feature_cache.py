@@ -278,6 +278,7 @@ def test_a_disk_that_fills_up(tmp_path):
     feature_cache.write(disk / 'x', 6, PARTS, 'run')
 
 
+@pytest.mark.slow
 def test_views_after_an_interruption(probe, tiny_images, tiny_model, tmp_path, shelf):
   """Other features would give other bits: the same are found, or are computed again."""
   options = {'augment': 'light', 'cache_views': 3}

@@ -117,7 +117,7 @@ def assert_stopped(done, step):
     pytest.param('none --cache memory', '', False, marks=pytest.mark.slow),
     pytest.param('none --cache disk', 'off', True, marks=pytest.mark.slow),
     pytest.param('none --cache disk', '', True, marks=pytest.mark.slow),
-    ('light --cache-views 3', '', True),
+    pytest.param('light --cache-views 3', '', True, marks=pytest.mark.slow),
     pytest.param('light --cache-views 3', 'off', False, marks=pytest.mark.slow),
   ],
 )

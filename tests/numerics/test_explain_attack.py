@@ -197,6 +197,7 @@ def test_bisection_finds_the_border(planes):
     assert ((answers == labels) == success).all()
 
 
+@pytest.mark.slow
 def test_bisection_of_a_network_is_minimal_along_its_line():
   model = model_of('efficientnet_test')
   seen, x = jax.jit(look(model)), photos(4)

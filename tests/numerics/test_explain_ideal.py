@@ -11,7 +11,7 @@ from tlx.explain import fourier, ideal, pictures, transforms
 from tlx.explain.seen import check_size
 from tlx.types import UsageError
 
-QUICK = ('efficientnet_test', 'squeezenet_test', 'vit_test')
+QUICK = ('efficientnet_test', 'vit_test')
 FAMILIES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in tiny.NAMES]
 
 

@@ -10,7 +10,7 @@ from tlx.data.pixels import grey
 from tlx.explain import objectives, style
 from tlx.types import Preprocess, Pretrained, UsageError
 
-QUICK = ('efficientnet_test', 'squeezenet_test', 'vit_test')
+QUICK = ('efficientnet_test', 'vit_test')
 FAMILIES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in tiny.NAMES]
 
 

@@ -21,7 +21,7 @@ from tlx.types import Phase, Preprocess
 
 PIXELS, SIZE = 32, 8
 TINY = 'efficientnet_test'
-OFTEN = (TINY, 'vit_test')  # the others take a minute each and are slow tests
+OFTEN = (TINY,)  # the others take a minute each and are slow tests
 NAMES = [
   pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
   for name in sorted(catalog.variants())
@@ -78,7 +78,7 @@ def run(made, variables, phase, data, tx=SGD):
   return new.opt_state, new, metrics
 
 
-@pytest.mark.parametrize('kind', ['linear_probe', 'full'])
+@pytest.mark.parametrize('kind', ['linear_probe', pytest.param('full', marks=pytest.mark.slow)])
 def test_micro_batches_change_nothing(kind):
   """Dropout is off and no batch norm trains: for those a micro-batch is another batch."""
   module, variables, *_ = built(TINY)
