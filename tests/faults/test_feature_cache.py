@@ -125,6 +125,7 @@ def test_what_decides_their_bits_decides_their_name(probe, computed, shelf, tiny
   assert computed == both
 
 
+@pytest.mark.slow
 def test_one_pass_takes_what_is_there_and_computes_nothing(probe, computed):
   probe(epochs=0.8)
   assert not computed

@@ -85,7 +85,7 @@ def test_a_few_steps_raise_the_objective_of_every_family(name):
   assert picture.dtype == np.uint8 and picture.shape == (model.preprocess.size,) * 2 + (3,)
 
 
-@pytest.mark.parametrize('parametrisation', fourier.PARAMETRISATIONS)
+@pytest.mark.parametrize('parametrisation', ['fourier', pytest.param('pixels', marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_pictures_within_zero_and_one(parametrisation):
   model = tiny.built('mobilenetv1_test')
   goals = [ideal.of_class(model, 1), ideal.of_channel(model, 'stage0_block0', 2)]

@@ -154,6 +154,7 @@ def test_features_have_the_dtype_that_the_layer_gives(views, dtype):
   assert of('linear_probe') == 'float32'  # pooling and the head are in float32 whatever the layers compute in
 
 
+@pytest.mark.slow
 def test_each_batch_draws_one_of_the_views_that_the_training_step_would_make(views):
   """With the same numbers, the step's own augmentation gives these features; all views are drawn, at every restart."""
   view, prepared, recipe = views(augment='light', cache_views=3)

@@ -156,6 +156,7 @@ def loss_of_plain(logits, data):
   return -(log_p[np.arange(SIZE), data['label']] * data['mask']).sum() / data['mask'].sum()
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_what_is_stored_in_float32():
   module, variables, *_ = built(TINY)
   phase, tx = phase_of('full', module), optax.sgd(0.1, momentum=0.9)
