@@ -61,7 +61,7 @@ def ideal_images(
   *,
   size: int,
   steps: int = 512,
-  variation: float = 1200.0,
+  variation: float = 2000.0,
   parametrisation: str = 'fourier',
   transforms: Transforms = USUAL,
   seed: int = 0,

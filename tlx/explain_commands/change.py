@@ -32,7 +32,7 @@ class Ideal:
   """What --layer makes of this photograph, compared with a plain picture of its colour."""
   steps: int = 512
   """Of descent."""
-  variation: Annotated[float | None, arg(help_behavior_hint='(default: 1200 for classes, 50 for a layer)')] = None
+  variation: Annotated[float | None, arg(help_behavior_hint='(default: 2000 for classes, 50 for a layer)')] = None
   """Weight of total variation against one standard deviation of what is aimed at; 0 leaves it out."""
   parametrisation: Literal['fourier', 'pixels'] = 'fourier'
   """What descent changes: Fourier coefficients of decorrelated colours, or the pixels themselves."""
@@ -54,7 +54,7 @@ class Ideal:
     from tlx.inference import load_any
 
     commands.positive(steps=self.steps)
-    variation = (1200.0 if self.classes else 50.0) if self.variation is None else self.variation
+    variation = (2000.0 if self.classes else 50.0) if self.variation is None else self.variation
     if variation < 0:
       raise UsageError(f'--variation {variation}: must be 0 or more')
     self._one_subject()
