@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx import catalog, pretrained
+from tlx import catalog, pretrained, weights
 from tlx.cost import flops
 from tlx.data import augment, decode, pipeline, transforms
 from tlx.evaluate import exact
@@ -42,6 +42,12 @@ def run_folder(path: str | Path) -> Path:
 def load_run(path: str | Path) -> Pretrained:
   """The trained model of a run, with its preprocessing and class names."""
   return pretrained.load(str((run_folder(path) / 'model').absolute()))
+
+
+def first_at_hand(*names: str) -> str:
+  """The first of these variants whose weights are on this machine; the last where none is."""
+  known = [(name, catalog.variant(name).checkpoint) for name in names]
+  return next((name for name, at in known if at and weights.at_hand(at.location, at.revision)), names[-1])
 
 
 def load_any(name: str) -> Pretrained:

@@ -1,12 +1,14 @@
 """`tlx explain ideal` and `tlx explain style`: the files they write, and one clear line for what is wrong."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tlx import cli
+from tlx import cli, inference
+from tlx.explain_commands.shared import model_and
 
 
 @pytest.fixture
@@ -122,3 +124,17 @@ def test_what_is_no_picture(say, tiny_model, photo, tmp_path):
   for words, expected in (((photo, tmp_path), 'is a folder'), ((bad, photo), 'bad.jpg'), ((photo, 'no.jpg'), 'no.jpg')):
     code, out, err = say('style', tiny_model, *words)
     assert code == 2 and not out and expected in err and len(err.splitlines()) == 1
+
+
+def test_the_model_may_be_left_out(say, photo, tmp_path, monkeypatch):
+  import huggingface_hub
+
+  monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda name, file, revision: None)
+  assert inference.first_at_hand('vgg19', 'efficientnet_lite0') == 'efficientnet_lite0'
+  monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda name, file, revision: f'/cache/{name}/{file}')
+  assert inference.first_at_hand('vgg19', 'efficientnet_lite0') == 'vgg19'
+  assert model_and(['a.jpg'], 'IMAGE') == ('efficientnet_lite0', [Path('a.jpg')])
+  assert model_and(['runs/x', 'a.jpg', 'b.jpg'], 'CONTENT', 'STYLE') == ('runs/x', [Path('a.jpg'), Path('b.jpg')])
+  for words in ((), ('a', 'b', 'c', 'd')):
+    code, _, err = say('style', *words)
+    assert code == 2 and err.startswith('error: expected [MODEL] CONTENT STYLE, got ')

@@ -8,7 +8,17 @@ from typing import Annotated, Literal
 import tyro
 
 from tlx import commands
-from tlx.explain_commands.shared import Model, Out, Photo, Positional, arg, finish, given
+from tlx.explain_commands.shared import (
+  DEFAULT,
+  Model,
+  Out,
+  Photo,
+  Positional,
+  arg,
+  finish,
+  given,
+  model_and,
+)
 from tlx.types import Pretrained, UsageError
 
 EPSILONS = {'linf': '8/255', 'l2': '3'}
@@ -19,7 +29,7 @@ CURVES = {'linf': '0,0.5/255,1/255,2/255,4/255,8/255', 'l2': '0,0.1,0.25,0.5,1,3
 class Ideal:
   """Pictures, from noise, that a class, a channel or a direction answers to most."""
 
-  model: Model
+  model: Annotated[Model, arg(metavar='[MODEL]', help='A pretrained model, or the folder of a run.')] = DEFAULT
   classes: Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     arg(name='class', metavar='NAME', help='A class by name or number; repeat it, or put commas between several.'),
@@ -104,9 +114,14 @@ class Ideal:
 class Style:
   """A photograph's content in the style of another picture, coarse to fine."""
 
-  model: Model
-  content: Annotated[Positional[Path], arg(metavar='CONTENT', help='The photograph.')]
-  style: Annotated[Positional[Path], arg(metavar='STYLE', help='A painting, a pattern, another photograph.')]
+  pictures: Annotated[
+    Positional[tuple[str, ...]],
+    arg(
+      metavar='[MODEL] CONTENT STYLE',
+      help='The photograph, and a painting, a pattern or another photograph; before them a model or a run.',
+      help_behavior_hint='(default: vgg19 where its weights are on this machine, else efficientnet_lite0)',
+    ),
+  ]
   size: Annotated[int | None, arg(help_behavior_hint='(default: 512, or the only one the model takes)')] = None
   """Pixels of the longer side of the result; reached in up to three doublings."""
   steps: int = 80
@@ -131,18 +146,18 @@ class Style:
   def __call__(self) -> None:
     from tlx import explaining
     from tlx.explain import style
-    from tlx.inference import load_any
+    from tlx.inference import first_at_hand, load_any
 
     commands.positive(steps=self.steps, style_weight=self.style_weight)
     if self.variation < 0:
       raise UsageError(f'--variation {self.variation}: must be 0 or more')
-    photo, manner = explaining.picture(self.content), explaining.picture(self.style)
-    model = load_any(self.model)
+    name, (content, manner) = model_and(self.pictures, 'CONTENT', 'STYLE', default=first_at_hand('vgg19', DEFAULT))
+    pictures = explaining.picture(content), explaining.picture(manner)
+    model = load_any(name)
     sizes = style.sizes_to(model, self.size)
     work = style.style_transfer(
       model,
-      photo,
-      manner,
+      *pictures,
       sizes=sizes,
       steps=self.steps,
       style_layers=[name.strip() for name in self.style_layers.split(',')] if self.style_layers else (),
@@ -152,15 +167,14 @@ class Style:
       optimizer=self.optimizer,
       seed=self.seed,
     )
-    finish(self, explaining.place(self.out, self.model, 'style', self.content.stem, self.style.stem), work)
+    finish(self, explaining.place(self.out, name, 'style', content.stem, manner.stem), work)
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
   """Change a photograph as little as it takes for the model to call it something else."""
 
-  model: Model
-  image: Photo
+  photo: Photo
   target: Annotated[str | None, arg(help_behavior_hint='(default: any other class)')] = None
   """The class that it is to be taken for, by name or number."""
   method: Literal['pgd', 'fgsm', 'descent'] = 'pgd'
@@ -191,9 +205,10 @@ class Attack:
     norm, targeted, fast = self.norm, self.target is not None, self.method == 'fgsm'
     epsilon = fraction('--epsilon', self.epsilon or EPSILONS[norm])
     step = None if self.step_size is None else fraction('--step-size', self.step_size, least=1e-9)
-    words = (self.image.stem, self.method, *([self.target] if targeted else []))
-    model, out = load_any(self.model), explaining.place(self.out, self.model, 'attack', *words)
-    photo = explaining.photograph(self.image, model.preprocess)
+    name, (image,) = model_and(self.photo, 'IMAGE')
+    words = (image.stem, self.method, *([self.target] if targeted else []))
+    model, out = load_any(name), explaining.place(self.out, name, 'attack', *words)
+    photo = explaining.photograph(image, model.preprocess)
     target = class_index(model, self.target) if targeted else None
     if self.method == 'descent':
       found = adversarial.by_descent(model, photo, target, steps=self.steps or 500, rate=step or 0.002)

@@ -4,15 +4,14 @@ import dataclasses
 from typing import Annotated, Literal
 
 from tlx import commands
-from tlx.explain_commands.shared import Data, Model, Out, Photo, Split, arg, finish
+from tlx.explain_commands.shared import Data, Model, Out, Photo, Split, arg, finish, model_and
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
   """What each channel of the named layers answers to a photograph, the most active first."""
 
-  model: Model
-  image: Photo
+  photo: Photo
   layer: Annotated[str | None, arg(help_behavior_hint='(default: every layer)')] = None
   """A layer by name (`tlx models NAME` lists them)."""
   most: int = 16
@@ -26,8 +25,9 @@ class Features:
     from tlx.inference import load_any
 
     commands.positive(most=self.most)
-    model, out = load_any(self.model), explaining.place(self.out, self.model, 'features', self.image.stem)
-    photo = explaining.photograph(self.image, model.preprocess)
+    name, (image,) = model_and(self.photo, 'IMAGE')
+    model, out = load_any(name), explaining.place(self.out, name, 'features', image.stem)
+    photo = explaining.photograph(image, model.preprocess)
     finish(self, out, [feature_maps(model, photo, [self.layer] if self.layer else [], self.most)])
 
 
@@ -72,8 +72,7 @@ class Exciting:
 class Gradcam:
   """Where a model looks for a class: Grad-CAM and integrated gradients over a photograph."""
 
-  model: Model
-  image: Photo
+  photo: Photo
   class_: Annotated[str | None, arg(name='class', help_behavior_hint='(default: the most probable)')] = None
   """A class by name or number."""
   layer: Annotated[str | None, arg(help_behavior_hint='(default: the last map that the class depends on)')] = None
@@ -90,11 +89,12 @@ class Gradcam:
     from tlx.inference import load_any
 
     commands.positive(steps=self.steps)
-    model = load_any(self.model)
+    name, (image,) = model_and(self.photo, 'IMAGE')
+    model = load_any(name)
     index = None if self.class_ is None else class_index(model, self.class_)
-    subjects = [self.image.stem, *([] if self.class_ is None else [self.class_])]
-    out = explaining.place(self.out, self.model, 'gradcam', *subjects)
-    photo = explaining.photograph(self.image, model.preprocess)
+    subjects = [image.stem, *([] if self.class_ is None else [self.class_])]
+    out = explaining.place(self.out, name, 'gradcam', *subjects)
+    photo = explaining.photograph(image, model.preprocess)
     finish(self, out, [where(model, photo, index, self.layer, self.steps)])
 
 

@@ -1,6 +1,6 @@
 """What the commands of `tlx explain` have in common."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,17 +8,31 @@ import tyro
 
 from tlx import commands, console
 from tlx.explain.seen import Explanation
+from tlx.types import UsageError
 
 arg, Positional = tyro.conf.arg, tyro.conf.Positional
 Model = Annotated[
   Positional[str], arg(metavar='MODEL', help='A pretrained model such as efficientnet_lite0, or the folder of a run.')
 ]
-Photo = Annotated[Positional[Path], arg(metavar='IMAGE', help='A photograph.')]
+Photo = Annotated[
+  Positional[tuple[str, ...]],
+  arg(metavar='[MODEL] IMAGE', help='A photograph; before it a pretrained model, or the folder of a run.',
+      help_behavior_hint='(default: efficientnet_lite0)'),
+]  # fmt: skip
+DEFAULT = 'efficientnet_lite0'
 Out = Annotated[
   Path | None, arg(help='The folder to write.', help_behavior_hint='(default: RUN/explain/..., or explained/...)')
 ]
 Data = Annotated[str | None, arg(help='folder:PATH, tfds:NAME, ...', help_behavior_hint="(default: the run's own)")]
 Split = Annotated[str, arg(help='validation, train, or test where there is one.')]
+
+
+def model_and(words: Sequence[str], *kinds: str, default: str = DEFAULT) -> tuple[str, list[Path]]:
+  """The model's name and the files of '[MODEL] IMAGE'; raises UsageError where words are missing or too many."""
+  if len(words) not in (len(kinds), len(kinds) + 1):
+    raise UsageError(f'expected [MODEL] {" ".join(kinds)}, got {" ".join(words) or "nothing"}')
+  model, files = (words[0], words[1:]) if len(words) > len(kinds) else (default, words)
+  return model, [Path(file) for file in files]
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -50,6 +50,22 @@ def fetch(location: str, *, revision: str | None = None, sha256: str | None = No
   return path
 
 
+def at_hand(location: str, revision: str | None = None) -> bool:
+  """Whether the weights are on this machine: in the hub's cache, in an installed package or at a path; no network."""
+  if not location.startswith('hf-hub:'):
+    try:
+      return '://' not in location and fetch(location).exists()
+    except TlxError:
+      return False
+  from huggingface_hub import try_to_load_from_cache
+
+  name = location.removeprefix('hf-hub:')
+  cached = [
+    try_to_load_from_cache(name, file, revision=revision) for file in ('model.safetensors', 'pytorch_model.bin')
+  ]
+  return any(isinstance(path, str) for path in cached)
+
+
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
   """config.json of a folder. Raises: TlxError if it is missing, unreadable or no JSON object."""
   path = pathlib.Path(folder) / 'config.json'
