@@ -170,24 +170,22 @@ class Console:
   @contextlib.contextmanager
   def progress(self, steps: int) -> Iterator['_Progress']:
     """A bar on a terminal, a line every few seconds elsewhere."""
-    bar = Progress(
-      TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[numbers]}'),
-      TimeRemainingColumn(), console=self.rich, disable=self.quiet or not self.rich.is_terminal,
-    )  # fmt: skip
-    with bar:
+    with self._bar() as bar:
       yield _Progress(self, bar, steps)
 
   @contextlib.contextmanager
   def work(self, what: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
     """A bar on a terminal for a function of (done, total, the newest numbers)."""
-    bar = Progress(
-      TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[numbers]}'),
-      TimeRemainingColumn(), console=self.rich, disable=self.quiet or not self.rich.is_terminal,
-    )  # fmt: skip
-    with bar:
+    with self._bar() as bar:
       task = bar.add_task(what, total=None, numbers='')
       text = lambda numbers: '  '.join(f'{name} {value:.4g}' for name, value in numbers.items())
       yield lambda done, total, numbers: bar.update(task, completed=done, total=total, numbers=text(numbers))
+
+  def _bar(self) -> Progress:
+    return Progress(
+      TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[numbers]}'),
+      TimeRemainingColumn(), console=self.rich, disable=self.quiet or not self.rich.is_terminal,
+    )  # fmt: skip
 
 
 class _Progress:

@@ -116,7 +116,7 @@ def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int =
   """{'image', 'classes': [{'id', 'name', 'probability'}]} of each image, best first, or {'image', 'error'}."""
   if top < 1:
     raise UsageError(f'--top {top}: must be 1 or more')
-  files = image_files(images)
+  files = _files(images)
   model = load_any(run)
   names = model.class_names or [f'class {i}' for i in range(model.module.head.num_classes)]
   transform = transforms.evaluation(model.preprocess)
@@ -209,7 +209,7 @@ def _rank(row: Mapping[str, Any], key: str) -> tuple:
   return value is None, -(value or 0) if key == 'top1' else value or 0, name
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
+def _files(paths: Sequence[Path]) -> list[Path]:
   """The images named, and those in folders named."""
   if not paths:
     raise UsageError('no images: name files or folders')

@@ -9,7 +9,7 @@ import numpy as np
 
 from tlx.explain import pictures
 from tlx.explain.attack import Attack, Attacked, descend_to, perturb, shrunk, sizes, smallest
-from tlx.explain.seen import LOGITS, Explanation, class_name, look
+from tlx.explain.seen import LOGITS, Explanation, check_head, class_name, look
 from tlx.types import Pretrained, UsageError
 
 TILE = 256  # pixels, of each picture in the grid
@@ -46,8 +46,7 @@ def by_descent(
 
 def _begin(model: Pretrained, picture: np.ndarray, target: int | None) -> tuple[jax.Array, jax.Array]:
   """Pixels [1, s, s, 3], and the class to get away from, or to reach, [1]."""
-  if not model.module.head.num_classes:
-    raise UsageError(f'{model.source.variant} has no head, and so no answer that could change')
+  check_head(model)
   pixels = jnp.asarray(pictures.to_floats(picture))[None]
   answer = int(_probabilities(model, pixels)[0].argmax())
   if target == answer:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tlx.explain.objectives import Objective, log_probability, of_class
-from tlx.explain.seen import as_map, check_layer, look, rest
+from tlx.explain.seen import as_map, check_layer, look, rest, shapes
 from tlx.types import Pretrained, TlxError, UsageError, Variables
 
 Attribution = Callable[[Variables, jax.Array, jax.Array], jax.Array]
@@ -40,17 +40,15 @@ def gradcam_layer(model: Pretrained, name: str | None = None) -> str:
   before. Found by the gradient at random features, so it is the same for every photograph.
   Raises UsageError for what is no layer, and for one that has no map.
   """
-  size = model.preprocess.size
-  pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  shapes = jax.eval_shape(look(model), model.variables, pixels)
+  seen = shapes(model)
   to_map = lambda values: as_map(model.module, values)
-  places = lambda layer: math.prod(jax.eval_shape(to_map, shapes[layer]).shape[1:3])
+  places = lambda layer: math.prod(jax.eval_shape(to_map, seen[layer]).shape[1:3])
   if name is not None:
     if places(check_layer(model.module, name)) == 1:
       raise UsageError(f'layer {name!r} returns one vector an image, and no map; choose one before it')
     return name
   for layer in reversed(model.module.backbone.names):
-    values = jax.random.normal(jax.random.key(0), shapes[layer].shape)
+    values = jax.random.normal(jax.random.key(0), seen[layer].shape)
     if places(layer) > 1 and to_map(_slope(model, layer)(values, model.variables)).any():
       return layer
   raise TlxError('no layer of the model has a map on which its logits depend')

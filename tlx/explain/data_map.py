@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from tlx.data.augment import to_float
 from tlx.explain import pictures
 from tlx.explain.seen import LOGITS, Explanation, look
 from tlx.nn.model import POOLED
@@ -76,7 +77,7 @@ def data_map(
 def _parts(model: Pretrained, batches: Iterable[Batch]) -> Iterator[Points]:
   @jax.jit
   def see(variables, images):
-    seen = look(model)(variables, images.astype('float32') / 255)
+    seen = look(model)(variables, to_float(images))
     return seen[POOLED], jax.nn.softmax(seen[LOGITS])
 
   for batch in batches:

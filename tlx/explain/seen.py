@@ -72,9 +72,9 @@ def as_map(module: TransferModel, values: jax.Array) -> jax.Array:
   return tokens.reshape(len(tokens), side, side, -1)
 
 
-def check_layer(module: TransferModel, name: str, *others: str) -> str:
-  """The name itself. Raises UsageError for what is no layer and none of `others`, with the list."""
-  known = (*module.backbone.names, *others)
+def check_layer(module: TransferModel, name: str) -> str:
+  """The name itself. Raises UsageError for what is no layer, with the list."""
+  known = module.backbone.names
   if name not in known:
     raise UsageError(f'no layer {name!r}{_near(name, known)}; there are {", ".join(known)}')
   return name
@@ -91,8 +91,7 @@ def class_index(model: Pretrained, name: str | int) -> int:
   count, names = model.module.head.num_classes, [known.lower() for known in model.class_names]
   if str(name).lower() in names:
     return names.index(str(name).lower())
-  if not count:
-    raise UsageError(f'class {name!r}: the model has no head, and so no classes')
+  check_head(model)
   if not str(name).lstrip('-').isdecimal():
     raise UsageError(f'no class {name!r}{_near(str(name).lower(), names)}; numbers from 0 to {count - 1} are taken too')
   if not 0 <= int(name) < count:

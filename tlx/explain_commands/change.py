@@ -10,15 +10,17 @@ import tyro
 from tlx import commands
 from tlx.explain_commands.shared import (
   DEFAULT,
+  Data,
   Model,
   Out,
   Photo,
   Positional,
+  Split,
   arg,
   finish,
   given,
   model_and,
-)
+)  # fmt: skip
 from tlx.types import Pretrained, UsageError
 
 EPSILONS = {'linf': '8/255', 'l2': '3'}
@@ -151,7 +153,8 @@ class Style:
     commands.positive(steps=self.steps, style_weight=self.style_weight)
     if self.variation < 0:
       raise UsageError(f'--variation {self.variation}: must be 0 or more')
-    name, (content, manner) = model_and(self.pictures, 'CONTENT', 'STYLE', default=first_at_hand('vgg19', DEFAULT))
+    default = lambda: first_at_hand('vgg19', DEFAULT)
+    name, (content, manner) = model_and(self.pictures, 'CONTENT', 'STYLE', default=default)
     pictures = explaining.picture(content), explaining.picture(manner)
     model = load_any(name)
     sizes = style.sizes_to(model, self.size)
@@ -222,8 +225,8 @@ class Attack:
     """Raises UsageError for options that the method does not have, and for counts below 1."""
     none = {'pgd': (), 'fgsm': ('steps', 'step_size', 'momentum', 'restarts')}
     none['descent'] = ('norm', 'epsilon', 'momentum', 'restarts')
-    if wrong := [name.replace('_', '-') for name in none[self.method] if getattr(self, name) not in (None, 'linf')]:
-      raise UsageError('\n'.join(f'--{name}: --method {self.method} has none' for name in wrong))
+    if wrong := [name for name in none[self.method] if getattr(self, name) != getattr(Attack, name)]:
+      raise UsageError('\n'.join(f'--{name.replace("_", "-")}: --method {self.method} has none' for name in wrong))
     commands.positive(**given(steps=self.steps, restarts=self.restarts))
 
 
@@ -232,10 +235,8 @@ class Robustness:
   """Attack every photograph of a split: the accuracy that is left, by the size of the change."""
 
   model: Model
-  data: Annotated[str | None, arg(help_behavior_hint="(default: the run's own)")] = None
-  """folder:PATH, tfds:NAME, ... of the same classes."""
-  split: str = 'validation'
-  """validation, train, or test where there is one."""
+  data: Data = None
+  split: Split = 'validation'
   epsilons: Annotated[str | None, arg(help_behavior_hint='(default: 0,0.5/255,1/255,2/255,4/255,8/255)')] = None
   """Sizes of the change, for pixels in [0, 1], with commas between them; for l2 0,0.1,0.25,0.5,1,3 by default."""
   norm: Literal['linf', 'l2'] = 'linf'

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from tlx import commands
-from tlx.explain_commands.shared import Data, Model, Out, Photo, Split, arg, finish, model_and
+from tlx.explain_commands.shared import Data, Model, Out, Photo, Split, arg, finish, given, model_and
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +128,7 @@ class Deletion:
     from tlx.explain.deletion import deletion
     from tlx.inference import data_of, load_any
 
-    given = {'count': self.count, 'steps': self.steps, 'batch_size': self.batch_size}
-    commands.positive(**given, **({} if self.cells is None else {'cells': self.cells}))
+    commands.positive(count=self.count, steps=self.steps, batch_size=self.batch_size, **given(cells=self.cells))
     model, out = load_any(self.model), explaining.place(self.out, self.model, 'deletion')
     source = sample(data_of(self.model, self.data, self.split).splits[self.split], self.count, self.seed)
     asked = {name: getattr(self, name) for name in ('layer', 'cells', 'fill', 'steps', 'seed', 'batch_size')}

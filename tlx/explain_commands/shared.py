@@ -1,6 +1,6 @@
 """What the commands of `tlx explain` have in common."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,11 +27,13 @@ Data = Annotated[str | None, arg(help='folder:PATH, tfds:NAME, ...', help_behavi
 Split = Annotated[str, arg(help='validation, train, or test where there is one.')]
 
 
-def model_and(words: Sequence[str], *kinds: str, default: str = DEFAULT) -> tuple[str, list[Path]]:
+def model_and(
+  words: Sequence[str], *kinds: str, default: Callable[[], str] = lambda: DEFAULT
+) -> tuple[str, list[Path]]:
   """The model's name and the files of '[MODEL] IMAGE'; raises UsageError where words are missing or too many."""
   if len(words) not in (len(kinds), len(kinds) + 1):
     raise UsageError(f'expected [MODEL] {" ".join(kinds)}, got {" ".join(words) or "nothing"}')
-  model, files = (words[0], words[1:]) if len(words) > len(kinds) else (default, words)
+  model, files = (words[0], words[1:]) if len(words) > len(kinds) else (default(), words)
   return model, [Path(file) for file in files]
 
 
