@@ -1,6 +1,6 @@
 """The nouns every other file speaks of; no logic lives here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -41,6 +41,25 @@ class Checkpoint(NamedTuple):
   source: str = ''  # paper or repository
   revision: str | None = None  # pinned hub commit
   sha256: str | None = None  # of the weights file
+
+
+class WholeLayout(NamedTuple):
+  """How another library names a backbone and a head in one file: an entry of LAYOUTS in a file of `tlx/heads`."""
+
+  backbone: str  # key of the LAYOUTS of the backbone's family
+  prefix: str  # ahead of the backbone's names, such as 'encoder.'
+  head: Callable[[Any], Iterable[Any]]  # the head's module -> its rules (weights.rules.Rule), targets below 'head/'
+
+
+class WholeModel(NamedTuple):
+  """A backbone with a head that were trained together: an entry of MODELS in a file of `tlx/heads`."""
+
+  backbone: str  # a variant
+  num_classes: int
+  task: str = 'segmentation'
+  options: Mapping[str, Any] = {}  # of the head: its fields
+  backbone_options: Mapping[str, Any] = {}  # fields of the backbone's config, such as {'output_stride': 8}
+  checkpoint: Checkpoint | None = None  # None: no published weights that we know of
 
 
 class Figures(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tlx.nn.conv import Conv
-from tlx.nn.model import Layer
+from tlx.nn.model import Layer, Tapped
 from tlx.nn.norm import BatchNorm
 from tlx.nn.pool import avg_pool, max_pool
 from tlx.types import Checkpoint, Figures
@@ -46,14 +46,15 @@ class DenseNetConfig:
 
 
 class Stem(nn.Module):
-  """7x7 convolution of stride 2 and a max pool: [b, h, w, 3] -> [b, h/4, w/4, features]."""
+  """7x7 convolution of stride 2 and a max pool: [b, h, w, 3] -> [b, h/4, w/4, features], tapped between the two."""
 
   features: int
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool) -> Tapped:
     x = Conv(self.features, 7, 2, name='conv')(x)
-    return max_pool(nn.relu(BatchNorm(name='norm')(x, train)), 3, 2, padding=1)
+    x = nn.relu(BatchNorm(name='norm')(x, train))
+    return Tapped(max_pool(x, 3, 2, padding=1), {'conv': x})
 
 
 class Block(nn.Module):

@@ -15,7 +15,7 @@ import jax
 
 from tlx.nn.conv import Conv
 from tlx.nn.gate import EfficientChannelAttention, SqueezeExcite
-from tlx.nn.model import Layer, Staged
+from tlx.nn.model import Layer, Staged, Tapped
 from tlx.nn.norm import BatchNorm
 from tlx.nn.pool import max_pool
 from tlx.nn.stochastic import DropPath
@@ -54,17 +54,20 @@ class ResNetConfig(Staged):
 
 
 class Stem(nn.Module):
-  """A 7x7 convolution of stride 2, or 3x3 ones, and a max pool: [b, h, w, 3] -> [b, h/4, w/4, c]."""
+  """A 7x7 convolution of stride 2, or 3x3 ones, and a max pool, with a tap ahead of it.
+
+  [b, h, w, 3] -> [b, h/4, w/4, c]; 'conv' is [b, h/2, w/2, c].
+  """
 
   features: tuple[int, ...]  # of each convolution
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool) -> Tapped:
     for i, features in enumerate(self.features, 1):
       unit = str(i) if self.features[1:] else ''
       x = Conv(features, 3 if unit else 7, 2 if i == 1 else 1, name=f'conv{unit}')(x)
       x = nn.relu(BatchNorm(name=f'norm{unit}')(x, train))
-    return max_pool(x, 3, 2, padding=1)
+    return Tapped(max_pool(x, 3, 2, padding=1), {'conv': x})
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 """A backbone as an ordered list of named layers, and the model that puts a head on it."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -20,6 +20,16 @@ class Layer(NamedTuple):
 
   name: str
   build: Callable[..., nn.Module]
+
+
+class Tapped(NamedTuple):
+  """What a layer's module may return in place of an array: its output, and maps from inside it by name.
+
+  A head reads the map `conv` of the layer `stem` as the feature 'stem/conv'.
+  """
+
+  output: jax.Array
+  taps: Mapping[str, jax.Array]
 
 
 class Config(Protocol):
@@ -71,18 +81,24 @@ class Backbone(nn.Module):
     start: str | None = None,
     stop: str | None = None,
     remat: bool = False,
+    taps: bool = False,
   ) -> dict[str, jax.Array]:
     """Features by layer name, from after `start` (then `x` is its output) up to and including `stop`.
 
     train: the names of the layers in training mode (batch statistics, dropout, stochastic depth), or all or none.
     remat: the backward pass computes the inside of a layer again, from the layer's input, instead of keeping it.
+    taps: the maps from inside layers too, by 'LAYER/NAME', ahead of their layer's output.
     Raises UsageError for a name that is no layer.
     """
     self._check(name for name in (start, stop) if name is not None)
     features, running, run = {}, start is None, nn.remat(_run, static_argnums=2) if remat else _run
     for layer in self.config.layers(self.drop_path):
       if running:
-        x = features[layer.name] = run(layer.build(name=layer.name), x, trains(train, layer.name))
+        found = run(layer.build(name=layer.name), x, trains(train, layer.name))
+        if isinstance(found, Tapped):
+          features |= {f'{layer.name}/{name}': tap for name, tap in found.taps.items()} if taps else {}
+          found = found.output
+        x = features[layer.name] = found
       running = (running or layer.name == start) and layer.name != stop
     return features
 
@@ -96,7 +112,7 @@ class Backbone(nn.Module):
       raise UsageError(f'no such layer: {", ".join(wrong)}; the backbone has {", ".join(self.names)}')
 
 
-def _run(layer: nn.Module, x: jax.Array, train: bool) -> jax.Array:
+def _run(layer: nn.Module, x: jax.Array, train: bool) -> jax.Array | Tapped:
   return layer(x, train)
 
 
