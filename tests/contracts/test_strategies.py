@@ -10,7 +10,7 @@ from tiny import CLASSES, batch, built, side
 
 from tlx import catalog, labels, trees
 from tlx.tasks.classification import Classification
-from tlx.train import loop, optimizer, placement, state, step
+from tlx.train import loop, optimizer, sharding, state, step
 from tlx.types import Preprocess, UsageError
 
 FAMILIES = {catalog.variant(n).family.__name__.split('.')[-1]: n for n in catalog.variants() if n.endswith('_test')}
@@ -56,7 +56,7 @@ def test_phases_fill_the_run_and_label_every_leaf(model, spec):
 def test_frozen_stays_bitwise_and_the_rest_learns(family, spec):
   model = dropping(family)
   before = jax.tree.map(np.array, model.variables)
-  place = placement.make('jit')
+  place = sharding.make('jit')
   current = None
   for phase in catalog.strategy(spec).phases(model.module.backbone.names)[:2]:
     trainable, _ = state.split(model.variables['params'], phase)

@@ -35,7 +35,7 @@ class Recipe:
   micro_batches: int = 1
   ema: float = 0.0  # decay of the moving average; 0 = off
   remat: bool = False  # the backward pass computes the inside of each layer again; XLA:CPU merges the two, and keeps it
-  start: str | None = None  # the batch holds the features of this layer (cost.prefix) in place of images
+  start: str | None = None  # the batch holds the features of this layer (`prefix.boundary`) in place of images
 
   def inputs(self, images: jax.Array) -> jax.Array:
     """[0, 1] pixels -> what the backbone expects; features stay as they are."""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tlx import catalog, schedules
+from tlx import schedules, words
 from tlx.data import augment, pipeline
 from tlx.types import DatasetInfo, Phase, Preprocess, UsageError
 
@@ -123,9 +123,9 @@ def check(e: Any) -> None:
   problems += [f'{option(n)}: must lie in [0, 1)' for n in shares if n in given and not 0 <= given[n] < 1]
   problems += [f'{option(n)}: must be 0 or more' for n in atleast0 if n in given and not given[n] >= 0]
   if e.schedule not in schedules.SCHEDULES:
-    problems.append(f'no schedule {e.schedule!r}{catalog.suggest(e.schedule, schedules.SCHEDULES)}')
+    problems.append(f'no schedule {e.schedule!r}{words.suggest(e.schedule, schedules.SCHEDULES)}')
   if e.augment is not None and e.augment not in augment.PRESETS:
-    problems.append(f'no augmentation {e.augment!r}{catalog.suggest(e.augment, augment.PRESETS)}')
+    problems.append(f'no augmentation {e.augment!r}{words.suggest(e.augment, augment.PRESETS)}')
   if problems:
     raise UsageError('\n'.join(problems))
 
