@@ -215,7 +215,7 @@ def test_killed_in_the_middle(shelf, monkeypatch):
   code = f"""
 import os, sys
 sys.path[:0] = [{os.path.dirname(__file__)!r}, {os.path.dirname(os.path.dirname(__file__))!r}]
-from test_feature_cache import PARTS, feature_cache
+from test_feature_cache import PARTS, store
 def parts():
   yield PARTS[0]
   os.kill(os.getpid(), {int(signal.SIGKILL)})
