@@ -57,7 +57,10 @@ def variant(name: str) -> Variant:
 
 
 def of_config(config: Config, first: str | None = None) -> Variant:
-  """The variant whose config this is, at any input size, output stride and number of classes; `first` where it is one."""
+  """The variant whose config this is, at any input size and output stride and with any number of classes.
+
+  `first` is the name that wins where several variants fit.
+  """
   ordered = sorted(variants().values(), key=lambda known: known.name != first)
   for known in ordered:
     if type(known.config) is type(config) and _same(known.config, config):

@@ -14,7 +14,9 @@ MODES = {
   'bilinear_corners': dict(mode='bilinear', align_corners=True),
   'nearest': dict(mode='nearest'),
 }
-SIZES = [((5, 7), (5, 7)), ((5, 7), (10, 21)), ((5, 7), (13, 9)), ((13, 18), (6, 7)), ((1, 1), (4, 3)), ((6, 4), (1, 1))]
+SIZES = [  # old, new
+  ((5, 7), (5, 7)), ((5, 7), (10, 21)), ((5, 7), (13, 9)), ((13, 18), (6, 7)), ((1, 1), (4, 3)), ((6, 4), (1, 1)),
+]  # fmt: skip
 
 
 def both(name, old, new, dtype):

@@ -1,0 +1,1 @@
+"""Heads for dense tasks, one file each: `Head`, how libraries name it with a backbone (LAYOUTS), and whole MODELS."""
