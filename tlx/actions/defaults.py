@@ -9,10 +9,10 @@ from tlx import schedules, words
 from tlx.data import augment, pipeline
 from tlx.types import DatasetInfo, Phase, Preprocess, UsageError
 
-
 # Training images below which batch norms keep their stored statistics. On sets of 201 and 244 images, fine-tuning from
 # the same probe ended at 0.959 and 0.928 with stored statistics, at 0.939 and 0.882 with those of the batches.
 FEW = 2000
+STATISTICS = ('frozen', 'batch')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +140,8 @@ def check(e: Any) -> None:
     problems.append(f'no schedule {e.schedule!r}{words.suggest(e.schedule, schedules.SCHEDULES)}')
   if e.augment is not None and e.augment not in augment.PRESETS:
     problems.append(f'no augmentation {e.augment!r}{words.suggest(e.augment, augment.PRESETS)}')
+  if e.norm_statistics not in (None, *STATISTICS):
+    problems.append(f'no norm statistics {e.norm_statistics!r}{words.suggest(e.norm_statistics, STATISTICS)}')
   if problems:
     raise UsageError('\n'.join(problems))
 

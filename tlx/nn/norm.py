@@ -52,9 +52,8 @@ def stored_statistics(root: str) -> Iterator[None]:
   """
 
   def stored(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
-    if isinstance(context.module, BatchNorm) and context.method_name == '__call__' and context.module.path[:1] == (root,):
-      return call(args[0], False)
-    return call(*args, **kwargs)
+    inside = isinstance(context.module, BatchNorm) and context.module.path[:1] == (root,)
+    return call(args[0], False) if inside and context.method_name == '__call__' else call(*args, **kwargs)
 
   with nn.intercept_methods(stored):
     yield

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from tlx import trees
-from tlx.labels import BACKBONE
 from tlx.data import augment
 from tlx.data.augment import Augment
+from tlx.labels import BACKBONE
 from tlx.nn import devices
 from tlx.nn.norm import stored_statistics
 from tlx.train.state import TrainState, split
