@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tlx import words
-from tlx.data.split import Subset, class_counts, holdout
+from tlx.data.split import Labelled, Subset, class_counts, holdout
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
 
@@ -26,7 +26,7 @@ GLYPHS = frozenset(
 PREPARE = 'pip install "tlx[tfds-prepare]"'
 
 
-class TfdsSource:
+class TfdsSource(Labelled):
   """One split; images stay encoded until a worker decodes them. Labels are read once, at the start."""
 
   def __init__(self, records: Any, name: str, folder: pathlib.Path):
