@@ -11,11 +11,11 @@ TOLERANCE = 2  # pixels, in rows and columns, between a boundary pixel and one t
 
 
 @struct.dataclass
-class Segmentation:
+class Sums:
   """Sums over the labelled pixels of any number of batches; `jax.lax.psum` of the whole adds them over devices.
 
-  Counts are int32 on the device: exact up to 2**31 pixels in one batch. Where NumPy arrays are merged they become int64
-  and the loss float64, so an evaluation of many batches should `jax.device_get` each one before it merges.
+  Counts are int32, hence exact up to 2**31 pixels in one batch; the loss is float32. An evaluation of many batches adds
+  them on the host, counts as int64 and the loss as float64.
   """
 
   count: jax.Array  # int32 [], images
@@ -52,12 +52,6 @@ class Segmentation:
       predicted_boundary=_per_class(predicted, predicted_edges, classes),
       predicted_boundary_right=_per_class(predicted, right, classes),
     )
-
-  def merge(self, other):
-    """The sums of both."""
-    return jax.tree.map(_add, self, other)
-
-  __add__ = merge
 
   def compute(self) -> dict:
     """Plain Python numbers, computed on the host in float64 by the protocol of mmsegmentation's `IoUMetric`.
@@ -147,13 +141,6 @@ def _shift(labels, rows, columns):
   r, c = abs(rows), abs(columns)
   padded = jnp.pad(labels, ((0, 0), (r, r), (c, c)), constant_values=IGNORE)
   return padded[:, r + rows : r + rows + height, c + columns : c + columns + width]
-
-
-def _add(a, b):
-  if not isinstance(a, np.ndarray | np.generic):
-    return a + b
-  wide = np.float64 if np.issubdtype(a.dtype, np.floating) else np.int64
-  return a.astype(wide) + b
 
 
 def _divide(a, b):

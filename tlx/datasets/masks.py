@@ -1,0 +1,230 @@
+"""Your own images with a mask each: masks:PATH, in one of these layouts.
+
+- PATH/SPLIT/images/* with PATH/SPLIT/masks/*
+- PATH/images/SPLIT/* with PATH/masks/SPLIT/*
+- PATH/images/* with PATH/masks/*, of which 20 % are held back for validation
+- PATH/SPLIT/*, NAME.jpg with NAME.png or NAME_mask.png side by side; also directly in PATH
+- Pascal VOC: JPEGImages, SegmentationClass and ImageSets/Segmentation/*.txt
+
+SPLIT is train, validation (val, valid, dev) or test. The folder of masks may also be called annotations or labels.
+Where there is no validation, 'test' is used for it, and where there is neither, 20 % of the training images are held
+back, seeded, such that every class stays in training.
+
+PATH/classes.json names the classes (`tlx.data.mask_classes.of_file` has its forms); without it every value is a class
+but 255, which is ignored. Images or masks that cannot be decoded and images without a labelled pixel are left out and
+listed in `info.rejected`.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tlx.data import decode, mask_classes, mask_folders, masks
+from tlx.data.mask_classes import Legend
+from tlx.data.mask_folders import Pair
+from tlx.data.masks import IGNORE
+from tlx.files import fingerprint
+from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
+
+SHARE = 0.2  # held back for validation
+FULL_CHECK = 20_000  # images; above this many only headers are looked at, and pixels are counted in a part of the masks
+VOC = (
+  'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
+  'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor',
+)  # fmt: skip
+
+Splits = Mapping[str, Sequence[Pair]]
+
+
+class MaskSource:
+  """Encoded images and masks, read when asked for."""
+
+  def __init__(self, root: pathlib.Path, pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], legend: Legend):
+    self.root, self.pairs, self.sizes, self.legend = root, list(pairs), list(sizes), legend
+
+  def __len__(self) -> int:
+    return len(self.pairs)
+
+  def __getitem__(self, index: int) -> Example:
+    image = self.pairs[index].image
+    return Example(image.read_bytes(), self.annotation(index), image.relative_to(self.root).as_posix())
+
+  def annotation(self, index: int) -> np.ndarray:
+    """uint8 [h, w]: class indices, IGNORE where a pixel has none. Raises TlxError where the mask cannot be read."""
+    path = self.pairs[index].mask
+    try:
+      return self.legend.decode(path.read_bytes())
+    except TlxError as error:
+      raise TlxError(f'{path}: {error}') from error
+
+  def size(self, index: int) -> tuple[int, int]:
+    """Height and width of the image, pixels."""
+    return self.sizes[index]
+
+  def fingerprint(self) -> str | None:
+    whole = fingerprint(self.root, [path for pair in self.pairs for path in pair])
+    return whole and hashlib.sha256(f'{whole} {self.legend}'.encode()).hexdigest()
+
+
+class Facts(NamedTuple):
+  """What is known of a pair after the check."""
+
+  reason: str  # why the image cannot be used; '' when it can
+  size: tuple[int, int]  # of the image, upright
+  mask: masks.Found
+
+
+def load(argument: str, *, seed: int) -> Dataset:
+  """Splits 'train' and 'validation', and 'test' where there is one.
+
+  Raises: UsageError listing all problems, one a line: an image without a mask or the other way round, a mask of another
+    size than its image, values or colours that no class has, a class that training lacks, a split without images.
+  """
+  root = _root(argument)
+  found = mask_folders.find(root)
+  file = root / mask_classes.FILE
+  legend = mask_classes.of_file(file) if file.is_file() else None
+  paths = [pair for pairs in found.pairs.values() for pair in pairs]
+  facts = _check(paths, coloured=legend is not None and legend.palette is not None)
+  readable = {pair.mask.relative_to(root).as_posix(): facts[pair].mask for pair in paths if not facts[pair].reason}
+  if legend is None and readable:
+    legend = mask_classes.of_values(masks.pixels(readable.values()), VOC if found.voc else ())
+  problems = [*found.problems, *_sizes(root, facts)]
+  if legend:
+    problems += [f'{line}; next: add it to {file}' for line in masks.unknown(readable, legend.known())]
+  _refuse(problems)
+
+  rejected = {pair: reason for pair in paths if (reason := facts[pair].reason or _empty(facts[pair], legend))}
+  splits = {split: [p for p in pairs if p not in rejected] for split, pairs in found.pairs.items()}
+  _refuse(_without_images(splits, rejected))
+  classes = {pair: _pixels(facts[pair].mask, legend) for pairs in splits.values() for pair in pairs}
+  splits, note = _with_validation(splits, classes, seed)
+  counts = {split: sum(classes[pair] for pair in pairs) for split, pairs in splits.items()}
+  _refuse(_untrained(root, legend, splits, classes, counts))
+  info = DatasetInfo(
+    name=root.name,
+    class_names=legend.class_names,
+    counts={split: tuple(count.tolist()) for split, count in counts.items()},
+    resolution=tuple(np.median([facts[pair].size for pair in classes], axis=0).astype(int).tolist()),
+    source=f'{root}{note}',
+    rejected=(*((pair.image.relative_to(root).as_posix(), why) for pair, why in rejected.items()), *found.unused),
+    task='segmentation',
+    images={split: len(pairs) for split, pairs in splits.items()},
+  )
+  sources = {s: MaskSource(root, pairs, [facts[p].size for p in pairs], legend) for s, pairs in splits.items()}
+  return Dataset(info, sources)
+
+
+def _root(argument: str) -> pathlib.Path:
+  if not argument:
+    raise UsageError("data set 'masks' needs a path; next: --data masks:PATH")
+  root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
+  if not root.is_dir():
+    kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
+    raise UsageError(f'{argument} {kind}; next: name the folder that holds the images and the masks')
+  return root
+
+
+def _check(pairs: Sequence[Pair], *, coloured: bool) -> dict[Pair, Facts]:
+  every = -(-len(pairs) // FULL_CHECK) if pairs else 1
+  found = masks.scan([pair.mask for pair in pairs], coloured=coloured, every=every)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    images = pool.map(lambda pair: decode.inspect(pair.image, full=every == 1), pairs)
+    return {pair: _facts(pair, image, mask) for pair, image, mask in zip(pairs, images, found, strict=True)}
+
+
+def _facts(pair: Pair, image: decode.Finding, mask: masks.Found) -> Facts:
+  reason = image.reason or (f'its mask {pair.mask.name}: {mask.reason}' if mask.reason else '')
+  return Facts(reason, image.size if image.reason else masks.upright_size(pair.image), mask)
+
+
+def _sizes(root: pathlib.Path, facts: Mapping[Pair, Facts]) -> list[str]:
+  wrong = [(pair, found) for pair, found in facts.items() if not found.reason and found.size != found.mask.size]
+  return mask_folders.shortened(
+    [
+      f'mask {pair.mask.relative_to(root)} has {found.mask.size[0]} x {found.mask.size[1]} pixels (height x width), '
+      f'its image {found.size[0]} x {found.size[1]}'
+      + (', turned by its EXIF orientation' if found.size == found.mask.size[::-1] else '')
+      for pair, found in wrong
+    ]
+  )
+
+
+def _empty(found: Facts, legend: Legend) -> str:
+  counted = found.mask.pixels
+  return 'all pixels are ignored' if counted and all(legend.index(v) == IGNORE for v in counted) else ''
+
+
+def _pixels(mask: masks.Found, legend: Legend) -> np.ndarray:
+  """int64 [k]: the pixels of each class."""
+  counts = np.zeros(IGNORE + 1, np.int64)
+  for value, count in mask.pixels.items():
+    counts[legend.index(value)] += count
+  return counts[: len(legend.class_names)]
+
+
+def _with_validation(splits: Splits, classes: Mapping[Pair, np.ndarray], seed: int) -> tuple[Splits, str]:
+  if 'validation' in splits:
+    return splits, ''
+  if 'test' in splits:
+    return {'train': splits['train'], 'validation': splits['test']}, ' (no validation: test is used for validation)'
+  held = _holdout(splits['train'], classes, seed)
+  kept = [pair for pair in splits['train'] if pair not in held]
+  return {'train': kept, 'validation': sorted(held)}, f' ({SHARE:.0%} of the images held back for validation)'
+
+
+def _holdout(pairs: Sequence[Pair], classes: Mapping[Pair, np.ndarray], seed: int) -> set[Pair]:
+  """At least one image and at most that share, none of which is the last one in training with one of its classes."""
+  images = sum(classes[pair] > 0 for pair in pairs)  # of each class
+  held, wanted = set(), max(1, round(SHARE * len(pairs)))
+  for i in np.random.default_rng(seed).permutation(len(pairs)):
+    has = classes[pairs[i]] > 0
+    if len(held) < wanted and (images[has] > 1).all():
+      held.add(pairs[i])
+      images = images - has
+  if not held:
+    raise UsageError(
+      f'{len(pairs)} images cannot be split: each has a class that no other image has; next: add images, '
+      'or name the validation images in a folder of their own'
+    )
+  return held
+
+
+def _without_images(splits: Splits, rejected: Mapping[Pair, str]) -> list[str]:
+  some = next(((pair.image.name, reason) for pair, reason in rejected.items()), None)
+  such = f', such as {some[0]} ({some[1]})' if some else ''
+  return [
+    f'split {split} has no image that can be used; left out: {len(rejected)}{such}'
+    for split, pairs in splits.items()
+    if not pairs
+  ]
+
+
+def _untrained(
+  root: pathlib.Path,
+  legend: Legend,
+  splits: Splits,
+  classes: Mapping[Pair, np.ndarray],
+  counts: Mapping[str, np.ndarray],
+) -> list[str]:
+  if any(not classes[pair].any() for pair in splits['train']):
+    return []  # not every mask was counted
+  problems = []
+  for split in splits:
+    for c in np.flatnonzero((counts[split] > 0) & (counts['train'] == 0)):
+      holders = [pair.mask.relative_to(root).as_posix() for pair in splits[split] if classes[pair][c]]
+      problems.append(
+        f'class {legend.class_names[c]!r} is in {split} ({masks.some(holders)}) and not in train; '
+        'next: move an image to train, or ignore the class'
+      )
+  return problems
+
+
+def _refuse(problems: Sequence[str]) -> None:
+  if problems:
+    raise UsageError('\n'.join(problems))
