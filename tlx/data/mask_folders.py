@@ -153,15 +153,16 @@ def _match(
 
 
 def _masks_beside_images(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-  """Of one folder with both: NAME_mask.png, and NAME.png beside NAME.jpg."""
+  """Of one folder with both: NAME_mask.png unless NAME_mask_mask.png is there too, and NAME.png beside NAME.jpg."""
   photographs = {path.with_suffix('') for path in files if path.suffix.lower() in PHOTOGRAPHS}
-  stems = {path.with_suffix('') for path in files}
-  return [
-    path
-    for path in files
-    if path.suffix.lower() in masks.EXTENSIONS
-    and (path.with_suffix('') in photographs or _without_ending(str(path.with_suffix(''))) in map(str, stems))
-  ]
+  stems = {str(path.with_suffix('')) for path in files}
+
+  def is_mask(path: pathlib.Path) -> bool:
+    stem = str(path.with_suffix(''))
+    has_ending = _without_ending(stem) != stem and not any(stem + ending in stems for ending in ENDINGS)
+    return path.suffix.lower() in masks.EXTENSIONS and (has_ending or path.with_suffix('') in photographs)
+
+  return [path for path in files if is_mask(path)]
 
 
 def _key(folder: pathlib.Path, path: pathlib.Path) -> str:

@@ -87,19 +87,8 @@ def load(argument: str, *, seed: int) -> Dataset:
   """
   root = _root(argument)
   found = mask_folders.find(root)
-  file = root / mask_classes.FILE
-  legend = mask_classes.of_file(file) if file.is_file() else None
-  paths = [pair for pairs in found.pairs.values() for pair in pairs]
-  facts = _check(paths, coloured=legend is not None and legend.palette is not None)
-  readable = {pair.mask.relative_to(root).as_posix(): facts[pair].mask for pair in paths if not facts[pair].reason}
-  if legend is None and readable:
-    legend = mask_classes.of_values(masks.pixels(readable.values()), VOC if found.voc else ())
-  problems = [*found.problems, *_sizes(root, facts)]
-  if legend:
-    problems += [f'{line}; next: add it to {file}' for line in masks.unknown(readable, legend.known())]
-  _refuse(problems)
-
-  rejected = {pair: reason for pair in paths if (reason := facts[pair].reason or _empty(facts[pair], legend))}
+  legend, facts = _survey(root, found)
+  rejected = {pair: reason for pair, fact in facts.items() if (reason := fact.reason or _empty(fact, legend))}
   splits = {split: [p for p in pairs if p not in rejected] for split, pairs in found.pairs.items()}
   _refuse(_without_images(splits, rejected))
   classes = {pair: _pixels(facts[pair].mask, legend) for pairs in splits.values() for pair in pairs}
@@ -118,6 +107,25 @@ def load(argument: str, *, seed: int) -> Dataset:
   )
   sources = {s: MaskSource(root, pairs, [facts[p].size for p in pairs], legend) for s, pairs in splits.items()}
   return Dataset(info, sources)
+
+
+def _survey(root: pathlib.Path, found: mask_folders.Found) -> tuple[Legend, dict[Pair, Facts]]:
+  """What the masks mean and hold. Raises UsageError with all that is wrong with the files."""
+  file = root / mask_classes.FILE
+  legend, problems = mask_classes.of_file(file) if file.is_file() else None, list(found.problems)
+  pairs = [pair for pairs in found.pairs.values() for pair in pairs]
+  facts = _check(pairs, coloured=legend is not None and legend.palette is not None)
+  problems += _sizes(root, facts)
+  held = {pair.mask.relative_to(root).as_posix(): fact.mask for pair, fact in facts.items() if not fact.reason}
+  if legend is None:
+    try:
+      legend = mask_classes.of_values(masks.pixels(held.values()), VOC if found.voc else ())
+    except UsageError as error:
+      problems.append(str(error))
+  if legend:
+    problems += [f'{line}; next: correct the masks or {file}' for line in masks.unknown(held, legend.known())]
+  _refuse(problems)
+  return legend, facts
 
 
 def _root(argument: str) -> pathlib.Path:
