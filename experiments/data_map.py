@@ -11,17 +11,18 @@ flowers (200 photographs): 86.5 % in the features, 80.0 % on t-SNE's map.
 import sys
 from pathlib import Path
 
-from tlx import catalog, explaining, inference
+from tlx import catalog
+from tlx.actions import explain
 from tlx.explain.data_map import data_map
 
 
 def main(out: str, path: str, *runs: str) -> None:
   data = catalog.dataset(f'folder:{path}')
   for number, name in enumerate(('efficientnet_lite0', *runs)):
-    model = inference.load_any(name)
-    batches, total = explaining.batches(data.splits['validation'], model.preprocess, 2000, 0)
+    model = runs.load_any(name)
+    batches, total = explain.batches(data.splits['validation'], model.preprocess, 2000, 0)
     *_, found = data_map(model, batches, data.info.class_names, total=total)
-    explaining.save(Path(out) / str(number), found)
+    explain.save(Path(out) / str(number), found)
     print(name, found.figures)
 
 

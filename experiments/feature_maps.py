@@ -12,19 +12,20 @@ from pathlib import Path
 
 from skimage import data
 
-from tlx import catalog, explaining, inference
+from tlx import catalog
+from tlx.actions import explain, runs
 from tlx.data import transforms
 from tlx.explain.exciting import exciting
 from tlx.explain.features import feature_maps
 
 
 def main(out: str, path: str) -> None:
-  model, folder = inference.load_any('efficientnet_lite0'), catalog.dataset(f'folder:{path}')
+  model, folder = runs.load_any('efficientnet_lite0'), catalog.dataset(f'folder:{path}')
   maps = feature_maps(model, transforms.evaluation(model.preprocess)(data.chelsea()))
-  explaining.save(Path(out) / 'maps', maps)
+  explain.save(Path(out) / 'maps', maps)
   print('channels that answer nothing:', {name: layer['dead'] for name, layer in maps.figures['layers'].items()})
   *_, found = exciting(model, folder.splits['validation'], folder.info.class_names, 'final_conv')
-  explaining.save(Path(out) / 'exciting', found)
+  explain.save(Path(out) / 'exciting', found)
 
 
 if __name__ == '__main__':

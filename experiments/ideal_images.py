@@ -14,19 +14,19 @@ of 1200 in place of 2000 there is more contrast, and the judge agrees on two.
 import sys
 from pathlib import Path
 
-from tlx import explaining, inference
+from tlx.actions import explain, runs
 from tlx.explain import ideal
 
 CLASSES = ('Egyptian cat', 'espresso', 'volcano', 'balloon', 'golden retriever')
 
 
 def main(out: str, judge: str | None = None) -> None:
-  model = inference.load_any('efficientnet_lite0')
+  model = runs.load_any('efficientnet_lite0')
   goals = [ideal.of_class(model, name) for name in CLASSES]
-  other = inference.load_any(judge) if judge else None
+  other = runs.load_any(judge) if judge else None
   for name, weight in (('smooth', 2000.0), ('rough', 0.0)):
     *_, found = ideal.ideal_images(model, goals, size=model.preprocess.size, variation=weight, judge=other)
-    explaining.save(Path(out) / name, found)
+    explain.save(Path(out) / name, found)
     for subject, figures in found.figures['pictures'].items():
       print(name, subject, {key: round(value, 4) for key, value in figures.items() if isinstance(value, float)})
 

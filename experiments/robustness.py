@@ -17,17 +17,17 @@ same and no early stop: at 8/255 120 and 120 of the first 120 photographs change
 
 import sys
 
-from tlx import inference
+from tlx.actions import runs
 from tlx.explain.attack import Attack
 from tlx.explain.robustness import robustness
 
 
 def curve(run: str) -> list[dict]:
   """The points of the curve over the run's validation split."""
-  source = inference.data_of(run, None, 'validation').splits['validation']
+  source = runs.data_of(run, None, 'validation').splits['validation']
   epsilons = {f'{levels:g}/255': levels / 255 for levels in (0, 0.5, 1, 2, 4, 8)}
   attack = Attack(steps=10, random_start=True, stop=True)
-  *_, found = robustness(inference.load_run(run), source, epsilons, attack)
+  *_, found = robustness(runs.load_run(run), source, epsilons, attack)
   return found.figures['curve']
 
 

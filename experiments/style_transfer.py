@@ -15,15 +15,15 @@ from pathlib import Path
 
 from skimage import data
 
-from tlx import explaining, inference
+from tlx.actions import explain, runs
 from tlx.explain import style
 
 
 def main(out: str, name: str = 'efficientnet_lite0') -> None:
-  model = inference.load_any(name)
+  model = runs.load_any(name)
   sizes = style.sizes_to(model, 512)
   *_, found = style.style_transfer(model, data.chelsea(), data.coffee(), sizes=sizes)
-  explaining.save(Path(out), found)
+  explain.save(Path(out), found)
   print({key: round(value, 4) for key, value in found.figures.items() if isinstance(value, float)})
 
 

@@ -11,7 +11,7 @@ The probe of two classes still gives 0.46 to its answer when all is blurred, so 
 
 import sys
 
-from tlx import catalog, inference
+from tlx import catalog
 from tlx.data.split import sample
 from tlx.explain.deletion import deletion
 
@@ -19,7 +19,7 @@ from tlx.explain.deletion import deletion
 def main(path: str, *runs: str) -> None:
   source = sample(catalog.dataset(f'folder:{path}').splits['validation'], 100, seed=0)
   for name in ('efficientnet_lite0', *runs):
-    *_, found = deletion(inference.load_any(name), source, steps=16)
+    *_, found = deletion(runs.load_any(name), source, steps=16)
     print(name, {key: round(value, 4) for key, value in found.figures.items() if isinstance(value, float)})
 
 

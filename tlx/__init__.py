@@ -11,7 +11,7 @@ _HOMES = {
   'save': 'tlx.pretrained',
   'features': 'tlx.pretrained',
   'Experiment': 'tlx.experiment',
-  'Result': 'tlx.experiment',
+  'Result': 'tlx.actions.finetune',
   'Pretrained': 'tlx.types',
   'Preprocess': 'tlx.types',
   'TlxError': 'tlx.types',
@@ -20,8 +20,8 @@ _HOMES = {
 
 
 def finetune(experiment, **options):
-  """Runs a `tlx.Experiment`, what `tlx finetune` does; see `tlx.experiment.run`."""
-  from tlx.experiment import run
+  """Runs a `tlx.Experiment`, what `tlx finetune` does; see `tlx.actions.finetune.run`."""
+  from tlx.actions.finetune import run
 
   return run(experiment, **options)
 

@@ -19,7 +19,7 @@ def main() -> None:
   gc.set_threshold(100_000)  # tracing makes a million objects that stay: EfficientNet-Lite0's step 2.1 -> 1.3 s
   if KEPT in os.environ.get('GLIBC_TUNABLES', ''):
     step_in_main_thread()
-  from tlx.cli import main
+  from tlx.cli.main import main
 
   main()
 

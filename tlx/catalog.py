@@ -1,16 +1,16 @@
 """What there is, found by listing folders: the only dynamic import of the project."""
 
 import dataclasses
-import difflib
 import fnmatch
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from tlx import words
 from tlx.nn.model import Config
 from tlx.types import Checkpoint, Dataset, UsageError
 
@@ -34,7 +34,7 @@ def names(folder: str) -> tuple[str, ...]:
 def find(folder: str, name: str) -> ModuleType:
   """The alternative `name` of a folder; raises UsageError with the nearest names."""
   if name not in names(folder):
-    raise UsageError(f'no {_ONE[folder]} {name!r}{suggest(name, names(folder))}')
+    raise UsageError(f'no {_ONE[folder]} {name!r}{words.suggest(name, names(folder))}')
   return importlib.import_module(f'tlx.{folder}.{name}')
 
 
@@ -52,7 +52,7 @@ def variants() -> dict[str, Variant]:
 def variant(name: str) -> Variant:
   """The variant `name`; raises UsageError with the nearest names."""
   if name not in variants():
-    raise UsageError(f'no model {name!r}{suggest(name, list_models())}')
+    raise UsageError(f'no model {name!r}{words.suggest(name, list_models())}')
   return variants()[name]
 
 
@@ -71,7 +71,7 @@ def of_transformers(config: Mapping[str, Any]) -> Variant:
   readers = {kind: read for folder in names('models') for kind, read in _readers(folder).items()}
   if config['model_type'] not in readers:
     kind = config['model_type']
-    raise UsageError(f"no model of transformers' type {kind!r}{suggest(kind, readers)}")
+    raise UsageError(f"no model of transformers' type {kind!r}{words.suggest(kind, readers)}")
   ours = readers[config['model_type']](config)
   return of_config(ours)._replace(config=ours)
 
@@ -92,13 +92,6 @@ def _family_name(family: ModuleType) -> str:
 def list_models(pattern: str = '*') -> list[str]:
   """Names that match a shell pattern such as 'resnet*'; the tiny variants for tests are left out."""
   return sorted(fnmatch.filter((name for name in variants() if not name.endswith('_test')), pattern))
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-  """': did you mean X?' where something is near, else '; there are ...'."""
-  known = list(known)
-  near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-  return f': did you mean {" or ".join(near)}?' if near else f'; there are {", ".join(known[:40])}'
 
 
 def strategy(spec: str):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx import catalog, trees, weights
+from tlx import catalog, trees, weights, words
 from tlx.labels import HEAD
 from tlx.nn.model import Backbone, Head, TransferModel
 from tlx.types import Preprocess, Pretrained, Source, TlxError, UsageError, Variables
@@ -126,7 +126,7 @@ def resolve(name: str) -> Found:
   if name in catalog.variants():
     return Found(catalog.variant(name), None, {}, {})
   if not (name.startswith(('hf-hub:', '.', '/', '~')) or Path(name).exists()):
-    raise UsageError(f'no model {name!r}{catalog.suggest(name, catalog.list_models())}')
+    raise UsageError(f'no model {name!r}{words.suggest(name, catalog.list_models())}')
   folder = weights.fetch(name)
   config = weights.read_config(folder)
   if 'architecture' not in config and 'model_type' not in config:

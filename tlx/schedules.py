@@ -1,12 +1,12 @@
 """Learning-rate schedules over steps, built on optax's; durations become steps here, once."""
 
-import difflib
 import math
 import re
 
 import jax.numpy as jnp
 import optax
 
+from tlx import words
 from tlx.types import UsageError
 
 
@@ -81,7 +81,7 @@ def make(name: str, peak: float, steps: int, warmup_steps: int = 0, end: float =
   Raises UsageError for an unknown name, and for numbers that make no schedule.
   """
   if name not in SCHEDULES:
-    close = difflib.get_close_matches(name, SCHEDULES, n=1)
+    close = words.near(name, SCHEDULES)[:1]
     hint = f', did you mean {close[0]!r}?' if close else ';'
     raise UsageError(f'schedule: no {name!r}{hint} choose from {", ".join(SCHEDULES)}')
   problems = [

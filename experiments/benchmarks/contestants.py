@@ -47,22 +47,22 @@ def tlx(work: Work, cached: bool = False) -> Callable[[], None]:
   import jax.numpy as jnp
 
   from tlx import pretrained
-  from tlx.cost import prefix
+  from tlx.prefix import boundary
   from tlx.tasks import classification
-  from tlx.train import optimizer, placement, state, step
+  from tlx.train import optimizer, sharding, state, step
 
   _, phase = learning(work)
   model = pretrained.load(work.model, pretrained=False, num_classes=CLASSES, image_size=work.image_size)
-  start = prefix.boundary(model.module, phase) if cached else None
+  start = boundary.boundary(model.module, phase) if cached else None
   recipe = step.Recipe(
     model.module, classification.Classification(CLASSES), model.preprocess, dtype=jnp.dtype(work.dtype), start=start
   )
   tx = optimizer.Optimizer().build(phase, 1000, state.split(model.variables['params'], phase)[0])
-  place, (images, labels) = placement.make('jit'), work.batch()
+  place, (images, labels) = sharding.make('jit'), work.batch()
   batch = {'label': labels, 'mask': np.ones(len(labels), bool)}
   if cached:
     every = {'image': images, 'index': np.arange(len(labels)), **batch}
-    _, found = place.evaluate(prefix.prefix_step(dataclasses.replace(recipe, start=None), start))(
+    _, found = place.evaluate(boundary.prefix_step(dataclasses.replace(recipe, start=None), start))(
       model.variables, every
     )
     batch['features'] = np.asarray(found['features'])

@@ -43,9 +43,9 @@ from PIL import Image
 
 from tlx import catalog
 from tlx.data import augment, decode, pipeline, transforms
-from tlx.train import placement
+from tlx.prefix.phase_inputs import CANVAS
+from tlx.train import sharding
 from tlx.types import DataSource, Preprocess
-from tlx.views import CANVAS
 
 with contextlib.suppress(ImportError):  # here, so that the processes of a DataLoader have it too
   import torchvision_operators  # noqa: F401  torchvision beside a CPU build of PyTorch
@@ -124,7 +124,7 @@ def parts(source: DataSource, size: int, batch_size: int) -> dict[str, Callable[
   exact, canvas = transforms.evaluation(Preprocess(size=size)), transforms.canvas(round(size * CANVAS))
   files = [source[i].image for i in range(min(len(source), 32))]
   reduced = partial(decode.picture, min_size=canvas.min_size)
-  place = placement.make('jit')
+  place = sharding.make('jit')
   made = lambda transform, workers: pipeline.train_batches(
     source, batch_size=batch_size, seed=0, transform=transform, workers=workers
   )

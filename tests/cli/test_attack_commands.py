@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlx import cli
-from tlx.explain_commands.change import fraction
+from tlx.cli import main
+from tlx.cli.explain_change import fraction
 from tlx.types import UsageError
 
 
@@ -18,7 +18,7 @@ def say(capsys, monkeypatch):
 
   def call(*arguments):
     capsys.readouterr()
-    code = cli.run(['explain', *map(str, arguments)])
+    code = main.run(['explain', *map(str, arguments)])
     out, err = capsys.readouterr()
     assert 'Traceback' not in out + err
     return code, out, err
@@ -39,7 +39,7 @@ def finished(tiny_model, tiny_images, tmp_path_factory):
   out = tmp_path_factory.mktemp('runs') / 'done'
   quick = ('--image-size', '32', '--epochs', '2', '--batch-size', '8', '--augment', 'none', '--lr', '0.3')
   data = ('--data', f'folder:{tiny_images}', '--strategy', 'linear_probe')
-  assert cli.run(['finetune', '--model', tiny_model, *quick, *data, '--out', str(out)]) == 0
+  assert main.run(['finetune', '--model', tiny_model, *quick, *data, '--out', str(out)]) == 0
   return out
 
 
@@ -48,7 +48,7 @@ def still(finished, photo, tmp_path_factory):
   """What an attack without room finds: the answers to the photograph."""
   out = tmp_path_factory.mktemp('still')
   words = ('--method', 'fgsm', '--epsilon', '0', '--out', str(out))
-  assert cli.run(['explain', 'attack', str(finished), str(photo), *words]) == 0
+  assert main.run(['explain', 'attack', str(finished), str(photo), *words]) == 0
   return json.loads((out / 'figures.json').read_text())
 
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import tlx
-from tlx import cli
-from tlx.train import room
+from tlx.cli import main
+from tlx.train import memory
 
 COMMANDS = ('finetune', 'evaluate', 'predict', 'models', 'export', 'report')
 
@@ -23,7 +23,7 @@ def tlx_run(capsys, monkeypatch):
 
   def call(*arguments):
     capsys.readouterr()
-    code = cli.run([str(argument) for argument in arguments])
+    code = main.run([str(argument) for argument in arguments])
     out, err = capsys.readouterr()
     assert 'Traceback' not in out + err
     return code, out, err
@@ -42,7 +42,7 @@ def options(tiny_model):
 def finished(options, tiny_images, tmp_path_factory):
   """The folder of a finished run."""
   out = tmp_path_factory.mktemp('runs') / 'done'
-  assert cli.run(['finetune', *options, '--data', f'folder:{tiny_images}', '--out', str(out)]) == 0
+  assert main.run(['finetune', *options, '--data', f'folder:{tiny_images}', '--out', str(out)]) == 0
   return out
 
 
@@ -320,7 +320,7 @@ def test_report_is_written_again(tlx_run, finished):
 @pytest.mark.slow
 def test_micro_batches_are_chosen_for_what_does_not_fit(tlx_run, options, tiny_images, tmp_path, monkeypatch):
   data = ('--data', f'folder:{tiny_images}', '--strategy', 'full', '--augment', 'none')
-  monkeypatch.setattr(room, '_fits', lambda program: not hasattr(program, 'memory_analysis') or next(answers))
+  monkeypatch.setattr(memory, '_fits', lambda program: not hasattr(program, 'memory_analysis') or next(answers))
   answers = iter([False, True])
   code, said, err = tlx_run('finetune', *options, *data, '--micro-batches', 'auto', '--out', tmp_path / 'auto')
   parts = re.search(r'on each device, in (\d+) micro-batches', said)
@@ -336,7 +336,7 @@ def test_micro_batches_are_chosen_for_what_does_not_fit(tlx_run, options, tiny_i
 
 
 def test_a_step_that_does_not_fit_is_refused_before_it_runs(tlx_run, options, tiny_images, tmp_path, monkeypatch):
-  monkeypatch.setattr(room, 'limit', lambda device: 1_000)
+  monkeypatch.setattr(memory, 'limit', lambda device: 1_000)
   out = tmp_path / 'run'
   code, _, err = tlx_run('finetune', *options, '--data', f'folder:{tiny_images}', '--out', out)
   assert code == 1 and 'which has 0.00 GB; choose a smaller model or image' in err

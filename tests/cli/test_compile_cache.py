@@ -13,8 +13,8 @@ from conftest import environment
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 import tlx
-from tlx import compile_cache, identity, step_cache
-from tlx.train import ahead
+from tlx.cache import compiled_steps, identity, programs
+from tlx.train import compile_ahead
 
 OPTIONS = ['--strategy', 'full', '--epochs', '1', '--batch-size', '8', '--image-size', '32', '--augment', 'light']
 
@@ -64,8 +64,8 @@ def test_a_second_run_loads_the_programs_of_the_first_and_ends_with_the_same_bit
 def shelf(settings, tmp_path, monkeypatch):
   """The folder of steps that this test keeps."""
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  compile_cache.keep()
-  yield step_cache.folder()
+  programs.keep()
+  yield compiled_steps.folder()
   reset_cache()
 
 
@@ -77,13 +77,13 @@ def program(calls):
 def test_a_step_is_built_once_for_its_facts(shelf):
   calls = []
   build = lambda: program(calls)
-  values = [step_cache.kept(build, *facts)(jnp.ones(5)) for facts in ((1, 'a'), (1, 'a'), (2, 'a'))]
+  values = [compiled_steps.kept(build, *facts)(jnp.ones(5)) for facts in ((1, 'a'), (1, 'a'), (2, 'a'))]
   assert len(calls) == 2 and values[0] == values[1] == values[2] and len(list(shelf.iterdir())) == 2
   assert jax.config.jax_enable_compilation_cache
-  assert step_cache.kept(build, object()) and step_cache.kept(build, object())  # whose repr does not say what it is
+  assert compiled_steps.kept(build, object()) and compiled_steps.kept(build, object())  # a repr with an address
   assert len(calls) == 4 and len(list(shelf.iterdir())) == 2
-  assert step_cache.kept(lambda: len, 'pmap gives no program') is len
-  counts = [step_cache.number(lambda: calls.append(1) or 7.5, 'x') for _ in range(2)]
+  assert compiled_steps.kept(lambda: len, 'pmap gives no program') is len
+  counts = [compiled_steps.number(lambda: calls.append(1) or 7.5, 'x') for _ in range(2)]
   assert counts == [7.5, 7.5] and len(calls) == 5
 
 
@@ -92,30 +92,30 @@ def test_a_step_is_built_once_for_its_facts(shelf):
 )
 def test_a_damaged_step_is_built_again_and_never_unpickled(shelf, spoil, monkeypatch):
   calls = []
-  step_cache.kept(lambda: program(calls), 'facts')
+  compiled_steps.kept(lambda: program(calls), 'facts')
   (entry,) = shelf.iterdir()
   entry.write_bytes(spoil(entry.read_bytes()))
   with monkeypatch.context() as patch:
-    patch.setattr(step_cache.pickle, 'loads', lambda content: pytest.fail('unpickled'))
-    step_cache.kept(lambda: program(calls), 'facts')
-  step_cache.kept(lambda: program(calls), 'facts')
+    patch.setattr(compiled_steps.pickle, 'loads', lambda content: pytest.fail('unpickled'))
+    compiled_steps.kept(lambda: program(calls), 'facts')
+  compiled_steps.kept(lambda: program(calls), 'facts')
   assert len(calls) == 2
 
 
 def test_the_steps_used_longest_ago_go_first(shelf, monkeypatch):
   for i in range(3):
-    step_cache.number(lambda i=i: float(i), i)
+    compiled_steps.number(lambda i=i: float(i), i)
   oldest = shelf / identity.key(('number', (0,)))
   for age, path in enumerate(sorted(shelf.iterdir(), key=lambda path: path != oldest)):
     os.utime(path, (1e9 + age, 1e9 + age))
-  monkeypatch.setattr(step_cache, 'LARGEST', 4 * oldest.stat().st_size - 1)
-  step_cache.number(lambda: 3.0, 3)
+  monkeypatch.setattr(compiled_steps, 'LARGEST', 4 * oldest.stat().st_size - 1)
+  compiled_steps.number(lambda: 3.0, 3)
   assert not oldest.exists() and len(list(shelf.iterdir())) == 3
 
 
 def test_a_folder_that_cannot_be_written_keeps_nothing(shelf, monkeypatch):
-  monkeypatch.setattr(step_cache.files, 'replacing', full_disk)
-  assert step_cache.number(lambda: 1.0, 'x') == 1.0 and not list(shelf.iterdir())
+  monkeypatch.setattr(compiled_steps.files, 'replacing', full_disk)
+  assert compiled_steps.number(lambda: 1.0, 'x') == 1.0 and not list(shelf.iterdir())
 
 
 def full_disk(path):
@@ -127,9 +127,9 @@ def test_the_program_compiled_aside_is_the_one_that_the_next_phase_takes(
   settings, tiny_model, tiny_images, tmp_path, monkeypatch
 ):
   def entries():
-    return {path.name for path in compile_cache.folder().glob('jit_step-*-cache')}
+    return {path.name for path in programs.folder().glob('jit_step-*-cache')}
 
-  monkeypatch.setattr(step_cache, '_entry', lambda facts: None)  # as beside an accelerator
+  monkeypatch.setattr(compiled_steps, '_entry', lambda facts: None)  # as beside an accelerator
 
   def at_once(build):
     before = entries()
@@ -147,20 +147,20 @@ def test_the_program_compiled_aside_is_the_one_that_the_next_phase_takes(
     return entries()
 
   added = []
-  monkeypatch.setattr(ahead, 'compile_aside', at_once)
-  monkeypatch.setattr(ahead, 'gains', lambda: True)
+  monkeypatch.setattr(compile_ahead, 'compile_aside', at_once)
+  monkeypatch.setattr(compile_ahead, 'gains', lambda: True)
   programs = run('aside')
-  monkeypatch.setattr(ahead, 'compile_aside', lambda build: None)
+  monkeypatch.setattr(compile_ahead, 'compile_aside', lambda build: None)
   assert len(added) > 1 and all(added) and len(programs) == len(run('plain'))  # of another one there would be more
 
 
 def test_what_a_killed_process_left_half_written_goes(settings, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  folder = compile_cache.folder()
+  folder = programs.folder()
   folder.mkdir(parents=True)
   for name in ('half-cache', 'whole-cache', 'whole-atime'):
     (folder / name).write_bytes(b'x')
-  compile_cache.keep()
+  programs.keep()
   assert jax.config.jax_compilation_cache_dir == str(folder)
   assert {path.name for path in folder.glob('*-*')} == {'whole-cache', 'whole-atime'}
 
@@ -168,9 +168,9 @@ def test_what_a_killed_process_left_half_written_goes(settings, tmp_path, monkey
 def test_a_folder_that_cannot_be_made_and_a_choice_of_the_user_leave_jax_as_it_is(settings, tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
   (tmp_path / 'file').touch()
-  compile_cache.keep()
+  programs.keep()
   assert jax.config.jax_compilation_cache_dir is None
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   jax.config.update('jax_compilation_cache_dir', '/elsewhere')
-  compile_cache.keep()
+  programs.keep()
   assert jax.config.jax_compilation_cache_dir == '/elsewhere'

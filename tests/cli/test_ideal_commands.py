@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlx import cli, inference
-from tlx.explain_commands.shared import model_and
+from tlx.actions import runs
+from tlx.cli import main
+from tlx.cli.explain_shared import model_and
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def say(capsys):
 
   def call(*arguments):
     capsys.readouterr()
-    return (cli.run(['explain', *map(str, arguments)]), *capsys.readouterr())
+    return (main.run(['explain', *map(str, arguments)]), *capsys.readouterr())
 
   return call
 
@@ -76,14 +77,14 @@ def test_what_has_no_ideal(say, tiny_model, words, expected):
 
 
 def test_a_class_name_with_a_comma_and_a_near_miss(say, tiny_model, monkeypatch):
-  from tlx import inference
-  from tlx.explain_commands import Ideal
+  from tlx.actions import runs
+  from tlx.cli.explain import Ideal
 
   names = ('tench', 'maillot, tank suit', 'espresso', 'volcano', 'a', 'b', 'c')
-  model = inference.load_any(tiny_model)._replace(class_names=names)
+  model = runs.load_any(tiny_model)._replace(class_names=names)
   goals = Ideal(tiny_model, classes=('Maillot, tank suit', 'tench, espresso'))._goals(model)
   assert [goal.index for goal in goals] == [1, 0, 2]
-  monkeypatch.setattr(inference, 'load_any', lambda name: model)
+  monkeypatch.setattr(runs, 'load_any', lambda name: model)
   code, _, err = say('ideal', tiny_model, '--class', 'esspresso')
   assert code == 2 and 'did you mean espresso?' in err
 
@@ -130,9 +131,9 @@ def test_the_model_may_be_left_out(say, photo, tmp_path, monkeypatch):
   import huggingface_hub
 
   monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda name, file, revision: None)
-  assert inference.first_at_hand('vgg19', 'efficientnet_lite0') == 'efficientnet_lite0'
+  assert runs.first_at_hand('vgg19', 'efficientnet_lite0') == 'efficientnet_lite0'
   monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', lambda name, file, revision: f'/cache/{name}/{file}')
-  assert inference.first_at_hand('vgg19', 'efficientnet_lite0') == 'vgg19'
+  assert runs.first_at_hand('vgg19', 'efficientnet_lite0') == 'vgg19'
   assert model_and(['a.jpg'], 'IMAGE') == ('efficientnet_lite0', [Path('a.jpg')])
   assert model_and(['runs/x', 'a.jpg', 'b.jpg'], 'CONTENT', 'STYLE') == ('runs/x', [Path('a.jpg'), Path('b.jpg')])
   for words in ((), ('a', 'b', 'c', 'd')):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlx import cli
+from tlx.cli import main
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def say(capsys, monkeypatch, tmp_path):
 
   def call(*arguments):
     capsys.readouterr()
-    return (cli.run(['explain', *map(str, arguments)]), *capsys.readouterr())
+    return (main.run(['explain', *map(str, arguments)]), *capsys.readouterr())
 
   return call
 

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 import pytest
 
 import tlx
-from tlx import catalog, cli, commands, experiment, pretrained
-from tlx.explain_commands import Explain
-from tlx.inference import model_table
+from tlx import catalog, pretrained
+from tlx.actions import finetune as action
+from tlx.actions.models import model_table
+from tlx.cli import commands, main
+from tlx.cli.explain import Explain
 
-COMMANDS = [command.__name__.lower() for command in cli.COMMANDS]
+COMMANDS = [command.__name__.lower() for command in main.COMMANDS]
 FIELDS = {field.name: field for field in dataclasses.fields(tlx.Experiment)}
 
 
@@ -24,7 +26,7 @@ def say(capsys, monkeypatch):
 
   def call(*arguments):
     capsys.readouterr()
-    return (cli.run(list(arguments)), *capsys.readouterr())
+    return (main.run(list(arguments)), *capsys.readouterr())
 
   return call
 
@@ -34,7 +36,7 @@ def asked(say, monkeypatch):
   """A function of the options of `tlx finetune`: the experiment that would run."""
   seen = []
   result = SimpleNamespace(metrics={}, folder=Path())
-  monkeypatch.setattr(experiment, 'run', lambda e, quiet: (seen.append((e, quiet)), result)[1])
+  monkeypatch.setattr(action, 'run', lambda e, quiet: (seen.append((e, quiet)), result)[1])
 
   def call(*options):
     code, _, err = say('finetune', *options)

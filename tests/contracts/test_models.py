@@ -10,7 +10,9 @@ from tiny import NAMES as TINY
 from tiny import built
 
 import tlx
-from tlx import catalog, console, experiment, labels, pretrained, trees, weights
+from tlx import catalog, labels, pretrained, trees, weights
+from tlx.actions import finetune
+from tlx.report import terminal
 from tlx.types import Source, UsageError
 from tlx.weights import records, rules
 
@@ -225,7 +227,7 @@ def test_an_experiment_looks_its_model_up_once_and_reads_its_weights_once(tiny_m
   for family, size in (('vit', 48), ('resnet', 64)):  # its parameters depend on the size, and do not
     calls.clear()
     asked = tlx.Experiment(model=tiny_models[family], data=f'folder:{tiny_images}', image_size=size)
-    prepared = experiment.prepare(asked, console.Console(quiet=True))
+    prepared = finetune.prepare(asked, terminal.Console(quiet=True))
     assert prepared.pretrained.preprocess.size == size and prepared.experiment.image_size == size
     assert getattr(prepared.pretrained.module.backbone.config, 'size', size) == size
     assert sorted(calls) == ['fetch', 'read_config', 'read_tensors']

@@ -18,7 +18,7 @@ from harm import DAMAGES, flipped, largest, small_disk
 from tlx import files
 from tlx.train import checkpoint
 from tlx.train.checkpoint import Checkpoints, fingerprint
-from tlx.train.placement import Jit
+from tlx.train.sharding import Jit
 from tlx.types import TlxError
 
 
@@ -275,7 +275,7 @@ def test_a_disk_that_is_full_when_the_hashes_are_written(two, monkeypatch):
 def test_python_says_nothing_of_what_orbax_gave_up():
   """Coroutines are left over at the end of a program whose disk is full: those of a save, and no others."""
   program = """
-from tlx.train import failures
+from tlx.train import checkpoint_errors
 
 def nested():
   async def write_fragment(): ...
@@ -283,7 +283,7 @@ def nested():
 
 async def async_save(): ...
 async def others(): ...
-failures.silence()
+checkpoint_errors.silence()
 left = [nested(), async_save(), others()]
 """
   done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)

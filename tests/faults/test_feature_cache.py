@@ -14,7 +14,9 @@ from conftest import environment
 from harm import DAMAGES, flipped, largest, small_disk
 
 import tlx
-from tlx import feature_cache, files, frozen, identity
+from tlx import files
+from tlx.cache import identity
+from tlx.prefix import compute, store
 
 QUICK = {
   'strategy': 'linear_probe',
@@ -32,16 +34,16 @@ PARTS = [(VALUES[:4], MASK[:4]), (VALUES[4:], MASK[4:])]
 def shelf(tmp_path, monkeypatch):
   """The folder of features, empty."""
   folder = tmp_path / 'features'
-  monkeypatch.setenv(feature_cache.VARIABLE, str(folder))
+  monkeypatch.setenv(store.VARIABLE, str(folder))
   return folder
 
 
 @pytest.fixture
 def computed(monkeypatch):
   """Grows by a split's name whenever the frozen layers run over it."""
-  seen, parts = [], frozen.Frozen._parts
+  seen, parts = [], compute.Frozen._parts
   monkeypatch.setattr(
-    frozen.Frozen, '_parts', lambda self, split, *rest: (seen.append(split), parts(self, split, *rest))[1]
+    compute.Frozen, '_parts', lambda self, split, *rest: (seen.append(split), parts(self, split, *rest))[1]
   )
   return seen
 
@@ -80,8 +82,8 @@ def test_every_bit_of_the_weights_counts():
   other = VALUES.copy()
   other.view(np.uint8)[3, 2] ^= 1
   changed = [{'stem/kernel': other}, {'stem/kernel': VALUES.T}, {'stem/kernel': VALUES.view(np.int32)}, {'x': VALUES}]
-  names = [feature_cache.of_arrays({**weights, **change}) for change in ({}, *changed)]
-  assert len(set(names)) == 5 and feature_cache.of_arrays(dict(reversed(weights.items()))) == names[0]
+  names = [store.of_arrays({**weights, **change}) for change in ({}, *changed)]
+  assert len(set(names)) == 5 and store.of_arrays(dict(reversed(weights.items()))) == names[0]
 
 
 @pytest.mark.slow
@@ -160,24 +162,24 @@ def test_an_image_that_was_not_read_may_be_read_next_time(probe, computed, shelf
 
 
 def test_off_in_the_environment_or_a_folder_that_cannot_be_written(probe, computed, shelf, monkeypatch, tmp_path):
-  monkeypatch.setenv(feature_cache.VARIABLE, 'off')
+  monkeypatch.setenv(store.VARIABLE, 'off')
   first = probe(cache='disk')
   (tmp_path / 'file').touch()
-  monkeypatch.setenv(feature_cache.VARIABLE, str(tmp_path / 'file/features'))
+  monkeypatch.setenv(store.VARIABLE, str(tmp_path / 'file/features'))
   assert probe() == first and len(computed) == 4
   assert not shelf.exists()
 
 
 @pytest.mark.parametrize('harm', DAMAGES)
-@pytest.mark.parametrize('name', [feature_cache.VALUES, feature_cache.MASK, files.SEAL])
+@pytest.mark.parametrize('name', [store.VALUES, store.MASK, files.SEAL])
 def test_damage_is_noticed(shelf, harm, name):
   entry = shelf / identity.key('x')
-  feature_cache.write(entry, 6, PARTS, 'run')
+  store.write(entry, 6, PARTS, 'run')
   DAMAGES[harm](entry / name)
-  assert feature_cache.take(entry, memory=True) is None
-  feature_cache.write(entry, 6, PARTS, 'run')
+  assert store.take(entry, memory=True) is None
+  store.write(entry, 6, PARTS, 'run')
   for memory in (True, False):
-    np.testing.assert_array_equal(feature_cache.take(entry, memory)[0], VALUES)
+    np.testing.assert_array_equal(store.take(entry, memory)[0], VALUES)
 
 
 def test_a_run_on_damaged_features_computes_them_again(probe, computed, shelf):
@@ -189,8 +191,8 @@ def test_a_run_on_damaged_features_computes_them_again(probe, computed, shelf):
 
 def test_bfloat16_comes_back(shelf):
   values, entry = VALUES.astype(ml_dtypes.bfloat16), shelf / 'x'
-  feature_cache.write(entry, 6, [(values, MASK)], 'run')
-  found = feature_cache.take(entry, memory=False)[0]
+  store.write(entry, 6, [(values, MASK)], 'run')
+  found = store.take(entry, memory=False)[0]
   assert found.dtype == ml_dtypes.bfloat16 and (found == values).all()
 
 
@@ -199,13 +201,13 @@ def test_two_runs_that_compute_the_same_at_once(shelf):
 
   def slow():
     yield PARTS[0]
-    feature_cache.write(entry, 6, PARTS, 'faster')
+    store.write(entry, 6, PARTS, 'faster')
     yield PARTS[1]
 
-  values, mask = feature_cache.write(entry, 6, slow(), 'slower')
+  values, mask = store.write(entry, 6, slow(), 'slower')
   np.testing.assert_array_equal(values, VALUES)
   assert mask.all() and entries(shelf) == ['x']
-  np.testing.assert_array_equal(feature_cache.take(entry, memory=True)[0], VALUES)
+  np.testing.assert_array_equal(store.take(entry, memory=True)[0], VALUES)
 
 
 def test_killed_in_the_middle(shelf, monkeypatch):
@@ -213,45 +215,45 @@ def test_killed_in_the_middle(shelf, monkeypatch):
   code = f"""
 import os, sys
 sys.path[:0] = [{os.path.dirname(__file__)!r}, {os.path.dirname(os.path.dirname(__file__))!r}]
-from test_feature_cache import PARTS, feature_cache
+from test_feature_cache import PARTS, store
 def parts():
   yield PARTS[0]
   os.kill(os.getpid(), {int(signal.SIGKILL)})
-feature_cache.write(feature_cache.folder() / {name!r}, 6, parts(), sys.argv[1])
+store.write(store.folder() / {name!r}, 6, parts(), sys.argv[1])
 """
   for owner in ('run', 'another'):
     assert subprocess.run([sys.executable, '-c', code, owner], env=environment()).returncode == -signal.SIGKILL
   left = entries(shelf)
-  assert len(left) == 2 and all(each.endswith(feature_cache.PART) for each in left)
-  assert feature_cache.take(shelf / name, memory=True) is None
-  feature_cache.write(shelf / name, 6, PARTS, 'run')  # goes on where its own part lay
-  feature_cache.make_room(0)
+  assert len(left) == 2 and all(each.endswith(store.PART) for each in left)
+  assert store.take(shelf / name, memory=True) is None
+  store.write(shelf / name, 6, PARTS, 'run')  # goes on where its own part lay
+  store.make_room(0)
   assert len(entries(shelf)) == 2  # the other may be alive
-  (part,) = shelf.glob(f'*{feature_cache.PART}')
+  (part,) = shelf.glob(f'*{store.PART}')
   for path in (part, *part.iterdir()):
     os.utime(path, (0, 0))
-  feature_cache.make_room(0)
+  store.make_room(0)
   assert entries(shelf) == [name]
 
 
 def test_what_was_used_longest_ago_goes_first_and_nothing_else(shelf, monkeypatch):
   names = [identity.key(i) for i in range(3)]
-  mapped = [feature_cache.write(shelf / name, 6, PARTS, 'run')[0] for name in names]
+  mapped = [store.write(shelf / name, 6, PARTS, 'run')[0] for name in names]
   for age, name in enumerate(names):
     for path in (*(shelf / name).iterdir(), shelf / name):
       os.utime(path, (1e9 + age, 1e9 + age))
-  feature_cache.take(shelf / names[0], memory=True)
+  store.take(shelf / names[0], memory=True)
   (shelf / 'mine').mkdir()
   (shelf / 'mine/own').write_bytes(bytes(10**5))
-  (shelf / f'{names[1]}-12345678{feature_cache.PART}').mkdir()  # somebody writes there
+  (shelf / f'{names[1]}-12345678{store.PART}').mkdir()  # somebody writes there
   size = sum(path.stat().st_size for path in (shelf / names[0]).iterdir())
-  monkeypatch.setattr(feature_cache, 'LARGEST', 4 * size)
-  feature_cache.make_room(size // 2)
+  monkeypatch.setattr(store, 'LARGEST', 4 * size)
+  store.make_room(size // 2)
   assert set(names) <= set(entries(shelf))
-  feature_cache.make_room(2 * size)
+  store.make_room(2 * size)
   assert set(names) & set(entries(shelf)) == {names[0], names[2]}
-  feature_cache.make_room(10 * size)
-  assert entries(shelf) == sorted(['mine', f'{names[1]}-12345678{feature_cache.PART}'])
+  store.make_room(10 * size)
+  assert entries(shelf) == sorted(['mine', f'{names[1]}-12345678{store.PART}'])
   np.testing.assert_array_equal(mapped[1], VALUES)  # a run that uses them goes on
 
 
@@ -261,7 +263,7 @@ def test_a_full_disk_costs_the_copy_or_ends_in_a_line(probe, monkeypatch, shelf,
   def full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  monkeypatch.setattr(feature_cache, 'write', full)
+  monkeypatch.setattr(store, 'write', full)
   capsys.readouterr()
   assert probe() == plain
   assert capsys.readouterr().out.count('the features are not kept for later runs: the disk is full') == 2
@@ -274,9 +276,9 @@ def test_a_disk_that_fills_up(tmp_path):
   with small_disk(tmp_path / 'disk') as disk:
     parts = ((np.zeros((1000, 64), np.float32), np.ones(1000, bool)) for _ in range(8))
     with pytest.raises(OSError, match='No space left'):
-      feature_cache.write(disk / 'x', 8000, parts, 'run')
+      store.write(disk / 'x', 8000, parts, 'run')
     assert not list(disk.iterdir())
-    feature_cache.write(disk / 'x', 6, PARTS, 'run')
+    store.write(disk / 'x', 6, PARTS, 'run')
 
 
 @pytest.mark.slow

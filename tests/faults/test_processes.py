@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 DRIVER = """
 import os, sys
-from tlx import cli, processes
+from tlx import processes
+from tlx.cli import main
 from tlx.data.pipeline import Prefetch
 processes.start()
 take, left = Prefetch.after, [int(sys.argv[1])]
@@ -24,7 +25,7 @@ def counted(self, running):
     os.kill(os.getpid(), int(sys.argv[2]))
   return take(self, running)
 Prefetch.after = counted
-cli.main(sys.argv[3:])
+main.main(sys.argv[3:])
 """
 
 

@@ -27,7 +27,7 @@ STEPS, FIRST_PHASE = 23, 7  # 30 images, batches of 4, 3 epochs; lp_ft gives the
 # COUNT -N: before the N-th evaluation.
 DRIVER = """
 import os, sys
-from tlx import cli
+from tlx.cli import main
 from tlx.data.pipeline import Prefetch
 from tlx.evaluate import exact
 count = int(sys.argv[1])
@@ -43,7 +43,7 @@ if count < 0:
   exact.evaluate = counting(exact.evaluate)
 else:
   Prefetch.after = counting(Prefetch.after)
-cli.main(sys.argv[3:])
+main.main(sys.argv[3:])
 """
 
 

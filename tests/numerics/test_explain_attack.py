@@ -10,8 +10,8 @@ from tiny import CLASSES, built, side
 
 from tlx.explain.attack import Attack, descend_to, perturb, project, shrunk, sizes, smallest
 from tlx.explain.objectives import log_probability
+from tlx.explain.outputs import LOGITS, look
 from tlx.explain.robustness import robustness
-from tlx.explain.seen import LOGITS, look
 from tlx.types import Example, UsageError
 
 KEY = jax.random.key(0)

@@ -8,7 +8,7 @@ import tiny
 
 from tlx.data import transforms as host
 from tlx.explain import fourier, ideal, pictures, transforms
-from tlx.explain.seen import check_size, look
+from tlx.explain.outputs import check_size, look
 from tlx.types import UsageError
 
 DEAD = 'inception_test'  # with random weights its channels answer nothing to grey, from where descent begins

@@ -9,7 +9,7 @@ import pytest
 from tiny import NAMES, built
 
 from tlx.data import transforms
-from tlx.explain import objectives, pictures, seen
+from tlx.explain import objectives, outputs, pictures
 from tlx.explain.attribution import gradcam, gradcam_layer, integrated_gradients
 from tlx.explain.deletion import _ranks, areas, blurred, deletion
 from tlx.explain.exciting import Best, exciting
@@ -50,8 +50,8 @@ def test_the_layer_is_the_last_map_that_the_logits_depend_on(name):
 
   @jax.jit
   def found(variables, images):
-    features, to_map = seen.look(model)(variables, images), lambda x: seen.as_map(model.module, x)
-    sizes = lambda layer: lambda x: jnp.square(seen.rest(model, layer)(variables, x)).sum()
+    features, to_map = outputs.look(model)(variables, images), lambda x: outputs.as_map(model.module, x)
+    sizes = lambda layer: lambda x: jnp.square(outputs.rest(model, layer)(variables, x)).sum()
     slopes = {layer: to_map(jax.grad(sizes(layer))(features[layer])) for layer in later}
     return gradcam(model, chosen)(variables, images, jnp.array([1, 3])), to_map(features[chosen]), slopes
 
@@ -81,10 +81,10 @@ def test_gradcam_is_its_two_equations_in_float64():
     model = built('resnet_test')
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), model.variables)
     images, layer = jnp.asarray(pixels(model), jnp.float64), 'stage2_block0'
-    values, of = jax.jit(seen.look(model))(variables, images)[layer], jnp.array([1, 4])
+    values, of = jax.jit(outputs.look(model))(variables, images)[layer], jnp.array([1, 4])
     heat = jax.jit(gradcam(model, layer))(variables, images, of)
     assert values.dtype == jnp.float64
-    logit = jax.jit(lambda x: objectives.of_class(seen.rest(model, layer)(variables, x), of))
+    logit = jax.jit(lambda x: objectives.of_class(outputs.rest(model, layer)(variables, x), of))
     weights = np.zeros((2, values.shape[-1]))
     for channel in range(values.shape[-1]):
       step = jnp.zeros(values.shape[-1]).at[channel].set(1e-4)
@@ -102,7 +102,7 @@ def test_integrated_gradients_are_complete(name, score):
   """What they add up to is the score less the baseline's, the nearer the finer the steps."""
   model = built(name)
   images, of = jnp.asarray(pixels(model)), jnp.array([0, 2])
-  value = jax.jit(lambda images: score(of)(seen.look(model)(model.variables, images)))
+  value = jax.jit(lambda images: score(of)(outputs.look(model)(model.variables, images)))
   gain = value(images) - value(jnp.full_like(images, 0.25))
   errors = []
   for steps in (2, 128):
@@ -125,7 +125,7 @@ def test_figures_and_pictures_of_a_photograph():
   model = built('vit_test')
   picture = pictures.to_bytes(pixels(model)[0])
   found = where(model, picture, steps=128)
-  logits = jax.jit(seen.look(model))(model.variables, pictures.to_floats(picture)[None])['logits'][0]
+  logits = jax.jit(outputs.look(model))(model.variables, pictures.to_floats(picture)[None])['logits'][0]
   assert found.figures['index'] == int(logits.argmax()) and found.figures['class'] == f'class {logits.argmax()}'
   assert found.figures['probability'] == pytest.approx(float(jax.nn.softmax(logits).max()), rel=1e-4)
   assert found.figures['completeness'] < 0.05
@@ -154,7 +154,7 @@ def test_deletion_begins_whole_ends_at_the_fill_and_is_the_same_again():
   found, again = run(2), run(5)
   assert found['photographs'] == 4 and len(found['curves']['random']) == 9
   images = np.stack([transforms.evaluation(model.preprocess)(source[i].image) for i in (0, 1, 3, 4)])
-  look = jax.jit(seen.look(model))
+  look = jax.jit(outputs.look(model))
   rows = [look(model.variables, x)['logits'] for x in (images / 255.0, blurred(images / 255.0))]
   of = rows[0].argmax(-1)
   start, end = (float(jax.nn.softmax(row)[np.arange(4), of].mean()) for row in rows)
@@ -202,7 +202,7 @@ def test_exciting_photographs():
   assert [one.done for one in found] == [3, 5, 6] and len(rows) == 2 and drawn.shape[1] > 4 * 112
   transform = transforms.evaluation(model.preprocess)
   photos = {i: transform(source[i].image) for i in range(7) if i != 3}
-  maps = jax.jit(lambda x: seen.as_map(model.module, seen.look(model)(model.variables, x[None] / 255.0)[layer]))
+  maps = jax.jit(lambda x: outputs.as_map(model.module, outputs.look(model)(model.variables, x[None] / 255.0)[layer]))
   peaks = {i: np.asarray(maps(x)).max((0, 1, 2)) for i, x in photos.items()}
   for row in rows:
     best = sorted(peaks, key=lambda i, c=row['channel']: -peaks[i][c])[:3]

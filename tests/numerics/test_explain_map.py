@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import built
 
-from tlx import explaining, inference
+from tlx.actions import explain, runs
 from tlx.explain import data_map
 from tlx.types import Example, UsageError
 
@@ -36,7 +36,7 @@ def model():
 
 
 def mapped(model, names=NAMES, count=30, most=100, seed=0):
-  batches, total = explaining.batches(Colours(count), model.preprocess, most, seed)
+  batches, total = explain.batches(Colours(count), model.preprocess, most, seed)
   return list(data_map.data_map(model, batches, names, total=total))
 
 
@@ -92,4 +92,4 @@ def test_neighbours_vote_by_rank():
 
 def test_a_pretrained_model_has_no_data_of_its_own(tiny_model):
   with pytest.raises(UsageError, match='--data'):
-    inference.data_of(tiny_model, None, 'validation')
+    runs.data_of(tiny_model, None, 'validation')

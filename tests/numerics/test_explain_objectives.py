@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from tlx.explain import fourier, objectives, style
-from tlx.explain.seen import PIXELS, look
+from tlx.explain.outputs import PIXELS, look
 from tlx.explain.transforms import USUAL, transformed
 
 MODELS = ('efficientnet_test', 'vit_test')

@@ -10,8 +10,9 @@ from tiny import built
 
 import tlx
 from tlx import catalog, trees
-from tlx.cost import prefix
+from tlx.actions import finetune as action
 from tlx.data import augment, decode, transforms
+from tlx.prefix import boundary
 
 QUICK = {'image_size': 32, 'epochs': 3, 'batch_size': 8, 'augment': 'none', 'eval_every': 0.34}
 
@@ -24,7 +25,7 @@ def first_phase(module, strategy):
 def test_where_the_frozen_layers_end(name):
   module = built(name).module
   names = module.backbone.names
-  end = lambda strategy: prefix.boundary(module, first_phase(module, strategy))
+  end = lambda strategy: boundary.boundary(module, first_phase(module, strategy))
   assert end('linear_probe') == (names[-1] if name == 'squeezenet_test' else 'pooled')
   assert end('partial:2') == names[-3]
   assert end('full') is None and end(f'partial:{len(names)}') is None
@@ -116,13 +117,13 @@ def test_an_image_that_cannot_be_read_stays_out(finetune, tiny_images, tmp_path)
 def test_views_of_an_image_stay_together(views, order):
   batches = [{'index': np.int32([1, 0])}, {'index': np.int32([-1, 2])}]
   step = lambda _, batch: ((), {**batch, 'mask': batch['index'] != 1, 'features': np.float32(batch['draw'])[:, None]})
-  parts = prefix.parts(step, None, batches, lambda batch: batch, examples=3, views=views)
-  values, mask = prefix.gather(parts, 3 * views)
+  parts = boundary.parts(step, None, batches, lambda batch: batch, examples=3, views=views)
+  values, mask = boundary.gather(parts, 3 * views)
   assert values[:, 0].tolist() == order and mask.tolist() == [draw % 3 != 1 for draw in order]
 
 
 def test_a_batch_of_features_is_taken_by_position():
-  features = prefix.Features(np.arange(3.0)[:, None], np.int32([5, 6, 7]), np.array([True, True, False]))
+  features = boundary.Features(np.arange(3.0)[:, None], np.int32([5, 6, 7]), np.array([True, True, False]))
   part = features.load(np.array([1, -1, 2]))
   assert part['features'].shape == (3, 1) and part['features'][[0, 2], 0].tolist() == [1, 2]
   assert part['label'].tolist() == [6, 0, 7] and part['mask'].tolist() == [True, False, False]
@@ -131,15 +132,15 @@ def test_a_batch_of_features_is_taken_by_position():
 @pytest.fixture
 def views(tiny_models, tiny_images, tmp_path):
   """A function of options: the `View` of a phase, without training; its features are computed, not found."""
-  from tlx import console, experiment
+  from tlx.prefix.phase_inputs import Views
+  from tlx.report import terminal
   from tlx.train import loop
-  from tlx.views import Views
 
   def call(data=tiny_images, family='efficientnet', strategy='linear_probe', **options):
     given = {**QUICK, 'cache': 'memory', 'strategy': strategy, **options}
     e = tlx.Experiment(tiny_models[family], f'folder:{data}', out=str(tmp_path / 'run'), **given)
-    prepared = experiment.prepare(e, console.Console(quiet=True))
-    recipe, place = experiment.recipe(prepared), prepared.placement
+    prepared = action.prepare(e, terminal.Console(quiet=True))
+    recipe, place = action.recipe(prepared), prepared.placement
     sight = Views(prepared.experiment, prepared.data, recipe, place, tmp_path / 'run/features', print)
     stretch = loop.stretches(prepared.phases, prepared.steps)[0]
     return sight.of(stretch, place.put_state(dict(prepared.pretrained.variables))), prepared, recipe
@@ -159,7 +160,7 @@ def test_each_batch_draws_one_of_the_views_that_the_training_step_would_make(vie
   """With the same numbers, the step's own augmentation gives these features; all views are drawn, at every restart."""
   view, prepared, recipe = views(augment='light', cache_views=3)
   source, size = prepared.data.splits['train'], prepared.experiment.image_size
-  canvas, key = transforms.canvas(round(size * 8 / 7)), jax.random.fold_in(jax.random.key(0), prefix.STREAM)
+  canvas, key = transforms.canvas(round(size * 8 / 7)), jax.random.fold_in(jax.random.key(0), boundary.STREAM)
   pixels, aspects = zip(*[canvas(decode.decode(source[i].image, min_size=canvas.size)) for i in range(30)])
   module, variables = prepared.pretrained.module, prepared.pretrained.variables
   expected = []

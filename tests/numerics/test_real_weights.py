@@ -27,9 +27,9 @@ def check(found):
 
 
 def test_predict_names_the_cat_and_the_coffee():
-  from tlx import inference
+  from tlx.actions.predict import predict
 
-  check(list(inference.predict('efficientnet_lite0', [FOLDER / 'chelsea.png', FOLDER / 'coffee.png'])))
+  check(list(predict('efficientnet_lite0', [FOLDER / 'chelsea.png', FOLDER / 'coffee.png'])))
 
 
 def test_the_command_line_agrees():

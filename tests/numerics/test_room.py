@@ -14,7 +14,7 @@ from tlx import catalog
 from tlx.cost import certificate
 from tlx.cost.compiled import flops
 from tlx.tasks.classification import Classification
-from tlx.train import room, state, step
+from tlx.train import memory, state, step
 
 GB = 10**9
 RECIPE = step.Recipe(None, None, tlx.Preprocess(32, 1.0))
@@ -32,7 +32,7 @@ class Compiler:
     return program(self.lasting, self.fixed + self.temporary[recipe.remat] // recipe.micro_batches)
 
   def fit(self, batch_size=64, choose=False, **changes):
-    _, recipe = room.fit(self, dataclasses.replace(RECIPE, **changes), batch_size, choose)
+    _, recipe = memory.fit(self, dataclasses.replace(RECIPE, **changes), batch_size, choose)
     return recipe.micro_batches, recipe.remat
 
 
@@ -48,14 +48,14 @@ def program(arguments, temporary, results=0, reused=0):
 
 @pytest.fixture(autouse=True)
 def ten_gigabytes(monkeypatch):
-  monkeypatch.setattr(room, 'limit', lambda device: 10 * GB)
+  monkeypatch.setattr(memory, 'limit', lambda device: 10 * GB)
 
 
 def test_what_fits_is_compiled_once():
   fitting = Compiler(4 * GB, 6 * GB)
   assert fitting.fit() == fitting.fit(choose=True) == (1, False)
   assert fitting.built == [(1, False)] * 2
-  assert room.fit(lambda recipe: len, RECIPE, 64) == (len, RECIPE)  # pmap's
+  assert memory.fit(lambda recipe: len, RECIPE, 64) == (len, RECIPE)  # pmap's
 
 
 def test_the_fewest_micro_batches_that_fit_are_named():
@@ -113,10 +113,10 @@ def test_computing_again_keeps_less_and_gives_the_same_gradients(name, share):
 
 def test_a_real_program_counts_its_arrays():
   compiled = jax.jit(lambda x: x @ x).lower(jnp.ones((256, 256))).compile()
-  assert 2 * 256 * 256 * 4 <= room.peak_bytes(compiled) < 4 * 256 * 256 * 4
+  assert 2 * 256 * 256 * 4 <= memory.peak_bytes(compiled) < 4 * 256 * 256 * 4
   assert flops(compiled) == pytest.approx(2 * 256**3, rel=0.01)
 
 
 def test_this_machine_has_memory(monkeypatch):
   monkeypatch.undo()
-  assert room.limit(jax.devices()[0]) > GB // 2
+  assert memory.limit(jax.devices()[0]) > GB // 2

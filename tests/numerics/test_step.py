@@ -16,7 +16,7 @@ from tiny import CLASSES, batch, built, side
 from tlx import catalog, pretrained, trees
 from tlx.data.augment import PRESETS
 from tlx.tasks.classification import Classification
-from tlx.train import optimizer, placement, state, step
+from tlx.train import optimizer, sharding, state, step
 from tlx.types import Phase, Preprocess
 
 PIXELS, SIZE = 32, 8
@@ -193,7 +193,7 @@ def test_a_step_is_pure_and_its_state_is_donated():
   module, variables, *_ = built(TINY, dropout=0.3)
   phase = phase_of('linear_probe', module)
   made = recipe(module, augment=dataclasses.replace(PRESETS['light'], mixup=0.2), ema=0.9)
-  place, start = placement.make('jit'), begin(variables, phase, ema=True)
+  place, start = sharding.make('jit'), begin(variables, phase, ema=True)
   data = place.put_batch(batch())
   compiled = place.train(step.train_step(made, phase, SGD), place.put_state(start), data)
   old = [place.put_state(start) for _ in range(3)]
@@ -231,7 +231,7 @@ def compare_placements(name):
   trainable, _ = state.split(variables['params'], phase)
   # Not Adam, which divides the rounding of a zero gradient by its own size.
   tx = optimizer.Optimizer('sgd', 0.05, warmup=0.0).build(phase, 10, trainable)
-  places = [placement.make('jit'), placement.make('pmap'), placement.Jit(jax.devices()[:1])]
+  places = [sharding.make('jit'), sharding.make('pmap'), sharding.Jit(jax.devices()[:1])]
   results = [
     advance(place, step.train_step(made, phase, tx), begin(variables, phase, tx, ema=True), data) for place in places
   ]

@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 from tiny import built
 
 from tlx.explain.attack import Attack, perturb
-from tlx.explain.seen import LOGITS, look
+from tlx.explain.outputs import LOGITS, look
 
 foolbox = pytest.importorskip('foolbox')
 pytestmark = pytest.mark.parity

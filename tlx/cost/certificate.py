@@ -16,8 +16,8 @@ from jax.extend.core import Literal
 from tlx import trees
 from tlx.cost.compiled import flops
 from tlx.data import augment
-from tlx.train import optimizer, placement, state
-from tlx.train.room import peak_bytes
+from tlx.train import optimizer, sharding, state
+from tlx.train.memory import peak_bytes
 from tlx.train.step import Recipe, loss_function, train_step
 from tlx.types import Batch, Phase, Variables
 
@@ -138,8 +138,8 @@ def _activation_bytes(recipe: Recipe, phase: Phase, start: state.TrainState, exa
   return kept_bytes(loss, trainable, frozen, start.batch_stats, part, key)
 
 
-def _everywhere() -> placement.Jit:
-  return placement.Jit(tuple(jax.devices()))
+def _everywhere() -> sharding.Jit:
+  return sharding.Jit(tuple(jax.devices()))
 
 
 def _options() -> Mapping[str, Any] | None:

@@ -7,13 +7,13 @@ left out and listed in `info.rejected`.
 """
 
 import concurrent.futures
-import difflib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tlx import words
 from tlx.data import decode
 from tlx.data.split import Subset, class_counts, holdout
 from tlx.files import fingerprint
@@ -87,7 +87,7 @@ def _root(argument: str) -> pathlib.Path:
     parent = next(p for p in root.parents if p.is_dir())
     wanted = root.relative_to(parent).parts[0]
     siblings = [d.name for d in _subfolders(parent)]
-    close = difflib.get_close_matches(wanted, siblings, n=3) or siblings[:10]
+    close = words.near(wanted, siblings) or siblings[:10]
     raise UsageError(f'no folder {argument}: {parent} has no {wanted}; {_did_you_mean(close)}')
   return root
 
@@ -169,7 +169,7 @@ def _problems(folders: Mapping[str, pathlib.Path], files: Mapping[str, Files]) -
     )
   for split in set(files) - {'train'}:
     unknown = sorted(set(files[split]) - set(train))
-    close = {name: difflib.get_close_matches(name, train, n=1) for name in unknown}
+    close = {name: words.near(name, train)[:1] for name in unknown}
     problems += [
       f'class {name!r} in {folders[split]} is not in {folders["train"]}, which has {", ".join(train)}'
       + (f'; did you mean {close[name][0]!r}?' if close[name] else '; next: add it there, or remove it here')

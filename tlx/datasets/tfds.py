@@ -6,13 +6,13 @@ lie in TFDS_DATA_DIR (default ~/tensorflow_datasets). Preparing a data set needs
 yields encoded images; most builders of the catalogue do need it.
 """
 
-import difflib
 import pathlib
 import re
 from typing import Any
 
 import numpy as np
 
+from tlx import words
 from tlx.data.split import Subset, class_counts, holdout
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
@@ -84,7 +84,7 @@ def _builder(name: str) -> Any:
     builder = tfds.builder(name)
   except tfds.core.DatasetNotFoundError as error:
     known = re.findall(r'^\s*- (\w+)$', str(error), re.MULTILINE)  # tfds.list_builders() would import TensorFlow
-    close = difflib.get_close_matches(name, known, n=3)
+    close = words.near(name, known)
     hint = f'did you mean {" or ".join(close)}?' if close else 'see https://www.tensorflow.org/datasets/catalog'
     raise UsageError(f'no tfds data set {name!r}; {hint}') from error
   except (ImportError, ValueError) as error:

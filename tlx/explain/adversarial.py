@@ -9,7 +9,7 @@ import numpy as np
 
 from tlx.explain import pictures
 from tlx.explain.attack import Attack, Attacked, descend_to, perturb, shrunk, sizes, smallest
-from tlx.explain.seen import LOGITS, Explanation, check_head, class_name, look
+from tlx.explain.outputs import LOGITS, Explanation, check_head, class_name, look
 from tlx.types import Pretrained, UsageError
 
 TILE = 256  # pixels, of each picture in the grid

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tlx.explain.objectives import log_probability
-from tlx.explain.seen import LOGITS, Look
+from tlx.explain.outputs import LOGITS, Look
 from tlx.types import UsageError
 
 NORMS = ('linf', 'l2')

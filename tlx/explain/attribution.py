@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from tlx.explain.objectives import Objective, log_probability, of_class
-from tlx.explain.seen import as_map, check_layer, look, rest, shapes
+from tlx.explain.outputs import as_map, check_layer, look, rest, shapes
 from tlx.types import Pretrained, TlxError, UsageError, Variables
 
 Attribution = Callable[[Variables, jax.Array, jax.Array], jax.Array]

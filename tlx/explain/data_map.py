@@ -13,7 +13,7 @@ from PIL import Image
 
 from tlx.data.augment import to_float
 from tlx.explain import pictures
-from tlx.explain.seen import LOGITS, Explanation, look
+from tlx.explain.outputs import LOGITS, Explanation, look
 from tlx.nn.model import POOLED
 from tlx.report import html
 from tlx.types import Batch, Pretrained, TlxError, UsageError

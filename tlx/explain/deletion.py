@@ -27,7 +27,7 @@ from tlx.data.augment import to_float
 from tlx.explain import pictures
 from tlx.explain.attribution import gradcam, gradcam_layer, integrated_gradients
 from tlx.explain.objectives import of_class
-from tlx.explain.seen import LOGITS, Explanation, check_head, look
+from tlx.explain.outputs import LOGITS, Explanation, check_head, look
 from tlx.types import DataSource, Pretrained, TlxError, UsageError, Variables
 
 FILLS = ('blur', 'mean')

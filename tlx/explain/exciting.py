@@ -14,7 +14,7 @@ import numpy as np
 from tlx.data import decode, pipeline, transforms
 from tlx.data.augment import to_float
 from tlx.explain import pictures
-from tlx.explain.seen import Explanation, as_map, check_layer, look
+from tlx.explain.outputs import Explanation, as_map, check_layer, look
 from tlx.types import DataSource, Pretrained, TlxError, UsageError
 
 TILE = 112  # pixels, of one photograph

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from tlx.explain import pictures
-from tlx.explain.seen import Explanation, as_map, check_layer, look
+from tlx.explain.outputs import Explanation, as_map, check_layer, look
 from tlx.types import Pretrained
 
 TILE = 112  # pixels, of one channel's map

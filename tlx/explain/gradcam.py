@@ -9,7 +9,7 @@ import numpy as np
 from tlx.explain import pictures
 from tlx.explain.attribution import Attribution, gradcam, gradcam_layer, integrated_gradients
 from tlx.explain.objectives import of_class
-from tlx.explain.seen import LOGITS, Explanation, check_head, class_name, look
+from tlx.explain.outputs import LOGITS, Explanation, check_head, class_name, look
 from tlx.types import Pretrained
 
 SHOWN = 0.99  # quantile of the single pixels that is drawn as the hottest: a few of them stand far above the others

@@ -16,7 +16,7 @@ import optax
 from tlx.explain import objectives, pictures
 from tlx.explain.descend import descend
 from tlx.explain.fourier import PARAMETRISATIONS, Parametrisation
-from tlx.explain.seen import LOGITS, PIXELS, Explanation, Seen, check_layer, class_index, class_name, look, shapes
+from tlx.explain.outputs import LOGITS, PIXELS, Explanation, Seen, check_layer, class_index, class_name, look, shapes
 from tlx.explain.transforms import USUAL, Transforms, transformed
 from tlx.types import Pretrained, UsageError
 

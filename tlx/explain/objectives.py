@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from tlx.explain.seen import LOGITS, PIXELS, Seen
+from tlx.explain.outputs import LOGITS, PIXELS, Seen
 
 Objective = Callable[[Seen], jax.Array]  # -> float32 [b]
 

@@ -11,7 +11,7 @@ from tlx.data.augment import to_float
 from tlx.data.split import Subset
 from tlx.explain import pictures
 from tlx.explain.attack import Attack, perturb
-from tlx.explain.seen import LOGITS, Explanation, look
+from tlx.explain.outputs import LOGITS, Explanation, look
 from tlx.types import Batch, DataSource, Pretrained
 
 # norm -> how an epsilon is drawn on the axis, and what the axis is called

@@ -18,7 +18,7 @@ import optax
 from tlx.data.pixels import grey
 from tlx.explain import objectives, pictures
 from tlx.explain.descend import descend
-from tlx.explain.seen import PIXELS, Explanation, Look, Seen, check_layer, check_size, look, shapes
+from tlx.explain.outputs import PIXELS, Explanation, Look, Seen, check_layer, check_size, look, shapes
 from tlx.types import Pretrained, Variables
 
 LAYERS = 5  # of style, spread over the depth of a backbone of one resolution

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tlx import files
-from tlx.train import failures
+from tlx.train.checkpoint_errors import brief, silence, undecodable
 from tlx.types import TlxError
 
 
@@ -49,7 +49,7 @@ class Checkpoints:
     if self._opened is None:
       import orbax.checkpoint as ocp
 
-      failures.silence()
+      silence()
       options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True, cleanup_tmp_directories=True)
       with self._writing():
         self._opened = ocp.CheckpointManager(self.folder, options=options)
@@ -101,7 +101,7 @@ class Checkpoints:
       names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
     except OSError as error:
       raise TlxError(
-        f'cannot list {self.folder}: {failures.brief(error)}; mend that and run the same command again'
+        f'cannot list {self.folder}: {brief(error)}; mend that and run the same command again'
       ) from error
     return max((int(name) for name in names if name.isdigit()), default=-1)
 
@@ -143,7 +143,7 @@ class Checkpoints:
     try:
       abstract = like(meta)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-      raise self._misfit(step, f'it has none for phase {meta.get("phase")} ({failures.brief(error)})') from error
+      raise self._misfit(step, f'it has none for phase {meta.get("phase")} ({brief(error)})') from error
     here = _leaves(_flat(abstract))
     names = [name for name in {**stored, **here} if stored.get(name) != here.get(name)]
     if names:
@@ -165,10 +165,10 @@ class Checkpoints:
     except (Damaged, TlxError):
       raise
     except Exception as error:
-      if not sealed and failures.undecodable(error):
-        raise Damaged(failures.brief(error)) from error
+      if not sealed and undecodable(error):
+        raise Damaged(brief(error)) from error
       raise TlxError(
-        f'could not read checkpoint {step} in {self.folder}, which stays as it is: {failures.brief(error)}; mend that '
+        f'could not read checkpoint {step} in {self.folder}, which stays as it is: {brief(error)}; mend that '
         '(too little memory, too few open files, no right to read, another version?) and run the same command again'
       ) from error
 
@@ -181,7 +181,7 @@ class Checkpoints:
         shutil.move(self.folder / str(step), aside)
       except OSError as error:
         raise TlxError(
-          f'could not move the damaged {self.folder / str(step)} to {aside}: {failures.brief(error)}; move it '
+          f'could not move the damaged {self.folder / str(step)} to {aside}: {brief(error)}; move it '
           'yourself and run the same command again'
         ) from error
 
@@ -217,7 +217,7 @@ class Checkpoints:
       raise
     except Exception as error:
       raise TlxError(
-        f'could not save a checkpoint in {self.folder}: {failures.brief(error)}; the checkpoints before it are whole: '
+        f'could not save a checkpoint in {self.folder}: {brief(error)}; the checkpoints before it are whole: '
         'mend that (is the disk full?) and run the same command again to resume'
       ) from error
 
@@ -226,7 +226,7 @@ def _reader():
   """Orbax's, which waits for no other process, so that one that fails alone can tell the others (see `_alike`)."""
   import orbax.checkpoint as ocp
 
-  failures.silence()
+  silence()
   own = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(
     primary_host=own, active_processes={own}, barrier_sync_key_prefix=f'process_{own}'

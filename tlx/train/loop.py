@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from tlx import processes
-from tlx.train import ahead
+from tlx.train import compile_ahead
 from tlx.train import state as states
 from tlx.train.checkpoint import Checkpoints
 from tlx.train.optimizer import Optimizer
-from tlx.train.placement import Jit, Pmap
+from tlx.train.sharding import Jit, Pmap
 from tlx.train.step import Recipe, train_step
 from tlx.types import Phase, TlxError, Variables
 
@@ -182,7 +182,7 @@ def _train(
 
 def _compile_next(plan: Plan, state: states.TrainState, index: int) -> None:
   """Has the program of the phase of that index compiled while this one trains, where its batches are known already."""
-  if index == len(plan.stretches) or not ahead.gains():
+  if index == len(plan.stretches) or not compile_ahead.gains():
     return
   if (batch := plan.expected(plan.stretches[index])) is None:
     return
@@ -192,7 +192,7 @@ def _compile_next(plan: Plan, state: states.TrainState, index: int) -> None:
     step = train_step(plan.recipe, stretch.phase, _transformation(plan, stretch, variables))
     return plan.placement.train(step, abstract_state(plan, variables, index), batch)
 
-  ahead.compile_aside(build)
+  compile_ahead.compile_aside(build)
 
 
 def _leave(signals: '_Signals', step: int) -> None:

@@ -3,13 +3,13 @@
 Locations: 'package:MODULE/FILE', 'hf-hub:OWNER/NAME[@REVISION]', an http(s) address, or a path.
 """
 
-import difflib
 import hashlib
 import importlib.util
 import json
 import pathlib
 from typing import Any
 
+from tlx import words
 from tlx.types import TlxError
 from tlx.weights.download import download
 from tlx.weights.read import weight_files
@@ -177,6 +177,6 @@ def _local(location: str) -> pathlib.Path:
   if not parent.is_dir():
     hub = f'; or is it on the hub? then write hf-hub:{location}' if location.count('/') == 1 else ''
     raise TlxError(f'{location}: no such file or folder, and {parent} does not exist either{hub}')
-  close = difflib.get_close_matches(path.name, [entry.name for entry in parent.iterdir()], n=3)
+  close = words.near(path.name, [entry.name for entry in parent.iterdir()])
   hint = f'; did you mean {", ".join(close)}?' if close else _present(parent)
   raise TlxError(f'{location}: no such file or folder{hint}')

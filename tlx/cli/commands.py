@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tlx import console, options
+from tlx.actions import defaults
 from tlx.experiment import Experiment
+from tlx.report import terminal
 from tlx.report.folder import plain
 from tlx.types import TlxError, UsageError
 
@@ -47,7 +48,7 @@ def _default(field: dataclasses.Field, group: str) -> str:
     return ''
   if field.default is not None:
     return f'(default: {field.default})'
-  if field.name in options.CHOICES:
+  if field.name in defaults.CHOICES:
     return '(default: automatic)'
   return '(default: set by --augment)' if group == 'augmentation' else ''
 
@@ -71,7 +72,7 @@ class Finetune:
 
   def __call__(self) -> None:
     from tlx import processes
-    from tlx.experiment import run
+    from tlx.actions.finetune import run
 
     if self.distributed:
       processes.start()
@@ -95,12 +96,12 @@ class Evaluate:
   json: Json = False
 
   def __call__(self) -> None:
-    from tlx.inference import evaluate
+    from tlx.actions.evaluate import evaluate
 
     numbers = evaluate(self.run, data=self.data, split=self.split, batch_size=self.batch_size)
     if self.json:
       return print_json(numbers)
-    show = console.Console()
+    show = terminal.Console()
     for name, value in numbers.items():
       show.line(f'{name:<18} {value:.4f}' if isinstance(value, float) else f'{name:<18} {value}')
 
@@ -121,9 +122,9 @@ class Predict:
   json: Json = False
 
   def __call__(self) -> None:
-    from tlx.inference import predict
+    from tlx.actions.predict import predict
 
-    show, failed = console.Console(), 0
+    show, failed = terminal.Console(), 0
     found = predict(self.run, self.images, top=self.top)
     if self.json:
       found = list(found)
@@ -158,14 +159,14 @@ class Models:
   json: Json = False
 
   def __call__(self) -> None:
-    from tlx.inference import layer_table, model_table
+    from tlx.actions.models import layer_table, model_table
 
     most = None if self.max_parameters is None else quantity('--max-parameters', self.max_parameters)
     rows = model_table(self.pattern, sort=self.sort, max_parameters=most, license=self.license)
     layers = layer_table(rows[0]['name']) if len(rows) == 1 else []
     if self.json:
       return print_json([{**rows[0], 'layers': layers}] if layers else rows)
-    show = console.Console()
+    show = terminal.Console()
     show.model(rows[0], layers) if layers else show.models(rows)
 
 
@@ -206,7 +207,7 @@ class Cost:
 
   def __call__(self) -> None:
     from tlx import processes
-    from tlx.certify import certify
+    from tlx.actions.cost import certify
 
     if self.devices is not None:
       processes.pretend(self.devices)
@@ -221,7 +222,7 @@ class Cost:
       remat=self.remat,
       optimizer_name=self.optimizer,
     )
-    print_json(found) if self.json else console.Console().cost(found)
+    print_json(found) if self.json else terminal.Console().cost(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,10 +237,10 @@ class Export:
   json: Json = False
 
   def __call__(self) -> None:
-    from tlx.inference import export
+    from tlx.actions.export import export
 
     folder = export(self.run, self.out or self.run / 'export' / self.format, self.format)
-    print_json({'folder': str(folder)}) if self.json else console.Console().line(f'written: {folder}')
+    print_json({'folder': str(folder)}) if self.json else terminal.Console().line(f'written: {folder}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,10 +250,10 @@ class Report:
   run: Run
 
   def __call__(self) -> None:
-    from tlx.inference import run_folder
+    from tlx.actions.runs import run_folder
     from tlx.report.page import write_report
 
-    console.Console().line(f'report: {write_report(run_folder(self.run))}')
+    terminal.Console().line(f'report: {write_report(run_folder(self.run))}')
 
 
 def positive(**given: float) -> None:

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from tlx import commands
-from tlx.explain_commands.shared import Data, Model, Out, Photo, Split, arg, finish, given, model_and
+from tlx.cli import commands
+from tlx.cli.explain_shared import Data, Model, Out, Photo, Split, arg, finish, given, model_and
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Features:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    from tlx import explaining
+    from tlx.actions import explain
+    from tlx.actions.runs import load_any
     from tlx.explain.features import feature_maps
-    from tlx.inference import load_any
 
     commands.positive(most=self.most)
     name, (image,) = model_and(self.photo, 'IMAGE')
-    model, out = load_any(name), explaining.place(self.out, name, 'features', image.stem)
-    photo = explaining.photograph(image, model.preprocess)
+    model, out = load_any(name), explain.place(self.out, name, 'features', image.stem)
+    photo = explain.photograph(image, model.preprocess)
     finish(self, out, [feature_maps(model, photo, [self.layer] if self.layer else [], self.most)])
 
 
@@ -52,16 +52,16 @@ class Exciting:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    from tlx import explaining
+    from tlx.actions import explain
+    from tlx.actions.runs import data_of, load_any
     from tlx.explain.exciting import exciting
-    from tlx.explain.seen import check_layer
-    from tlx.inference import data_of, load_any
+    from tlx.explain.outputs import check_layer
 
     commands.positive(most=self.most, photographs=self.photographs, batch_size=self.batch_size)
     model = load_any(self.model)
     check_layer(model.module, self.layer)
     subjects = [self.layer, *([] if self.channel is None else [str(self.channel)])]
-    out = explaining.place(self.out, self.model, 'exciting', *subjects)
+    out = explain.place(self.out, self.model, 'exciting', *subjects)
     data = data_of(self.model, self.data, self.split)
     shown = {'most': self.most, 'photographs': self.photographs, 'batch_size': self.batch_size}
     source, names = data.splits[self.split], data.info.class_names
@@ -83,18 +83,18 @@ class Gradcam:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    from tlx import explaining
+    from tlx.actions import explain
+    from tlx.actions.runs import load_any
     from tlx.explain.gradcam import where
-    from tlx.explain.seen import class_index
-    from tlx.inference import load_any
+    from tlx.explain.outputs import class_index
 
     commands.positive(steps=self.steps)
     name, (image,) = model_and(self.photo, 'IMAGE')
     model = load_any(name)
     index = None if self.class_ is None else class_index(model, self.class_)
     subjects = [image.stem, *([] if self.class_ is None else [self.class_])]
-    out = explaining.place(self.out, name, 'gradcam', *subjects)
-    photo = explaining.photograph(image, model.preprocess)
+    out = explain.place(self.out, name, 'gradcam', *subjects)
+    photo = explain.photograph(image, model.preprocess)
     finish(self, out, [where(model, photo, index, self.layer, self.steps)])
 
 
@@ -123,13 +123,13 @@ class Deletion:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    from tlx import explaining
+    from tlx.actions import explain
+    from tlx.actions.runs import data_of, load_any
     from tlx.data.split import sample
     from tlx.explain.deletion import deletion
-    from tlx.inference import data_of, load_any
 
     commands.positive(count=self.count, steps=self.steps, batch_size=self.batch_size, **given(cells=self.cells))
-    model, out = load_any(self.model), explaining.place(self.out, self.model, 'deletion')
+    model, out = load_any(self.model), explain.place(self.out, self.model, 'deletion')
     source = sample(data_of(self.model, self.data, self.split).splits[self.split], self.count, self.seed)
     asked = {name: getattr(self, name) for name in ('layer', 'cells', 'fill', 'steps', 'seed', 'batch_size')}
     finish(self, out, deletion(model, source, **asked))
@@ -150,12 +150,12 @@ class Map:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    from tlx import explaining
+    from tlx.actions import explain
+    from tlx.actions.runs import data_of, load_any
     from tlx.explain.data_map import data_map
-    from tlx.inference import data_of, load_any
 
     commands.positive(count=self.count)
     model, data = load_any(self.model), data_of(self.model, self.data, self.split)
-    out = explaining.place(self.out, self.model, 'map', data.info.name, self.split)
-    batches, total = explaining.batches(data.splits[self.split], model.preprocess, self.count, self.seed)
+    out = explain.place(self.out, self.model, 'map', data.info.name, self.split)
+    batches, total = explain.batches(data.splits[self.split], model.preprocess, self.count, self.seed)
     finish(self, out, data_map(model, batches, data.info.class_names, total=total, seed=self.seed))

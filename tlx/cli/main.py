@@ -16,9 +16,10 @@ from typing import Annotated, Any, Union, get_args
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from tlx import __version__, catalog, compile_cache
-from tlx.commands import Cost, Evaluate, Export, Finetune, Models, Positional, Predict, Report
-from tlx.explain_commands import Explain
+from tlx import __version__, words
+from tlx.cache import programs
+from tlx.cli.commands import Cost, Evaluate, Export, Finetune, Models, Positional, Predict, Report
+from tlx.cli.explain import Explain
 from tlx.types import TlxError, UsageError
 
 COMMANDS = (Finetune, Evaluate, Predict, Models, Cost, Export, Report, Explain)
@@ -39,7 +40,7 @@ def run(arguments: list[str]) -> int:
       print(f'tlx {__version__}')
     else:
       command = _parse(arguments)
-      compile_cache.keep()
+      programs.keep()
       command()
     return 0
   except SystemExit as done:  # of the parser: 0 after --help, 2 for a wrong option, which it has explained
@@ -65,7 +66,7 @@ def _known(arguments: list[str], commands: Sequence[type] = COMMANDS, where: str
   names = {command.__name__.lower(): command for command in commands}
   first = arguments[0] if arguments else '-'
   if not first.startswith('-') and first not in names:
-    raise UsageError(f'no {"command" if where == "tlx" else "tool"} {first!r}{catalog.suggest(first, names)}')
+    raise UsageError(f'no {"command" if where == "tlx" else "tool"} {first!r}{words.suggest(first, names)}')
   if first in names and (tools := _tools(names[first])):
     return _known(arguments[1:], tools, f'{where} {first}')
   where = f'{where} {first}' if first in names else where
@@ -73,7 +74,7 @@ def _known(arguments: list[str], commands: Sequence[type] = COMMANDS, where: str
   given = [word.partition('=')[0] for word in arguments if word.startswith('--') and not word.startswith('--tyro')]
   wrong = [name for name in given if name.replace('_', '-') not in known]
   if wrong:
-    raise UsageError('\n'.join(f'{where} has no option {name}{catalog.suggest(name, known)}' for name in wrong))
+    raise UsageError('\n'.join(f'{where} has no option {name}{words.suggest(name, known)}' for name in wrong))
 
 
 def _tools(command: type) -> tuple[type, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from tlx import identity
+from tlx.cache import identity
 from tlx.weights.download import cache_folder
 
 LARGEST = 2 * 2**30  # bytes; what was used longest ago goes first

@@ -14,7 +14,7 @@ import numpy as np
 from tlx import labels, trees
 from tlx.data import augment
 from tlx.nn.model import POOLED, TransferModel
-from tlx.train import room
+from tlx.train import memory
 from tlx.train.step import Recipe
 from tlx.types import Batch, Phase, Variables
 
@@ -121,7 +121,7 @@ def place(needed: int, folder: Path, asked: str) -> str | None:
   """'memory' or 'disk', whichever has room for so many bytes; `asked` may insist on one. None: neither has."""
   if asked in ('memory', 'disk'):
     return asked
-  if needed * SHARE <= room.memory('SC_AVPHYS_PAGES', unknown=4 * 2**30):
+  if needed * SHARE <= memory.memory('SC_AVPHYS_PAGES', unknown=4 * 2**30):
     return 'memory'
   return 'disk' if disk_has_room(needed, folder) else None
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 
-from tlx.cost import certificate, prefix
+from tlx.cost import certificate
 from tlx.data import pipeline, transforms
 from tlx.evaluate import exact
-from tlx.frozen import Frozen
+from tlx.prefix import boundary
+from tlx.prefix.compute import Frozen
 from tlx.train.loop import Stretch, View
-from tlx.train.placement import Jit, Pmap
+from tlx.train.sharding import Jit, Pmap
 from tlx.train.step import Recipe, eval_step
 from tlx.types import Batch, Dataset, UsageError, Variables
 
@@ -36,7 +37,7 @@ class Views:
 
     Raises: UsageError where --cache asks for features that there cannot be.
     """
-    layer = prefix.boundary(self.recipe.model, stretch.phase)
+    layer = boundary.boundary(self.recipe.model, stretch.phase)
     e, whole = self.experiment, len(self.data.splits['train'])
     passes = (stretch.end - stretch.start) * e.batch_size // whole  # whole ones: the last batch goes beyond
     if reason := self._hindrance(layer):
@@ -58,12 +59,12 @@ class Views:
 
   def expected(self, stretch: Stretch) -> Batch | None:
     """Shapes of a phase's training batches, over all processes; None where they may be features."""
-    if self.experiment.cache != 'off' and not self._hindrance(prefix.boundary(self.recipe.model, stretch.phase)):
+    if self.experiment.cache != 'off' and not self._hindrance(boundary.boundary(self.recipe.model, stretch.phase)):
       return None
     return certificate.example_batch(self.experiment.batch_size, self.transform(self.recipe.augment is not None).size)
 
   def evaluator(
-    self, split: str, layer: str | None = None, features: prefix.Features | None = None
+    self, split: str, layer: str | None = None, features: boundary.Features | None = None
   ) -> Callable[[Variables], exact.Evaluation]:
     """A function of placed variables: one exact pass over a split."""
     step, size = self._of_images if features is None else self._compiled(layer), len(self.data.splits[split])
@@ -95,7 +96,7 @@ class Views:
       return transforms.canvas(round(self.experiment.image_size * CANVAS))
     return transforms.evaluation(self.recipe.preprocess)
 
-  def in_order(self, split: str, features: prefix.Features | None = None, augmented: bool = False):
+  def in_order(self, split: str, features: boundary.Features | None = None, augmented: bool = False):
     """Batches of a whole split, once."""
     return pipeline.eval_batches(
       self.data.splits[split],
@@ -106,7 +107,7 @@ class Views:
       shard=(jax.process_index(), jax.process_count()),
     )
 
-  def _batches(self, step: int, features: prefix.Features | None) -> pipeline.Prefetch:
+  def _batches(self, step: int, features: boundary.Features | None) -> pipeline.Prefetch:
     """Placed training batches from the one after `step` on."""
     e = self.experiment
     batches = pipeline.train_batches(

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-from tlx.explain_commands.change import Attack, Ideal, Robustness, Style
-from tlx.explain_commands.look import Deletion, Exciting, Features, Gradcam, Map
+from tlx.cli.explain_change import Attack, Ideal, Robustness, Style
+from tlx.cli.explain_look import Deletion, Exciting, Features, Gradcam, Map
 
 
 @dataclasses.dataclass(frozen=True)

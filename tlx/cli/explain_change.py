@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tlx import commands
-from tlx.explain_commands.shared import (
+from tlx.cli import commands
+from tlx.cli.explain_shared import (
   DEFAULT,
   Data,
   Model,
@@ -60,10 +60,10 @@ class Ideal:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    from tlx import explaining
+    from tlx.actions import explain
+    from tlx.actions.runs import load_any
     from tlx.explain import ideal, transforms
-    from tlx.explain.seen import check_size
-    from tlx.inference import load_any
+    from tlx.explain.outputs import check_size
 
     commands.positive(steps=self.steps)
     variation = (2000.0 if self.classes else 50.0) if self.variation is None else self.variation
@@ -86,7 +86,7 @@ class Ideal:
       seed=self.seed,
       judge=judge,
     )
-    finish(self, explaining.place(self.out, self.model, 'ideal', *(goal.name for goal in goals)), work)
+    finish(self, explain.place(self.out, self.model, 'ideal', *(goal.name for goal in goals)), work)
 
   def _one_subject(self) -> None:
     """Raises UsageError unless there are classes, or a layer with one of its two, and not both."""
@@ -98,13 +98,13 @@ class Ideal:
       raise UsageError('--judge looks at classes; there is none to judge of a --layer')
 
   def _goals(self, model: Pretrained) -> list:
-    from tlx import explaining
+    from tlx.actions import explain
     from tlx.explain import ideal
 
     if self.channel is not None:
       return [ideal.of_channel(model, self.layer, self.channel)]
     if self.towards is not None:
-      photo = explaining.photograph(self.towards, model.preprocess)
+      photo = explain.photograph(self.towards, model.preprocess)
       return [ideal.of_direction(model, self.layer, photo, self.towards.stem)]
     known = [name.lower() for name in model.class_names]  # of which some have a comma in them
     words = [part for text in self.classes for part in ([text] if text.lower() in known else text.split(','))]
@@ -146,16 +146,16 @@ class Style:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    from tlx import explaining
+    from tlx.actions import explain
+    from tlx.actions.runs import first_at_hand, load_any
     from tlx.explain import style
-    from tlx.inference import first_at_hand, load_any
 
     commands.positive(steps=self.steps, style_weight=self.style_weight)
     if self.variation < 0:
       raise UsageError(f'--variation {self.variation}: must be 0 or more')
     default = lambda: first_at_hand('vgg19', DEFAULT)
     name, (content, manner) = model_and(self.pictures, 'CONTENT', 'STYLE', default=default)
-    pictures = explaining.picture(content), explaining.picture(manner)
+    pictures = explain.picture(content), explain.picture(manner)
     model = load_any(name)
     sizes = style.sizes_to(model, self.size)
     work = style.style_transfer(
@@ -170,7 +170,7 @@ class Style:
       optimizer=self.optimizer,
       seed=self.seed,
     )
-    finish(self, explaining.place(self.out, name, 'style', content.stem, manner.stem), work)
+    finish(self, explain.place(self.out, name, 'style', content.stem, manner.stem), work)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +199,10 @@ class Attack:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    from tlx import explaining
+    from tlx.actions import explain
+    from tlx.actions.runs import load_any
     from tlx.explain import adversarial, attack
-    from tlx.explain.seen import class_index
-    from tlx.inference import load_any
+    from tlx.explain.outputs import class_index
 
     self._check()
     norm, targeted, fast = self.norm, self.target is not None, self.method == 'fgsm'
@@ -210,8 +210,8 @@ class Attack:
     step = None if self.step_size is None else fraction('--step-size', self.step_size, least=1e-9)
     name, (image,) = model_and(self.photo, 'IMAGE')
     words = (image.stem, self.method, *([self.target] if targeted else []))
-    model, out = load_any(name), explaining.place(self.out, name, 'attack', *words)
-    photo = explaining.photograph(image, model.preprocess)
+    model, out = load_any(name), explain.place(self.out, name, 'attack', *words)
+    photo = explain.photograph(image, model.preprocess)
     target = class_index(model, self.target) if targeted else None
     if self.method == 'descent':
       found = adversarial.by_descent(model, photo, target, steps=self.steps or 500, rate=step or 0.002)
@@ -256,16 +256,16 @@ class Robustness:
   json: commands.Json = False
 
   def __call__(self) -> None:
-    from tlx import explaining
+    from tlx.actions import explain
+    from tlx.actions.runs import check_classes, data_of, load_any
     from tlx.data.split import sample
     from tlx.explain.attack import Attack
     from tlx.explain.robustness import robustness
-    from tlx.inference import check_classes, data_of, load_any
 
     commands.positive(steps=self.steps, restarts=self.restarts, batch_size=self.batch_size, **given(count=self.count))
     sizes = {text: fraction('--epsilons', text) for text in (self.epsilons or CURVES[self.norm]).split(',')}
     way = Attack(self.norm, self.steps, None, False, self.momentum, True, self.restarts, stop=True)
-    model, out = load_any(self.model), explaining.place(self.out, self.model, 'robustness', self.norm)
+    model, out = load_any(self.model), explain.place(self.out, self.model, 'robustness', self.norm)
     data = data_of(self.model, self.data, self.split)
     check_classes(data, self.model, model)
     source = data.splits[self.split]

@@ -1,6 +1,6 @@
 """Compiled steps outlive the process whole: a later run of the same step neither traces nor lowers it again.
 
-JAX's own cache (`compile_cache`) is asked with a program's text, which takes longer to make than to load what it stands
+JAX's own cache (`programs`) is asked with a program's text, which takes longer to make than to load what it stands
 for: EfficientNet-Lite0's full step at 96 pixels, 3.4 s against 1.1. So the step itself is kept here, under all that it
 is made from: recipe, phase, optimizer, shapes, and everything in `identity`.
 """
@@ -16,7 +16,8 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from tlx import compile_cache, files, identity
+from tlx import files
+from tlx.cache import identity, programs
 
 LARGEST = 2**30  # bytes; what was used longest ago goes first
 DIGEST = 32  # bytes of SHA-256 ahead of what they speak of
@@ -34,7 +35,7 @@ def kept(build: Callable[[], Any], *facts: Any) -> Any:
     return build()
   with contextlib.suppress(Exception):  # whatever it is that cannot be loaded is built again
     return serialize_executable.deserialize_and_load(*_take(entry))
-  with compile_cache.paused():  # what XLA has loaded from there on a CPU it writes down without its functions
+  with programs.paused():  # what XLA has loaded from there on a CPU it writes down without its functions
     built = build()
   if isinstance(built, jax.stages.Compiled):
     _put(entry, serialize_executable.serialize(built))
@@ -59,12 +60,12 @@ def shapes(tree: Any) -> tuple:
 
 def folder() -> Path:
   """Beside what JAX keeps of this machine."""
-  return compile_cache.folder().with_name(compile_cache.folder().name + '-steps')
+  return programs.folder().with_name(programs.folder().name + '-steps')
 
 
 def _entry(facts: Any) -> Path | None:
   alone = jax.default_backend() == 'cpu' and jax.process_count() == 1  # all else is untried
-  if not alone or not compile_cache.is_ours() or ADDRESS.search(repr(facts)):
+  if not alone or not programs.is_ours() or ADDRESS.search(repr(facts)):
     return None
   return folder() / identity.key(facts)
 

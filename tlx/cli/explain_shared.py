@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from tlx import commands, console
-from tlx.explain.seen import Explanation
+from tlx.cli import commands
+from tlx.explain.outputs import Explanation
+from tlx.report import terminal
 from tlx.types import UsageError
 
 arg, Positional = tyro.conf.arg, tyro.conf.Positional
@@ -44,11 +45,11 @@ def given(**options: Any) -> dict[str, Any]:
 
 def finish(command: Any, out: Path, work: Iterable[Explanation]) -> None:
   """Follows the work, writes what came of it and says where it lies."""
-  from tlx import explaining
+  from tlx.actions import explain
 
-  show = console.Console(quiet=command.json)
-  found = explaining.follow(type(command).__name__.lower(), work, show)
-  written = explaining.save(out, found)
+  show = terminal.Console(quiet=command.json)
+  found = explain.follow(type(command).__name__.lower(), work, show)
+  written = explain.save(out, found)
   if command.json:
     return commands.print_json({**found.figures, 'files': written})
   for name, value in found.figures.items():
@@ -59,7 +60,7 @@ def finish(command: Any, out: Path, work: Iterable[Explanation]) -> None:
   show.line(f'written: {out} ({", ".join(path.name for path in written)})')
 
 
-def _rows(show: console.Console, name: str, rows: list[dict[str, Any]]) -> None:
+def _rows(show: terminal.Console, name: str, rows: list[dict[str, Any]]) -> None:
   """Figures that come as a table, a line each."""
   text = lambda value: f'{value:.4g}' if isinstance(value, float) else str(value)
   for row in rows:

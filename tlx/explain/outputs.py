@@ -1,13 +1,14 @@
 """All that a model makes of pixels, as one pure function of them: the checkpoint's preprocessing is inside."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from tlx import words
 from tlx.data.augment import normalise
+from tlx.nn import levels
 from tlx.nn.model import TransferModel
 from tlx.types import Pretrained, UsageError, Variables
 
@@ -61,15 +62,8 @@ def rest(model: Pretrained, layer: str) -> Callable[[Variables, jax.Array], jax.
 
 
 def as_map(module: TransferModel, values: jax.Array) -> jax.Array:
-  """A layer's output as a map [b, h, w, d]: a transformer's tokens return to their square, without those ahead.
-
-  One vector an image, such as an attention pool's, is a map of one place.
-  """
-  if values.ndim != 3:
-    return values.reshape(len(values), *(values.shape[1:3] if values.ndim == 4 else (1, 1)), values.shape[-1])
-  tokens = values[:, getattr(module.backbone.config, 'prefix', 0) :]
-  side = round(tokens.shape[1] ** 0.5)
-  return tokens.reshape(len(tokens), side, side, -1)
+  """A layer's output as a map [b, h, w, d]: see `nn.levels.as_map`."""
+  return levels.as_map(values, getattr(module.backbone.config, 'prefix', 0))
 
 
 def check_layer(module: TransferModel, name: str) -> str:
@@ -105,5 +99,5 @@ def class_name(model: Pretrained, index: int) -> str:
 
 def _near(name: str, known) -> str:
   """The nearest names; of class names those too that hold the word."""
-  near = difflib.get_close_matches(name, known, n=3) or [other for other in known if name in other][:3]
+  near = words.near(name, known) or [other for other in known if name in other][:3]
   return f': did you mean {" or ".join(near)}?' if near else ''

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tlx.cost import compiled
-from tlx.train import room
+from tlx.train import memory
 from tlx.types import DatasetInfo
 
 NUMBERS = ('images', 'classes', 'tensors', 'parameters', 'peak lr', 'gmacs', 'size', 'top-1')  # columns of numbers
@@ -76,7 +76,7 @@ class Console:
     """
     if not self.quiet and hasattr(program, 'memory_analysis'):
       count, parts = compiled.flops(program), ''
-      needs = f'{count / 1e9:,.2f} GFLOPs and {_size(room.peak_bytes(program))} of memory'
+      needs = f'{count / 1e9:,.2f} GFLOPs and {_size(memory.peak_bytes(program))} of memory'
       if recipe.micro_batches > 1:  # a loop, whose body the compiler may count once
         parts = f', in {recipe.micro_batches} micro-batches'
       elif reference := forward():

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.console import Console
 from tlx.data import decode, pipeline, transforms
 from tlx.data.split import sample
 from tlx.explain import pictures
-from tlx.explain.seen import Explanation
+from tlx.explain.outputs import Explanation
 from tlx.report import folder
+from tlx.report.terminal import Console
 from tlx.types import Batch, DataSource, Preprocess, TlxError, UsageError
 
 BATCH = 32  # images

@@ -1,9 +1,9 @@
 """What the frozen layers give for every image of a run: found where an earlier run kept it, or computed once.
 
 `--cache memory` holds it in memory and touches no disk, `disk` holds it in files, and `auto` holds it wherever there is
-room. Both of the latter look first for what an earlier run kept (`feature_cache`), and keep what they compute for later
+room. Both of the latter look first for what an earlier run kept (`store`), and keep what they compute for later
 runs: another learning rate, head, seed or number of epochs then starts at once. Kept are features of at most
-`feature_cache.LARGEST` bytes, of data that can name themselves; those held in memory only if computing them takes
+`store.LARGEST` bytes, of data that can name themselves; those held in memory only if computing them takes
 longer than reading them, and the disk stays mostly free. All others are files of the run folder, and go with the run.
 """
 
@@ -17,10 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from tlx import feature_cache, files, identity, processes
-from tlx.cost import certificate, prefix
+from tlx import files, processes
+from tlx.cache import identity
+from tlx.cost import certificate
 from tlx.data.augment import Augment
 from tlx.data.split import fingerprint
+from tlx.prefix import boundary, store
 from tlx.types import TlxError, Variables
 
 SPLITS = ('train', 'validation')
@@ -34,7 +36,7 @@ class Frozen:
   layer: str
   variables: Variables
 
-  def features(self, leave: Callable[[], None], found_only: bool) -> Mapping[str, prefix.Features]:
+  def features(self, leave: Callable[[], None], found_only: bool) -> Mapping[str, boundary.Features]:
     """Of both splits; none where nothing has room for them, or where only found ones will do and there are none.
 
     leave: called between batches, and may raise.
@@ -44,10 +46,10 @@ class Frozen:
     needed = {split: one * self._examples(split) for split in SPLITS}
     total = sum(needed.values())
     lasting = self._lasting(total)
-    place = prefix.place(total, feature_cache.folder() if lasting else run.folder.parent, run.experiment.cache)
-    root = feature_cache.folder() if lasting else run.folder if place == 'disk' else None
+    place = boundary.place(total, store.folder() if lasting else run.folder.parent, run.experiment.cache)
+    root = store.folder() if lasting else run.folder if place == 'disk' else None
     entries = self._entries(root) if root else dict.fromkeys(SPLITS)
-    found = {split: feature_cache.take(entry, memory=place == 'memory') for split, entry in entries.items()}
+    found = {split: store.take(entry, memory=place == 'memory') for split, entry in entries.items()}
     missing = [split for split in SPLITS if processes.largest(int(found[split] is None))]  # all compute, or none
     if missing and found_only:
       return {}
@@ -65,7 +67,7 @@ class Frozen:
       f'{time.monotonic() - began:.1f} s; the frozen layers do not run again'
     )
     labels = {split: np.repeat(run.data.splits[split].labels, self._seen(split)[0]) for split in SPLITS}
-    return {split: prefix.Features(values, labels[split], mask) for split, (values, mask) in found.items()}
+    return {split: boundary.Features(values, labels[split], mask) for split, (values, mask) in found.items()}
 
   def _seen(self, split: str) -> tuple[int, Augment | None]:
     """How many views of an image these layers see, and what makes them differ."""
@@ -76,25 +78,25 @@ class Frozen:
 
   def _step(self, augment: Augment | None) -> Callable:
     recipe = dataclasses.replace(self.run.recipe, augment=augment)
-    return prefix.prefix_step(recipe, self.layer, self.run.experiment.seed)
+    return boundary.prefix_step(recipe, self.layer, self.run.experiment.seed)
 
   def _size_of_one(self) -> int:
     image = certificate.example_batch(1, self.run.recipe.preprocess.size)
     abstract = {**image, 'index': jax.ShapeDtypeStruct((1,), 'int32')}
     one = jax.eval_shape(self.run.placement.one, self.variables)
-    return prefix.size_in_bytes(self._step(None), one, abstract)
+    return boundary.size_in_bytes(self._step(None), one, abstract)
 
-  def _parts(self, split: str, step: Callable, leave: Callable[[], None]) -> feature_cache.Parts:
+  def _parts(self, split: str, step: Callable, leave: Callable[[], None]) -> store.Parts:
     views, augment = self._seen(split)
     batches = map(lambda batch: (leave(), batch)[1], self.run.in_order(split, augmented=augment is not None))
     images = len(self.run.data.splits[split])
-    return prefix.parts(step, self.variables, batches, self.run.placement.put_batch, images, views)
+    return boundary.parts(step, self.variables, batches, self.run.placement.put_batch, images, views)
 
   def _lasting(self, needed: int) -> bool:
     """Whether features of so many bytes are looked for, and kept for later runs."""
-    if self.run.experiment.cache == 'memory' or needed > feature_cache.LARGEST:
+    if self.run.experiment.cache == 'memory' or needed > store.LARGEST:
       return False
-    return all(self._data.values()) and feature_cache.usable()
+    return all(self._data.values()) and store.usable()
 
   @functools.cached_property
   def _data(self) -> Mapping[str, str | None]:
@@ -104,7 +106,7 @@ class Frozen:
     """Where the features of each split are, or would be: named by all that decides their bits."""
     run, e = self.run, self.run.experiment
     model, entries = run.recipe.model, {}
-    weights = feature_cache.of_arrays(prefix.leaves(model, self.layer, run.placement.one(self.variables)))
+    weights = store.of_arrays(boundary.leaves(model, self.layer, run.placement.one(self.variables)))
     layers = self.layer, type(model.backbone.config).__module__, model.backbone.config, weights
     for split in SPLITS:
       views, augment = self._seen(split)
@@ -114,22 +116,22 @@ class Frozen:
       entries[split] = root / identity.key(layers, pixels, data, run.recipe.dtype, e.batch_size, e.compile)
     return entries
 
-  def _held(self, parts: feature_cache.Parts, total: int, entry: Path | None, place: str, size: int):
+  def _held(self, parts: store.Parts, total: int, entry: Path | None, place: str, size: int):
     """Computes (values, mask) into memory, keeping a copy where that pays, or into a file."""
-    began, here = time.monotonic(), feature_cache.folder()
-    put = functools.partial(feature_cache.write, entry, total, owner=str(self.run.folder.absolute()))
+    began, here = time.monotonic(), store.folder()
+    put = functools.partial(store.write, entry, total, owner=str(self.run.folder.absolute()))
     if place == 'disk':
       try:
         if entry.parent == here:
-          feature_cache.make_room(size)
+          store.make_room(size)
         return put(parts)
       except OSError as error:
         way_out = 'free some space, point TLX_FEATURE_CACHE elsewhere, or choose --cache memory or off'
         raise TlxError(f'the features cannot be written to {entry.parent}: {_reason(error)}; {way_out}') from None
-    held = prefix.gather(parts, total)
+    held = boundary.gather(parts, total)
     try:
-      if entry and size <= feature_cache.WORTH * (time.monotonic() - began) and prefix.disk_has_room(size, here):
-        feature_cache.make_room(size)
+      if entry and size <= store.WORTH * (time.monotonic() - began) and boundary.disk_has_room(size, here):
+        store.make_room(size)
         put([held])
     except OSError as error:
       self.run.say(f'the features are not kept for later runs: {_reason(error)}')

@@ -23,7 +23,7 @@ def key(*facts: Any) -> str:
 @functools.cache
 def _program() -> tuple:
   """Every line of this package, so that nobody who changes a layer takes what the old one gave; what it stands on."""
-  root, digest = Path(__file__).parent, hashlib.sha256()
+  root, digest = Path(__file__).parents[1], hashlib.sha256()
   for path in sorted(root.rglob('*.py')):
     digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
   return digest.hexdigest(), [importlib.metadata.version(name) for name in LIBRARIES]

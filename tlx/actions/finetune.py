@@ -1,0 +1,239 @@
+"""Fine-tuning, whole: weights -> what learns -> data -> step -> loop -> evaluate -> export -> report."""
+
+import dataclasses
+import functools
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tlx import catalog, labels, pretrained, processes, schedules, trees
+from tlx.actions import defaults, run_record
+from tlx.cache import compiled_steps, programs
+from tlx.cost import certificate
+from tlx.data import augment
+from tlx.evaluate import exact, mistakes
+from tlx.experiment import Experiment
+from tlx.prefix import phase_inputs
+from tlx.report import folder, page, terminal
+from tlx.tasks import classification
+from tlx.train import loop, memory, optimizer, sharding
+from tlx.train.checkpoint import Checkpoints
+from tlx.train.step import Recipe
+from tlx.types import Dataset, Phase, Pretrained
+
+
+class Prepared(NamedTuple):
+  """An experiment with everything loaded and nothing left open."""
+
+  experiment: Experiment
+  why: Mapping[str, str]
+  data: Dataset
+  pretrained: Pretrained
+  phases: Sequence[Phase]
+  placement: Any
+  steps: int
+
+
+class Result(NamedTuple):
+  """What `tlx.finetune` returns: the numbers of result.json, the trained model, and where all of it lies."""
+
+  metrics: Mapping[str, Any]
+  pretrained: Pretrained
+  folder: Path
+
+
+def run(experiment: Experiment, *, quiet: bool = False) -> Result:
+  """Trains, evaluates, exports and reports; resumes what an earlier call with the same run folder left unfinished.
+
+  Raises: UsageError for what the experiment gets wrong, TlxError for what the machine does, loop.Stopped after SIGTERM.
+  """
+  started = time.time()
+  programs.keep()
+  show = terminal.Console(quiet or jax.process_index() > 0)
+  prepared = prepare(experiment, show)
+  out = Path(prepared.experiment.out)
+  run_record.claim(out, prepared.experiment)
+  processes.wait('claimed')  # so that nobody finds the first process's files before it has looked
+  if (out / 'result.json').exists():
+    show.line(f'{out} is complete; choose another --out to train again')
+    metrics = folder.read_json(out / 'result.json')
+    show.result(metrics, out)
+    return Result(metrics, pretrained.load(str(out / 'model')), out)
+  rows = _learning(prepared)
+  show.learning(rows)
+  run_record.write(out / 'experiment.json', run_record.describe(prepared, rows))
+  outcome, sight = _train(prepared, out, show)
+  trained = prepared.pretrained._replace(variables=jax.device_get(outcome.state.averaged))
+  metrics = _finish(prepared, trained, outcome, sight, out, started)
+  show.result(metrics, out)
+  return Result(metrics, trained, out)
+
+
+def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
+  """Loads what the experiment names and fills in what it leaves open; prints the data set and the defaults."""
+  strategy = catalog.strategy(experiment.strategy)
+  place = sharding.make(experiment.compile)
+  defaults.check(experiment)
+  from_pretrained = getattr(strategy, 'pretrained', True)
+  found = pretrained.resolve(experiment.model)  # a misspelt model is found before a data set is read
+  data = catalog.dataset(experiment.data, seed=experiment.seed)
+  show.data(data.info)
+  if from_pretrained:
+    found = pretrained.locate(found, experiment.weights)
+  # All that the defaults depend on is known before the weights, which are read once, at the size that was chosen.
+  phases = strategy.phases([layer.name for layer in found.variant.config.layers()])
+  facts = defaults.Facts(data.info, found.preprocess, phases, from_pretrained)
+  experiment, why = defaults.resolve(
+    dataclasses.replace(experiment, out=experiment.out or run_record.folder_name(experiment)), facts
+  )
+  show.defaults(why)
+  defaults.check_batch(experiment, jax.device_count())
+  defaults.check_views(experiment, augmentation(experiment))
+  loaded = pretrained.load(
+    found,
+    num_classes=len(data.info.class_names),
+    image_size=experiment.image_size,
+    pretrained=from_pretrained,
+    dropout=experiment.dropout,
+    drop_path=experiment.drop_path,
+    seed=experiment.seed,
+  )._replace(class_names=data.info.class_names)
+  phases = strategy.phases(loaded.module.backbone.names)  # weights of one variant are published with and without `aux`
+  steps = schedules.steps(experiment.epochs, facts.examples, experiment.batch_size)
+  return Prepared(experiment, why, data, loaded, phases, place, steps)
+
+
+def recipe(prepared: Prepared) -> Recipe:
+  """The part of the experiment that the pure step needs."""
+  e = prepared.experiment
+  counts = prepared.data.info.counts['train']
+  task = classification.Classification(
+    num_classes=len(prepared.data.info.class_names),
+    label_smoothing=e.label_smoothing,
+    focal_gamma=e.focal_gamma,
+    class_weights=classification.balanced_weights(counts) if e.class_weights == 'balanced' else None,
+  )
+  return Recipe(
+    prepared.pretrained.module,
+    task,
+    prepared.pretrained.preprocess,
+    augmentation(e),
+    jnp.dtype(e.dtype),
+    defaults.least_micro_batches(e),
+    e.ema,
+    e.remat,
+    e.norm_statistics,
+  )
+
+
+def augmentation(e: Experiment) -> augment.Augment | None:
+  """The preset with what the options override; None where nothing is random."""
+  names = {'mixup': 'mixup', 'cutmix': 'cutmix', 'erasing': 'erasing', 'randaugment': 'randaugment_layers'}
+  changes = {field: getattr(e, option) for option, field in names.items() if getattr(e, option) is not None}
+  chosen = dataclasses.replace(augment.PRESETS[e.augment], **changes)
+  return None if chosen == augment.PRESETS['none'] else chosen
+
+
+def rates(prepared: Prepared) -> optimizer.Optimizer:
+  e = prepared.experiment
+  return optimizer.Optimizer(e.optimizer, e.lr, e.weight_decay, e.momentum, e.clip_norm, e.schedule, e.warmup)
+
+
+def _train(prepared: Prepared, out: Path, show: terminal.Console):
+  """The loop with its log, event files, progress bar and checkpoints."""
+  e = prepared.experiment
+  whole = recipe(prepared)
+  sight = phase_inputs.Views(e, prepared.data, whole, prepared.placement, out / 'features', show.line)
+  checkpoints = Checkpoints(out / 'checkpoints', warn=show.warn)
+  log = run_record.Log(out)
+  batch = certificate.example_batch(e.batch_size, e.image_size)
+  abstract = compiled_steps.shapes((prepared.pretrained.variables, batch))
+  count = lambda: certificate.forward_flops_uncompiled(whole, prepared.pretrained.variables, batch)
+  forward = functools.cache(lambda: compiled_steps.number(count, whole, abstract))
+
+  def program(stretch: loop.Stretch, build: Callable, seen: Recipe, arguments: Any) -> Any:
+    facts = stretch.phase, stretch.end - stretch.start, rates(prepared), e.compile, compiled_steps.shapes(arguments)
+    kept = lambda recipe: compiled_steps.kept(lambda: build(recipe), recipe, *facts)
+    fitting = memory.fit(kept, seen, e.batch_size, choose=e.micro_batches == 'auto')
+    return show.program(stretch.phase.name, *fitting, forward)
+
+  with show.progress(prepared.steps) as progress:
+    plan = loop.Plan(
+      stretches=loop.stretches(prepared.phases, prepared.steps),
+      recipe=whole,
+      optimizer=rates(prepared),
+      placement=prepared.placement,
+      checkpoints=checkpoints,
+      view=sight.of,
+      expected=sight.expected,
+      program=program,
+      log=lambda line: (log.append(line), progress.log(line)),
+      resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),
+      progress=progress.update,
+      seed=e.seed,
+      log_every=e.log_every,
+      eval_every=max(1, round(max(e.eval_every, 1 / e.epochs) * prepared.steps)),
+      save_every=e.save_every,
+    )
+    try:
+      outcome = loop.fit(plan, prepared.pretrained.variables)
+    finally:
+      checkpoints.close()
+      log.close()
+  return outcome, sight
+
+
+def _finish(
+  prepared: Prepared, trained: Pretrained, outcome: loop.Outcome, sight: phase_inputs.Views, out: Path, started: float
+) -> dict[str, Any]:
+  """Evaluates, exports and reports what the loop left; nothing of it touches the checkpoints."""
+  variables = prepared.placement.put_state(trained.variables)
+  evaluation = sight.evaluator('validation')(variables)
+  learning = {name for phase in prepared.phases for name in phase.rates}
+  params = trees.flatten(trained.variables['params'])
+  metrics = {
+    **evaluation.numbers(),
+    'split': 'validation',
+    'seconds': time.time() - started,
+    'images_per_second': outcome.examples / max(outcome.seconds['train'], 1e-9),
+    'trainable_parameters': trees.count([x for path, x in params.items() if labels.layer_of(path) in learning]),
+    'parameters': trees.count(params),
+    'phases': [phase.name for phase in prepared.phases],
+    'data_wait': outcome.seconds['data'] / max(outcome.seconds['train'], 1e-9),
+    'compile_seconds': outcome.seconds['compile'],
+    'prefix_seconds': outcome.seconds['prefix'],
+  }
+  if 'test' in prepared.data.splits:
+    metrics['test'] = sight.evaluator('test')(variables).numbers()
+  if jax.process_index() == 0:
+    _write_evaluation(prepared, trained, evaluation, out)
+    pretrained.export(out / 'model', trained)
+    folder.write_json(out / 'result.json', metrics)
+    shutil.rmtree(out / 'features', ignore_errors=True)
+    page.write_report(out)
+  return metrics
+
+
+def _write_evaluation(prepared: Prepared, trained: Pretrained, evaluation: exact.Evaluation, out: Path) -> None:
+  """evaluation.npz, and the pictures of the most confident mistakes with where the model looked."""
+  exact.write(out / 'evaluation.npz', evaluation)
+  source, names = prepared.data.splits['validation'], prepared.data.info.class_names
+  mistakes.write(out, evaluation.records, source, names)
+  try:
+    mistakes.add_heat(out, evaluation.records, source, trained)
+  except Exception as error:  # no memory for the gradient, say: a trained model is worth more than its pictures
+    terminal.Console().warn(f'the report has no Grad-CAM of the mistakes: {error}')
+
+
+def _learning(prepared: Prepared) -> list[tuple[str, int, list[optimizer.Row]]]:
+  """(phase, steps, table) of every phase."""
+  params, names = prepared.pretrained.variables['params'], prepared.pretrained.module.backbone.names
+  return [
+    (s.phase.name, s.end - s.start, optimizer.describe(params, s.phase, prepared.experiment.lr, names))
+    for s in loop.stretches(prepared.phases, prepared.steps)
+  ]

@@ -1,0 +1,73 @@
+"""A finished run, or a pretrained model by its name: its folder, model, options and data set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tlx import catalog, pretrained, weights, words
+from tlx.types import Dataset, Pretrained, UsageError
+
+
+def run_folder(path: str | Path) -> Path:
+  """The folder of a finished run. Raises UsageError for what is none, saying what it is instead."""
+  path = Path(path)
+  if not path.is_dir():
+    near = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    hint = words.did_you_mean(path.name, near) or '; `tlx finetune` makes one below runs/'
+    raise UsageError(f'no run folder {path}{hint}')
+  if not (path / 'experiment.json').exists():
+    raise UsageError(f'{path} is no run folder: it has no experiment.json; `tlx finetune --out {path}` would make one')
+  if not (path / 'model' / 'config.json').exists():
+    raise UsageError(f'{path} is not finished: run its `tlx finetune` command again to resume it')
+  return path
+
+
+def load_run(path: str | Path) -> Pretrained:
+  """The trained model of a run, with its preprocessing and class names."""
+  return pretrained.load(str((run_folder(path) / 'model').absolute()))
+
+
+def first_at_hand(*names: str) -> str:
+  """The first of these variants whose weights are on this machine; the last where none is."""
+  known = [(name, catalog.variant(name).checkpoint) for name in names]
+  return next((name for name, at in known if at and weights.at_hand(at.location, at.revision)), names[-1])
+
+
+def load_any(name: str) -> Pretrained:
+  """A run's model, or a pretrained one by its name, hub id or folder; a folder that has its own run record is a run."""
+  folder = Path(name)
+  if name in catalog.variants() or name.startswith('hf-hub:'):
+    return pretrained.load(name)
+  if (folder / 'config.json').is_file() and not (folder / 'experiment.json').exists():
+    return pretrained.load(str(folder.absolute()))
+  hint = words.did_you_mean(name, catalog.list_models(), cutoff=0.8)
+  if hint and not folder.exists():
+    raise UsageError(f'no run folder and no model {name!r}{hint}')
+  return load_run(name)
+
+
+def run_record(run: str | Path) -> dict[str, Any]:
+  """The options of a finished run, none of them open."""
+  return json.loads((run_folder(run) / 'experiment.json').read_text())['experiment']
+
+
+def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
+  """The data set of that name, or of a run its own; raises UsageError where there is none, or no such split."""
+  is_run = (Path(name) / 'experiment.json').exists()
+  if data is None and not is_run:
+    raise UsageError(f'{name} has no data set of its own: name one with --data')
+  record = run_record(name) if is_run else {'seed': 0}
+  found = catalog.dataset(data or record['data'], seed=record['seed'])
+  if split not in found.splits:
+    raise UsageError(f'{found.info.name} has no split {split!r}{words.suggest(split, found.splits)}')
+  return found
+
+
+def check_classes(data: Dataset, name: str | Path, model: Pretrained) -> None:
+  """Raises UsageError where a data set's classes are not the model's, in the same order."""
+  there, here = list(data.info.class_names), list(model.class_names)
+  only = lambda a, b: ', '.join(sorted(set(a) - set(b))[:10]) or 'none'
+  if there != here:
+    raise UsageError(
+      f'{data.info.name} has other classes than {name}: only there {only(there, here)}; only here {only(here, there)}'
+    )

@@ -1,0 +1,1 @@
+"""`tlx`: words on the command line become an action."""
