@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tlx.data import decode, mask_classes, mask_folders, masks
+from tlx.data import decode, dense_split, mask_classes, mask_folders, masks
 from tlx.data.mask_classes import Legend
 from tlx.data.mask_folders import Pair
 from tlx.data.masks import IGNORE
@@ -91,15 +91,17 @@ def load(argument: str, *, seed: int) -> Dataset:
   rejected = {pair: reason for pair, fact in facts.items() if (reason := fact.reason or _empty(fact, legend))}
   splits = {split: [p for p in pairs if p not in rejected] for split, pairs in found.pairs.items()}
   _refuse(_without_images(splits, rejected))
-  classes = {pair: _pixels(facts[pair].mask, legend) for pairs in splits.values() for pair in pairs}
-  splits, note = _with_validation(splits, classes, seed)
-  counts = {split: sum(classes[pair] for pair in pairs) for split, pairs in splits.items()}
-  _refuse(_untrained(root, legend, splits, classes, counts))
+  counts = {split: _counts([facts[pair].mask for pair in pairs], legend) for split, pairs in splits.items()}
+  splits, counts, note = _with_validation(splits, counts, seed)
+  if all(count.any(axis=1).all() for count in counts.values()):  # or the masks were counted in part
+    names = {split: [pair.mask.relative_to(root).as_posix() for pair in pairs] for split, pairs in splits.items()}
+    _refuse(dense_split.untrained(legend.class_names, counts, names))
+  used = [facts[pair] for pairs in splits.values() for pair in pairs]
   info = DatasetInfo(
     name=root.name,
     class_names=legend.class_names,
-    counts={split: tuple(count.tolist()) for split, count in counts.items()},
-    resolution=tuple(np.median([facts[pair].size for pair in classes], axis=0).astype(int).tolist()),
+    counts={split: tuple(count.sum(axis=0).tolist()) for split, count in counts.items()},
+    resolution=tuple(np.median([fact.size for fact in used], axis=0).astype(int).tolist()),
     source=f'{root}{note}',
     rejected=(*((pair.image.relative_to(root).as_posix(), why) for pair, why in rejected.items()), *found.unused),
     task='segmentation',
@@ -168,39 +170,29 @@ def _empty(found: Facts, legend: Legend) -> str:
   return 'all pixels are ignored' if counted and all(legend.index(v) == IGNORE for v in counted) else ''
 
 
-def _pixels(mask: masks.Found, legend: Legend) -> np.ndarray:
-  """int64 [k]: the pixels of each class."""
-  counts = np.zeros(IGNORE + 1, np.int64)
-  for value, count in mask.pixels.items():
-    counts[legend.index(value)] += count
-  return counts[: len(legend.class_names)]
+def _counts(found: Sequence[masks.Found], legend: Legend) -> np.ndarray:
+  """int64 [n, k]: the pixels of each class."""
+  counts = np.zeros((len(found), IGNORE + 1), np.int64)
+  for row, mask in zip(counts, found):
+    for value, count in mask.pixels.items():
+      row[legend.index(value)] += count
+  return counts[:, : len(legend.class_names)]
 
 
-def _with_validation(splits: Splits, classes: Mapping[Pair, np.ndarray], seed: int) -> tuple[Splits, str]:
+def _with_validation(
+  splits: Splits, counts: Mapping[str, np.ndarray], seed: int
+) -> tuple[Splits, Mapping[str, np.ndarray], str]:
   if 'validation' in splits:
-    return splits, ''
+    return splits, counts, ''
   if 'test' in splits:
-    return {'train': splits['train'], 'validation': splits['test']}, ' (no validation: test is used for validation)'
-  held = _holdout(splits['train'], classes, seed)
-  kept = [pair for pair in splits['train'] if pair not in held]
-  return {'train': kept, 'validation': sorted(held)}, f' ({SHARE:.0%} of the images held back for validation)'
-
-
-def _holdout(pairs: Sequence[Pair], classes: Mapping[Pair, np.ndarray], seed: int) -> set[Pair]:
-  """At least one image and at most that share, none of which is the last one in training with one of its classes."""
-  images = sum(classes[pair] > 0 for pair in pairs)  # of each class
-  held, wanted = set(), max(1, round(SHARE * len(pairs)))
-  for i in np.random.default_rng(seed).permutation(len(pairs)):
-    has = classes[pairs[i]] > 0
-    if len(held) < wanted and (images[has] > 1).all():
-      held.add(pairs[i])
-      images = images - has
-  if not held:
-    raise UsageError(
-      f'{len(pairs)} images cannot be split: each has a class that no other image has; next: add images, '
-      'or name the validation images in a folder of their own'
-    )
-  return held
+    note = ' (no validation: test is used for validation)'
+    rename = lambda by_split: {'train': by_split['train'], 'validation': by_split['test']}
+    return rename(splits), rename(counts), note
+  parts = dense_split.holdout(counts['train'], share=SHARE, seed=seed)
+  parts = dict(zip(('train', 'validation'), parts, strict=True))
+  chosen = {split: [splits['train'][i] for i in part] for split, part in parts.items()}
+  note = f' ({SHARE:.0%} of the images held back for validation)'
+  return chosen, {split: counts['train'][part] for split, part in parts.items()}, note
 
 
 def _without_images(splits: Splits, rejected: Mapping[Pair, str]) -> list[str]:
@@ -211,26 +203,6 @@ def _without_images(splits: Splits, rejected: Mapping[Pair, str]) -> list[str]:
     for split, pairs in splits.items()
     if not pairs
   ]
-
-
-def _untrained(
-  root: pathlib.Path,
-  legend: Legend,
-  splits: Splits,
-  classes: Mapping[Pair, np.ndarray],
-  counts: Mapping[str, np.ndarray],
-) -> list[str]:
-  if any(not classes[pair].any() for pair in splits['train']):
-    return []  # not every mask was counted
-  problems = []
-  for split in splits:
-    for c in np.flatnonzero((counts[split] > 0) & (counts['train'] == 0)):
-      holders = [pair.mask.relative_to(root).as_posix() for pair in splits[split] if classes[pair][c]]
-      problems.append(
-        f'class {legend.class_names[c]!r} is in {split} ({masks.some(holders)}) and not in train; '
-        'next: move an image to train, or ignore the class'
-      )
-  return problems
 
 
 def _refuse(problems: Sequence[str]) -> None:

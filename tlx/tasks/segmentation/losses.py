@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tlx.data.masks import IGNORE
 from tlx.types import UsageError
 
-IGNORE = 255  # the label of a pixel that counts for nothing, as in Pascal VOC and Cityscapes
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, Sec. 4.1
 BUCKETS = 4096  # of errors in [0, 1], see `lovasz`
 
