@@ -102,12 +102,10 @@ def test_drawing_equals_pycocotools(tmp_path):
   oracle = pytest.importorskip('pycocotools.mask')
   rng = np.random.default_rng(0)
   shapes = [[(rng.random(2 * n) * np.tile(SIZE[::-1], n)).tolist() for n in (3, 7)] for _ in range(4)]
-  shapes.append(
-    {'size': list(SIZE), 'counts': oracle.encode(np.asfortranarray(np.eye(*SIZE, dtype=np.uint8)))['counts'].decode()}
-  )
-  root = write(
-    tmp_path / 'train.json', tmp_path, objects=[(3, shape, 0) for shape in shapes[:2]] + [(7, s, 0) for s in shapes[2:]]
-  )
+  diagonal = oracle.encode(np.asfortranarray(np.eye(*SIZE, dtype=np.uint8)))
+  shapes.append({'size': list(SIZE), 'counts': diagonal['counts'].decode()})
+  objects = [(category, shape, 0) for category, shape in zip((3, 3, 7, 7, 7), shapes)]
+  root = write(tmp_path / 'train.json', tmp_path, objects=objects)
   expected = np.zeros(SIZE, np.uint8)
   for index, shape in zip((2, 2, 1, 1, 1), shapes):
     encoded = oracle.merge(oracle.frPyObjects(shape, *SIZE)) if isinstance(shape, list) else shape
@@ -120,10 +118,8 @@ def test_stuff_and_instances_make_one_mask(tmp_path):
   stuff = [{'id': 7, 'name': 'grass'}, {'id': 9, 'name': 'cat'}]
   for split in ('train', 'val'):
     write(tmp_path / f'annotations/instances_{split}2017.json', tmp_path / f'{split}2017')
-    objects = [(7, box(0, 0, 30, 10), 0)]
-    write(
-      tmp_path / f'annotations/stuff_{split}2017.json', tmp_path / f'{split}2017', objects=objects, categories=stuff
-    )
+    path, objects = tmp_path / f'annotations/stuff_{split}2017.json', [(7, box(0, 0, 30, 10), 0)]
+    write(path, tmp_path / f'{split}2017', objects=objects, categories=stuff)
   info, splits = load(tmp_path)
   assert info.class_names == ('grass', 'cat', 'dog')
   expected = np.full(SIZE, IGNORE)
@@ -184,13 +180,13 @@ def test_single_problems(tmp_path, make, words):
 
 
 def test_the_fingerprint_follows_images_and_objects(tmp_path):
-  seen = []
-  for objects in (OBJECTS, OBJECTS, OBJECTS[:2]):
-    path = tmp_path / 'train.json'
-    if objects is not OBJECTS or not seen:
-      write(path, tmp_path / 'train')
-    content = json.loads(path.read_text())
-    content['annotations'] = [a for a in content['annotations'] if a['id'] < len(objects)]
-    path.write_text(json.dumps(content))
-    seen.append(load(tmp_path).splits['train'].fingerprint())
-  assert seen[0] == seen[1] != seen[2] and None not in seen
+  write(tmp_path / 'train.json', tmp_path / 'train')
+  seen = [load(tmp_path).splits['train'].fingerprint() for _ in range(2)]
+  content = json.loads((tmp_path / 'train.json').read_text())
+  content['annotations'] = [a for a in content['annotations'] if a['id'] < 2]
+  (tmp_path / 'train.json').write_text(json.dumps(content))
+  seen.append(load(tmp_path).splits['train'].fingerprint())
+  for i in range(5):
+    Image.new('RGB', SIZE[::-1], (0, i, 200)).save(tmp_path / f'train/{i}.png')
+  seen.append(load(tmp_path).splits['train'].fingerprint())
+  assert seen[0] == seen[1] and None not in seen and len(set(seen)) == 3
