@@ -37,7 +37,10 @@ def cross_entropy(logits, labels, mask, weights=None, smoothing=0.0):
   Returns: float32 [b].
   """
   logits, targets, counts = _prepare(logits, labels, mask)
-  targets = optax.smooth_labels(targets, smoothing) if smoothing else targets
+  if weights is None and not smoothing:  # two thirds of the time of the general form on a CPU
+    places = jnp.where(counts, labels, 0).astype(jnp.int32)
+    return _mean_over_pixels(optax.softmax_cross_entropy_with_integer_labels(logits, places), counts)
+  targets = optax.smooth_labels(targets, smoothing)
   targets = targets if weights is None else targets * jnp.asarray(weights, jnp.float32)
   return _mean_over_pixels(optax.softmax_cross_entropy(logits, targets), counts)
 
@@ -62,7 +65,8 @@ def focal(logits, labels, mask, weights=None, gamma=FOCAL_GAMMA):
 def sigmoid_focal(logits, labels, mask, weights=None, gamma=FOCAL_GAMMA):
   """One-against-the-rest focal loss (Lin et al. 2017): mean over the classes and the labelled pixels.
 
-  The same as `FocalLoss` of segmentation_models_pytorch and mmsegmentation without alpha. weights multiply the classes.
+  The same as `FocalLoss('multiclass')` of segmentation_models_pytorch; weights multiply the terms of the classes. On a
+  CPU it takes ten times as long as `focal`.
 
   Returns: float32 [b].
   """
@@ -82,7 +86,7 @@ def dice(logits, labels, mask):
 
   Returns: float32 [b].
   """
-  probabilities, targets, _ = _probabilities(logits, labels, mask)
+  probabilities, targets, _ = _probabilities(logits, labels, mask)  # optax.losses.dice_loss cannot leave out pixels
   both, truth, found = (x.sum(axis=(1, 2)) for x in (probabilities * targets, targets, probabilities))
   present = truth > 0
   return _mean_over_classes(1 - 2 * both / jnp.where(present, truth + found, 1), present)
