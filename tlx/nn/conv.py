@@ -46,10 +46,11 @@ def explicit_padding(padding: Padding, size, window, strides, dilation) -> tuple
   Raises:
     ValueError: for any other padding.
 
-  >>> explicit_padding('same', size=(224, 224), window=(3, 3), strides=(2, 2), dilation=(1, 1))
-  ((0, 1), (0, 1))
-  >>> explicit_padding('torch', size=(224, 224), window=(3, 3), strides=(2, 2), dilation=(1, 1))
-  ((1, 1), (1, 1))
+  Examples:
+    >>> explicit_padding('same', size=(224, 224), window=(3, 3), strides=(2, 2), dilation=(1, 1))
+    ((0, 1), (0, 1))
+    >>> explicit_padding('torch', size=(224, 224), window=(3, 3), strides=(2, 2), dilation=(1, 1))
+    ((1, 1), (1, 1))
   """
   reach = [(w - 1) * d for w, d in zip(window, dilation)]
   if padding == 'valid':

@@ -1,4 +1,4 @@
-"""A backbone as an ordered list of named layers, and the model that puts a head on it."""
+"""A backbone as an ordered list of named layers, and the model that adds a head to it."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -12,18 +12,18 @@ from tlx.nn.dtypes import widened
 from tlx.nn.stochastic import Dropout
 from tlx.types import UsageError
 
-POOLED = 'pooled'  # one vector an image, behind the last layer
+POOLED = 'pooled'  # the feature after the last layer: one vector an image
 
 
 class Layer(NamedTuple):
-  """One named step of a backbone; `build(name=...)` makes its linen module, called as (x, train)."""
+  """One named step of a backbone. `build(name=...)` makes its linen module, which is called as (x, train)."""
 
   name: str
   build: Callable[..., nn.Module]
 
 
 class Tapped(NamedTuple):
-  """What a layer's module may return in place of an array: its output, and maps from inside it by name.
+  """What a layer's module may return instead of an array: its output, and maps from inside it by name.
 
   A head reads the map `conv` of the layer `stem` as the feature 'stem/conv'.
   """
@@ -33,10 +33,13 @@ class Tapped(NamedTuple):
 
 
 class Config(Protocol):
-  """What a family's frozen dataclass states: its layers in order, and the width of what comes out.
+  """The contract of a family's frozen dataclass: its layers in order, and the channels of the last one.
 
-  It may also have `size`, pixels: the only input that the model takes (its position tables depend on it); `smallest`,
-  the least side of an input, 32 where unstated; and `spatial_head` (see `Head`).
+  A config may also have these attributes:
+
+  - `size`: height and width in pixels of the only input that the model takes (its position tables depend on it).
+  - `smallest`: minimum height and width of an input in pixels; 32 by default.
+  - `spatial_head`: see `Head`.
   """
 
   width: int  # channels of the last layer
@@ -45,16 +48,24 @@ class Config(Protocol):
 
 
 class Staged:
-  """Base of the configs whose blocks come in stages: their order, and a layer for each."""
+  """Base class of configs that order their blocks in stages, with one layer for each block."""
 
-  depths: tuple[int, ...]  # blocks a stage
+  depths: tuple[int, ...]  # blocks of each stage
 
   def blocks(self) -> Iterator[tuple[int, int]]:
     """(stage, block) from input to output."""
     return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
 
   def block_layers(self, drop_path: float, block: Callable[[int, int, float], Callable[..., nn.Module]]) -> list[Layer]:
-    """`block(stage, place in it, rate)` builds a layer; the rates grow linearly from 0 to `drop_path`."""
+    """The layers of all blocks, from input to output.
+
+    Args:
+      drop_path: stochastic depth rate of the last block; the rates grow linearly from 0.
+      block: block(stage, position in the stage, rate) returns the layer's `build` function.
+
+    Returns:
+      One layer a block, named 'stage{s}_block{b}'.
+    """
     last = max(1, sum(self.depths) - 1)
     return [Layer(f'stage{s}_block{b}', block(s, b, drop_path * i / last)) for i, (s, b) in enumerate(self.blocks())]
 
@@ -62,11 +73,11 @@ class Staged:
 class Backbone(nn.Module):
   """Runs a family's layers in order and returns every layer's output by name.
 
-  Images are float [b, h, w, 3], already normalised; the compute dtype is theirs, parameters stay float32.
+  Images are float [b, h, w, 3], already normalised. The backbone computes in their dtype; parameters stay float32.
   """
 
   config: Any
-  drop_path: float = 0.0  # stochastic depth of the last layer (Huang et al. 2016), growing linearly from 0
+  drop_path: float = 0.0  # stochastic depth rate of the last layer (Huang et al. 2016); it grows linearly from 0
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -83,12 +94,23 @@ class Backbone(nn.Module):
     remat: bool = False,
     taps: bool = False,
   ) -> dict[str, jax.Array]:
-    """Features by layer name, from after `start` (then `x` is its output) up to and including `stop`.
+    """Computes the features, from the layer after `start` up to and including `stop`.
 
-    train: the names of the layers in training mode (batch statistics, dropout, stochastic depth), or all or none.
-    remat: the backward pass computes the inside of a layer again, from the layer's input, instead of keeping it.
-    taps: the maps from inside layers too, by 'LAYER/NAME', ahead of their layer's output.
-    Raises UsageError for a name that is no layer.
+    Args:
+      x: images; or the output of `start`.
+      train: names of the layers in training mode (batch statistics, dropout, stochastic depth); or True for all layers,
+        False for none.
+      start: a layer's name. That layer and those before it do not run.
+      stop: a layer's name. The layers after it do not run.
+      remat: whether the backward pass recomputes the inside of each layer from the layer's input, instead of storing
+        it.
+      taps: whether to return the maps from inside layers too, as 'LAYER/NAME', ahead of the layer's output.
+
+    Returns:
+      {layer name: output}, in order.
+
+    Raises:
+      UsageError: if `start` or `stop` does not name a layer.
     """
     self._check(name for name in (start, stop) if name is not None)
     features, running, run = {}, start is None, nn.remat(_run, static_argnums=2) if remat else _run
@@ -103,7 +125,7 @@ class Backbone(nn.Module):
     return features
 
   def pool(self, x: jax.Array) -> jax.Array:
-    """The last layer's output as one vector an image, float32 [b, d]; global average pooling for feature maps."""
+    """Pools the last layer's output to one vector an image, float32 [b, d]: the mean over a map's positions."""
     return widened(x).mean(axis=tuple(range(1, x.ndim - 1)))
 
   def _check(self, names) -> None:
@@ -117,9 +139,10 @@ def _run(layer: nn.Module, x: jax.Array, train: bool) -> jax.Array | Tapped:
 
 
 class Head(nn.Module):
-  """Dropout and one linear layer, in float32: pooled [b, d] -> logits [b, k]; k = 0 passes `pooled` on.
+  """Dropout and one linear layer, in float32: pooled [b, d] -> logits [b, k]. With k = 0 it returns `pooled`.
 
-  spatial: it sees the map [b, h, w, d] instead, and the rectified logits of all places are averaged (SqueezeNet).
+  With `spatial` it takes the map [b, h, w, d] instead and averages the rectified logits over all positions
+  (SqueezeNet).
   """
 
   num_classes: int
@@ -142,9 +165,16 @@ class TransferModel(nn.Module):
   def __call__(
     self, x: jax.Array, *, train: bool | Collection[str] = False, start: str | None = None, remat: bool = False
   ) -> jax.Array:
-    """train: layer names (the head's is 'head') in training mode, or all or none.
+    """Computes the logits.
 
-    start: a layer whose output `x` is, or 'pooled'; the layers up to it do not run. remat: as of the backbone.
+    Args:
+      x: images; or the output of `start`.
+      train: names of the layers in training mode (the head's is 'head'); or True for all, False for none.
+      start: a layer's name, or 'pooled'. The layers up to it do not run.
+      remat: see `Backbone`.
+
+    Returns:
+      float32 [b, k].
     """
     if start != POOLED:
       last = self.backbone.names[-1]
@@ -154,11 +184,11 @@ class TransferModel(nn.Module):
 
   @property
   def pools_nothing(self) -> bool:
-    """The head sees the last layer's map as it is."""
+    """Whether the head reads the last layer's map without pooling."""
     return bool(self.head.spatial and self.head.num_classes)
 
   def features(self, images: jax.Array, *, train: bool | Collection[str] = False) -> dict[str, jax.Array]:
-    """Every layer's output by name, in order, and 'pooled' [b, d]."""
+    """Every layer's output by name, in order, and then 'pooled' [b, d]."""
     features = self.backbone(images, train=train)
     return {**features, POOLED: self.backbone.pool(features[self.backbone.names[-1]])}
 
