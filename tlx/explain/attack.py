@@ -170,7 +170,7 @@ def sizes(pixels: jax.Array, changed: jax.Array) -> dict[str, jax.Array]:
 
 
 def _judge(look: Look, targeted: bool, variables, labels):
-  """x -> (sum of merits, (success, merit)). An attack increases the merit, one number an image."""
+  """x -> (sum of merits, (success, merit)). An attack increases the merit, one number per image."""
   sign = 1 if targeted else -1
 
   def judge(x):

@@ -64,7 +64,7 @@ def gradcam_layer(model: Pretrained, name: str | None = None) -> str:
   places = lambda layer: math.prod(jax.eval_shape(to_map, seen[layer]).shape[1:3])
   if name is not None:
     if places(check_layer(model.module, name)) == 1:
-      raise UsageError(f'layer {name!r} returns one vector an image, not a map; choose a layer before it')
+      raise UsageError(f'layer {name!r} returns one vector per image, not a map; choose a layer before it')
     return name
   for layer in reversed(model.module.backbone.names):
     values = jax.random.normal(jax.random.key(0), seen[layer].shape)

@@ -27,7 +27,7 @@ COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 18
 
 
 class Points(NamedTuple):
-  """The examples to draw, one a row."""
+  """The examples to draw, one per row."""
 
   features: np.ndarray  # float32 [n, d], of L2 norm 1
   labels: np.ndarray  # int32 [n]

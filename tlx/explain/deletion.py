@@ -57,7 +57,7 @@ def deletion(
     points: points of each curve after its start.
     steps: of integrated gradients. Their baseline is the fill, so they explain exactly what deletion removes.
     seed: of the random order.
-    batch_size: images a step.
+    batch_size: images per step.
 
   Yields:
     The result so far, after each batch.

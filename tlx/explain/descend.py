@@ -36,7 +36,7 @@ def descend(
     fixed: a pytree that stays as it is, such as a model's variables. As an argument it is not a constant of the
       program.
     start: initial parameters, a pytree of floats.
-    optimizer: from optax. A line search sees one key a step.
+    optimizer: from optax. A line search sees one key per step.
     steps: gradient steps.
     key: random key.
     project: maps parameters to the nearest allowed ones (pixels in [0, 1]) after each update.

@@ -77,7 +77,7 @@ def exciting(
     channel: one channel's number; None = the most selective ones.
     most: number of channels.
     photographs: images of each channel.
-    batch_size: images a step.
+    batch_size: images per step.
 
   Yields:
     The result so far, after each batch. Its picture is drawn when it is needed.

@@ -22,7 +22,7 @@ def feature_maps(model: Pretrained, picture: np.ndarray, layers: Sequence[str] =
     most: channels of each layer.
 
   Returns:
-    The figures, and one picture a layer.
+    The figures, and one picture per layer.
 
   Raises:
     UsageError: if there is no such layer.

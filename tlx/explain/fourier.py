@@ -16,7 +16,7 @@ import numpy as np
 # green to purple. The authors of Lucid measured it (github.com/tensorflow/lucid, optvis/param/color.py, Apache-2.0).
 COLOURS = np.array([(0.26, 0.09, 0.02), (0.27, 0.0, -0.05), (0.27, -0.09, 0.03)])
 CONTRAST = 1.5  # standard deviation of the pixels' log-odds, for coefficients of 1 at every frequency
-LOWEST = 3  # cycles a side; the weights stay constant below it, or else whole pictures drift to white or black
+LOWEST = 3  # cycles per axis; the weights stay constant below it, or else whole pictures drift to white or black
 
 
 class Parametrisation(NamedTuple):

@@ -70,8 +70,8 @@ def overlays(
   Args:
     model: with a head.
     images: pictures at the model's input size.
-    classes: one class a picture.
-    batch_size: pictures a step.
+    classes: one class per picture.
+    batch_size: pictures per step.
 
   Yields:
     One picture uint8 [s, s, 3] for each image, in order.

@@ -87,7 +87,7 @@ def ideal_images(
 
   Args:
     model: any backbone; classes need a head.
-    goals: one a picture.
+    goals: one per picture.
     size: height and width of the pictures and of the model's input, pixels.
     steps: gradient steps.
     variation: weight of the total variation, against one standard deviation of the goal's outputs.
@@ -124,7 +124,7 @@ def _see(model: Pretrained, layers: set[str]):
 
 
 def _loss(looks, goals: Sequence[Goal], made: Parametrisation, transforms: Transforms, variation: float):
-  """The loss of all pictures together. It is a sum of one term a picture, so no picture influences another."""
+  """The loss of all pictures together. It is a sum of one term per picture, so no picture influences another."""
 
   def loss(fixed, parameters: jax.Array, key: jax.Array) -> jax.Array:
     variables, spread = fixed

@@ -1,4 +1,4 @@
-"""Objectives for pictures: pure functions from a model's outputs to one number an image.
+"""Objectives for pictures: pure functions from a model's outputs to one number per image.
 
 They address layers by name and add up: `total((1, logit(285)), (-0.1, variation()))`.
 """
@@ -14,12 +14,12 @@ Objective = Callable[[Seen], jax.Array]  # -> float32 [b]
 
 
 def logit(index: int | jax.Array) -> Objective:
-  """The logit of a class. `index` is an int, or int [b] with one class an image."""
+  """The logit of a class. `index` is an int, or int [b] with one class per image."""
   return lambda seen: of_class(seen[LOGITS], index)
 
 
 def log_probability(index: int | jax.Array) -> Objective:
-  """The log-probability of a class. `index` is an int, or int [b] with one class an image."""
+  """The log-probability of a class. `index` is an int, or int [b] with one class per image."""
   return lambda seen: of_class(jax.nn.log_softmax(seen[LOGITS]), index)
 
 

@@ -38,7 +38,7 @@ def robustness(
     source: the images.
     epsilons: name -> size, see `attack`.
     attack: an untargeted attack that stops at success.
-    batch_size: images a step. Padding is masked; images that cannot be read are left out and counted.
+    batch_size: images per step. Padding is masked; images that cannot be read are left out and counted.
     seed: of the random starts.
 
   Yields:

@@ -14,7 +14,7 @@ from jax import lax
 
 from tlx.nn.dtypes import at_least_float32, widened
 
-BLOCK = 1 << 20  # maximum bytes of gathered inputs, so that they stay in a core's cache beside the result
+BLOCK = 1 << 20  # maximum bytes of gathered inputs, so that they stay in a core's cache next to the result
 LARGE = 14 * 14  # from this many output positions on, products over blocks of rows beat XLA's kernel gradient
 WIDE = 32  # from this many input channels on, products beat XLA's strided input gradient; XLA wins at RGB stems
 

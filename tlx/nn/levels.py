@@ -78,7 +78,7 @@ def as_map(values: jax.Array, prefix: int = 0) -> jax.Array:
 
 
 def _grid(shape: tuple[int, ...], prefix: int, side: int | None) -> tuple[int, int] | None:
-  """Rows and columns of a layer's output; None for one vector an image, and for tokens that do not fill a square."""
+  """Rows and columns of a layer's output; None for one vector per image, and for tokens that do not fill a square."""
   if len(shape) == 4 and min(shape[1:3]) > 1:
     return shape[1], shape[2]
   rows = round((shape[1] - prefix) ** 0.5) if len(shape) == 3 and side else 0

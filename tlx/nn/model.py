@@ -12,7 +12,7 @@ from tlx.nn.dtypes import widened
 from tlx.nn.stochastic import Dropout
 from tlx.types import UsageError
 
-POOLED = 'pooled'  # the feature after the last layer: one vector an image
+POOLED = 'pooled'  # the feature after the last layer: one vector per image
 
 
 class Layer(NamedTuple):
@@ -64,7 +64,7 @@ class Staged:
       block: block(stage, position in the stage, rate) returns the layer's `build` function.
 
     Returns:
-      One layer a block, named 'stage{s}_block{b}'.
+      One layer per block, named 'stage{s}_block{b}'.
     """
     last = max(1, sum(self.depths) - 1)
     return [Layer(f'stage{s}_block{b}', block(s, b, drop_path * i / last)) for i, (s, b) in enumerate(self.blocks())]
@@ -125,7 +125,7 @@ class Backbone(nn.Module):
     return features
 
   def pool(self, x: jax.Array) -> jax.Array:
-    """Pools the last layer's output to one vector an image, float32 [b, d]: the mean over a map's positions."""
+    """Pools the last layer's output to one vector per image, float32 [b, d]: the mean over a map's positions."""
     return widened(x).mean(axis=tuple(range(1, x.ndim - 1)))
 
   def _check(self, names) -> None:

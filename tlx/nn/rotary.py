@@ -18,7 +18,7 @@ from tlx.nn.qkv import QueryKeyValue
 
 
 def frequencies(count: int, temperature: float = 10_000.0) -> np.ndarray:
-  """A geometric series from 1 down to almost 1 / temperature, in radians a unit of distance: float64 [count]."""
+  """A geometric series from 1 down to almost 1 / temperature, in radians per unit of distance: float64 [count]."""
   return temperature ** (-np.arange(count) / count)
 
 
@@ -28,12 +28,12 @@ def axial_angles(rows: np.ndarray, columns: np.ndarray, frequencies: np.ndarray)
   Args:
     rows: row coordinates of the grid, [h], in any unit.
     columns: column coordinates of the grid, [w], in the same unit.
-    frequencies: [k], radians a unit.
+    frequencies: [k], radians per unit.
 
   Returns:
     [h * w, 2 k], row by row, in radians; float32, or float64 where jax enables it.
   """
-  # The program computes the angles: from the host they would be constants in it, one table a block. XLA shares one.
+  # The program computes the angles: from the host they would be constants in it, one table per block. XLA shares one.
   rows, columns = (jnp.asarray(axis)[:, None] * jnp.asarray(frequencies) for axis in (rows, columns))
   shape = (len(rows), len(columns), len(frequencies))
   angles = [jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns[None], shape)]
