@@ -33,7 +33,7 @@ def axial_angles(rows: np.ndarray, columns: np.ndarray, frequencies: np.ndarray)
   Returns:
     [h * w, 2 k], row by row, in radians; float32, or float64 where jax enables it.
   """
-  # The program computes the angles: from the host they would be constants in it, one table per block. XLA shares one.
+  # Computed in the program, so that XLA shares one table among the blocks; from the host each would be a constant.
   rows, columns = (jnp.asarray(axis)[:, None] * jnp.asarray(frequencies) for axis in (rows, columns))
   shape = (len(rows), len(columns), len(frequencies))
   angles = [jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns[None], shape)]
