@@ -68,7 +68,7 @@ def deletion(
   """
   check_head(model)
   if cells and cells > model.preprocess.size:
-    raise UsageError(f'--cells {cells}: give at most {model.preprocess.size}, the side of the input in pixels')
+    raise UsageError(f'--cells {cells}: the model sees {model.preprocess.size} pixels along each side; choose fewer cells')
   layer = gradcam_layer(model, layer)
   run = jax.jit(curves(model, layer, cells, fill, points, steps))
   batch_size = min(batch_size, len(source))

@@ -59,7 +59,7 @@ def check_size(model: Pretrained, size: int) -> int:
   if only and size != only:
     raise UsageError(f'size {size}: the model takes pictures of {only} pixels only')
   if size < least:
-    raise UsageError(f'size {size}: the model takes pictures of at least {least} pixels')
+    raise UsageError(f'size {size}: the model takes no pictures below {least} pixels')
   return size
 
 
