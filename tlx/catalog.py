@@ -76,7 +76,7 @@ def whole_of_config(config: Mapping[str, Any]) -> tuple[str, WholeModel] | None:
 
 
 def of_config(config: Config, first: str | None = None) -> Variant:
-  """Finds the variant with this config, whatever the input size and the number of classes.
+  """Finds the variant with this config, whatever the input size, the output stride and the number of classes.
 
   Args:
     config: of any family.
@@ -112,7 +112,8 @@ def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]
 
 
 def _same(known: Config, config: Config) -> bool:
-  loose = {name: getattr(config, name) for name in ('size', 'aux_classes') if hasattr(config, name)}
+  names = ('size', 'aux_classes', 'output_stride')
+  loose = {name: getattr(config, name) for name in names if hasattr(config, name)}
   return dataclasses.replace(known, **loose) == config
 
 

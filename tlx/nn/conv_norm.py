@@ -20,9 +20,10 @@ class ConvNorm(nn.Module):
   epsilon: float = 1e-5  # batch norm's
   momentum: float = 0.9  # of the batch norm's running statistics
   activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = Conv(self.features, self.kernel, self.stride, self.padding, self.groups, name='conv')(x)
+    x = Conv(self.features, self.kernel, self.stride, self.padding, self.groups, self.dilation, name='conv')(x)
     x = BatchNorm(self.momentum, self.epsilon, name='norm')(x, train)
     return self.activation(x) if self.activation else x

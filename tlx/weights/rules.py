@@ -57,6 +57,7 @@ class Rule(NamedTuple):
     fit: resamples the value where the input's size or channels differ from the checkpoint's.
     share: length of this part relative to the leaf's other parts.
     value: makes the value of a dropped tensor that its library expects in a file, for a model that kept none.
+    absent: value of the whole leaf in files without this tensor, which is then written only for another value.
   """
 
   source: str
@@ -65,6 +66,7 @@ class Rule(NamedTuple):
   fit: Fit | None = None
   share: int = 1
   value: Callable[[], np.ndarray] | None = None
+  absent: float | None = None
 
 
 def conv(source: str, target: str, bias: bool = False, fit: Fit | None = None) -> Iterator[Rule]:
@@ -158,6 +160,8 @@ def read(
       continue
     if path not in wanted:
       problems.append(f'{parts[0].source} -> {path}: the model has no such leaf')
+    elif missing and parts[0].absent is not None:
+      leaves[path] = np.full(wanted[path].shape, parts[0].absent, wanted[path].dtype)
     elif missing:
       problems.append(f'{", ".join(missing)} -> {path}: not in the checkpoint')
     elif (value := _join(parts, tensors, wanted[path])) is None:
@@ -197,6 +201,8 @@ def write(
   for path, leaf in leaves.items():
     parts = targets[path]
     for rule, value in zip(parts, _split(np.asarray(leaf), parts)):
+      if rule.absent is not None and np.all(value == value.dtype.type(rule.absent)):
+        continue
       kept = tensors.get(rule.source)
       if kept is None or not np.array_equal(rule.transform.read(kept), value):
         tensor = np.ascontiguousarray(rule.transform.write(value))
