@@ -1,1 +1,1 @@
-"""Heads for dense tasks, one file each: `Head`, how libraries name it with a backbone (LAYOUTS), and whole MODELS."""
+"""Heads: what turns the features of a backbone into outputs; one kind a file."""

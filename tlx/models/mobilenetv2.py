@@ -1,6 +1,6 @@
 """MobileNetV2 (Sandler et al. 2018, https://arxiv.org/abs/1801.04381): inverted residuals with ReLU6.
 
-Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, which its weights were trained with.
+Names with tf_ are for weights that were trained in TensorFlow, with its padding and its batch norm epsilon.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from tlx.nn import inverted_residual as ir
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import records, rules, tflite
 
-# Table 2 of the paper: expansion, channels, repeats, stride.
+# Table 2 of the paper. Each stage: expansion, channels, repeats, stride.
 STAGES = (
   (1, 16, 1, 1),
   (6, 24, 2, 2),
@@ -33,7 +33,7 @@ class MobileNetV2Config(ir.Network):
 
   widen: float = 1.0
   deepen: float = 1.0
-  fixed: bool = False  # stem and final convolution keep their channels
+  fixed: bool = False  # stem and final convolution are not scaled
   stages: tuple[tuple[int, int, int, int], ...] = STAGES
   final: int = 1280  # channels of the last convolution; 0 leaves it out, for heads that read maps (DeepLab)
 
@@ -67,7 +67,7 @@ def torchvision(config: MobileNetV2Config) -> Iterator[rules.Rule]:
 def transformers(config: MobileNetV2Config, prefix: str = 'mobilenet_v2.') -> Iterator[rules.Rule]:
   """transformers' names: mobilenet_v2.conv_stem.first_conv.convolution, mobilenet_v2.layer.0.expand_1x1, classifier.
 
-  Its stem holds our first block too, so that its layer 0 is our second block.
+  Its stem contains our first block, so its layer 0 is our second block.
   """
   if config.fixed or config.deepen != 1:
     raise rules.NoLayoutError('transformers has no deeper MobileNetV2 (110d, 120d)')
@@ -104,10 +104,10 @@ def of_tflite(config: MobileNetV2Config) -> Iterator[rules.Rule]:
 
 
 def from_transformers(config: Mapping[str, Any]) -> MobileNetV2Config:
-  """Of transformers' config.json; raises UsageError where it asks for something else."""
+  """Makes our config from transformers'. Raises UsageError for a network that tlx lacks."""
   ours = MobileNetV2Config(config['depth_multiplier'], padding='same', epsilon=config['layer_norm_eps'])
-  # transformers' first block never has a shortcut.
-  lacks = [f'depth_multiplier {ours.widen}, so that tlx has a shortcut more'] * (0 in ours.plan().joined())
+  # transformers' first block never has a residual connection.
+  lacks = [f'depth_multiplier {ours.widen}, for which tlx has one more shortcut'] * (0 in ours.plan().joined())
   records.require(
     config,
     {
@@ -142,8 +142,7 @@ LAYOUTS = {
   'transformers_base': lambda config: transformers(config, ''),
   'tflite': of_tflite,
 }
-# transformers' and TensorFlow Lite's weights come from TensorFlow, torchvision's do not, whatever name the user asked
-# for.
+# transformers' and TensorFlow Lite's weights come from TensorFlow, torchvision's from PyTorch, whatever the name.
 LAYOUT_VARIANTS = {
   **dict.fromkeys(('transformers', 'transformers_base', 'tflite'), ir.weights_of('tf_', VARIANTS)),
   'torchvision': ir.weights_of('', VARIANTS),
@@ -152,7 +151,7 @@ TRANSFORMERS = {'mobilenet_v2': from_transformers}
 
 _PAPER = 'https://arxiv.org/abs/1801.04381'
 _HALF = (0.5, 0.5, 0.5)
-_GOOGLE = {'035': ('0.35', 96), '075': ('0.75', 160), '100': ('1.0', 224), '140': ('1.4', 224)}  # and pixels
+_GOOGLE = {'035': ('0.35', 96), '075': ('0.75', 160), '100': ('1.0', 224), '140': ('1.4', 224)}  # width, pixels
 CHECKPOINTS = {
   name: Checkpoint(name, f'hf-hub:timm/{name}.{tag}', 'timm', license='apache-2.0', source=_PAPER)
   for name, tag in {
@@ -167,7 +166,7 @@ CHECKPOINTS = {
     f'tf_mobilenetv2_{name}',
     f'hf-hub:google/mobilenet_v2_{width}_{size}',
     'transformers',
-    Preprocess(size, size / (size + 32.5), 'bilinear', _HALF, _HALF),  # resized to 32 pixels more than it crops
+    Preprocess(size, size / (size + 32.5), 'bilinear', _HALF, _HALF),  # resizes to 32 pixels more than the crop
     license='other',
     source=_PAPER,
   )
