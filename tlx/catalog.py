@@ -111,10 +111,15 @@ def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]
   return getattr(find('models', folder), 'TRANSFORMERS', {})
 
 
+def options(config: Config) -> dict[str, Any]:
+  """Fields in which a backbone may differ from its variant: the output stride, and last layers that are left out."""
+  stride = {'output_stride': config.output_stride} if hasattr(config, 'output_stride') else {}
+  return stride | {name: 0 for name in ('final', 'hidden') if getattr(config, name, None) == 0}
+
+
 def _same(known: Config, config: Config) -> bool:
-  names = ('size', 'aux_classes', 'output_stride')
-  loose = {name: getattr(config, name) for name in names if hasattr(config, name)}
-  return dataclasses.replace(known, **loose) == config
+  loose = {name: getattr(config, name) for name in ('size', 'aux_classes') if hasattr(config, name)}
+  return dataclasses.replace(known, **loose, **options(config)) == config
 
 
 def _family_name(family: ModuleType) -> str:

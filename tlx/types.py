@@ -95,6 +95,7 @@ class WholeModel(NamedTuple):
   options: Mapping[str, Any] = {}  # of the head: its fields
   backbone_options: Mapping[str, Any] = {}  # fields of the backbone's config, such as {'output_stride': 8}
   checkpoint: Checkpoint | None = None  # None: no published weights that we know of
+  class_names: tuple[str, ...] = ()
 
 
 class Figures(NamedTuple):

@@ -11,28 +11,21 @@ import copy
 import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import reference
 
+import tlx
 from tlx import catalog
 from tlx.nn import resize
-from tlx.nn.levels import levels
-from tlx.nn.model import Backbone
-from tlx.types import WholeLayout
-from tlx.weights import rules
+from tlx.pretrained import modules
+from tlx.types import Source
+from tlx.weights import read_tensors, rules
 
 torch = pytest.importorskip('torch')
 pytestmark = pytest.mark.parity
-HEADS = {head: catalog.find('heads', head) for head in ('deeplabv3', 'fcn', 'lraspp')}
-MODELS = {
-  name: head
-  for head, folder in HEADS.items()
-  for name, row in folder.MODELS.items()
-  if row.checkpoint.layout == 'torchvision'
-}
+MODELS = {name for name, (_, row) in catalog.wholes().items() if 'pytorch/vision' in row.checkpoint.source}
 DEPTHS = (1, 1, 2, 2)  # blocks a stage of the smaller ResNet
 FINE = 'stage1_block0'  # the first layer of stride 8 of the smaller MobileNetV3
 CASES = [
@@ -47,22 +40,10 @@ EXACT, SINGLE = 1e-10, 1e-4  # float64 and float32, of each tensor's largest val
 ROUNDED = 1e-7  # PyTorch's backward pass of the hard sigmoid holds 1/6 in float32 whatever its input
 
 
-class Whole(nn.Module):
-  """Images -> the logits at their size."""
-
-  backbone: Backbone
-  head: nn.Module
-
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    features = self.backbone(x, train=train, taps=True)
-    return resize.bilinear(self.head(features, train), x.shape[1:3])
-
-
 class Pair(NamedTuple):
   theirs: Any  # torchvision's model
-  ours: Whole
+  ours: tlx.Pretrained
   table: tuple[rules.Rule, ...]
-  variables: dict
 
 
 def made(name: str, smaller: bool) -> Any:
@@ -80,36 +61,24 @@ def made(name: str, smaller: bool) -> Any:
   return build(network, 21, *([] if head == 'lraspp' else [True]))
 
 
-def built(name: str, smaller: bool) -> tuple[Whole, tuple[rules.Rule, ...]]:
-  folder = HEADS[MODELS[name]]
-  row = folder.MODELS[name]
+def small_pair(name: str) -> Pair:
+  """On a smaller backbone, which no published file has."""
+  theirs = made(name, smaller=True)
+  reference.draw(theirs)
+  head, row = catalog.wholes()[name]
   variant, options, changed = catalog.variant(row.backbone), dict(row.options), dict(row.backbone_options)
-  if smaller and 'resnet' in name:
+  if 'resnet' in name:
     changed['depths'] = DEPTHS
-  elif smaller:
+  else:
     variant = catalog.variant(row.backbone.replace('large', 'small'))
     options |= {option: FINE for option in ('fine', 'aux_layer') if option in options}
-  config = dataclasses.replace(variant.config, **changed)
-  backbone = Backbone(config)
-  head = folder.Head(row.num_classes, levels(backbone), **options)
-  layout = folder.LAYOUTS[row.checkpoint.layout]
-  return Whole(backbone, head), joined(layout, variant.family.LAYOUTS[layout.backbone](config), head)
-
-
-def joined(layout: WholeLayout, backbone: Any, head: nn.Module) -> tuple[rules.Rule, ...]:
-  """The backbone's rules without its classifier, renamed, and the head's."""
-  own = [rule for rule in backbone if not (rule.target or '').startswith('params/head/')]
-  renamed = (rule._replace(source=layout.prefix + rule.source.removeprefix(layout.strip)) for rule in own)
-  return (*renamed, *layout.head(head))
-
-
-def pair(name: str, smaller: bool) -> Pair:
-  theirs = made(name, smaller)
-  reference.draw(theirs)
-  ours, table = built(name, smaller)
+  variant = variant._replace(config=dataclasses.replace(variant.config, **changed))
+  spec = f'{head}({", ".join(f"{field}={value!r}" for field, value in options.items())})'
+  module = modules.build(variant, row.num_classes, head=spec)
+  table = modules.tables(variant, module)['torchvision']
   tensors = {name: x.numpy() for name, x in theirs.state_dict().items()}
-  like = jax.eval_shape(ours.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *SIZE, 3), np.float32))
-  return Pair(theirs, ours, table, rules.read(tensors, table, like)[0])
+  variables, _ = rules.read(tensors, table, modules.abstract(module))
+  return Pair(theirs, tlx.Pretrained(module, variables, tlx.Preprocess(), (), Source(variant.name)), table)
 
 
 def images(count: int) -> np.ndarray:
@@ -134,11 +103,12 @@ def their_pass(model: Any, *, train: bool) -> reference.Pass:
 
 def our_pass(whole: Pair, *, train: bool) -> reference.Pass:
   def loss(params, others, x, weights):
-    logits, moved = whole.ours.apply({'params': params, **others}, x, train, mutable=['batch_stats', 'aux'])
-    chosen = [logits, *(resize.bilinear(second, SIZE) for second in jax.tree.leaves(moved.pop('aux', {})))]
+    variables = {'params': params, **others}
+    logits, moved = whole.ours.module.apply(variables, x, train=train, mutable=['batch_stats', 'aux'])
+    chosen = [resize.bilinear(y, SIZE) for y in (logits, *jax.tree.leaves(moved.pop('aux', {})))]
     return sum((y * w).sum() for y, w in zip(chosen, weights)), (chosen, moved)
 
-  variables = jax.tree.map(lambda x: np.asarray(x, np.float64), dict(whole.variables))
+  variables = jax.tree.map(lambda x: np.asarray(x, np.float64), dict(whole.ours.variables))
   with jax.enable_x64(True):
     arguments = (variables.pop('params'), variables, images(3).astype(np.float64), weights())
     gradients, (chosen, moved) = reference.compiled(jax.grad(loss, has_aux=True), *arguments)
@@ -150,7 +120,7 @@ def our_pass(whole: Pair, *, train: bool) -> reference.Pass:
 @pytest.mark.parametrize(('name', 'mode'), CASES)
 def test_logits_gradients_and_statistics(name, mode, monkeypatch):
   monkeypatch.setattr('tlx.nn.stochastic.Dropout.__call__', lambda self, x, train: x)
-  whole, train = pair(name, smaller=True), mode == 'train'
+  whole, train = small_pair(name), mode == 'train'
   before = {n: x.numpy().copy() for n, x in whole.theirs.named_buffers() if n.endswith(reference.STATISTICS)}
   ours, theirs = our_pass(whole, train=train), their_pass(whole.theirs, train=train)
   assert len(ours.logits) == 1 + (train and not name.startswith('lraspp'))
@@ -165,15 +135,20 @@ def test_logits_gradients_and_statistics(name, mode, monkeypatch):
   assert not {what: worst for what, worst in errors.items() if worst.error >= limits.get(what, EXACT)}
 
 
-@pytest.mark.parametrize('name', MODELS)
-def test_the_same_tensors_come_back_and_float32_logits(name):
-  whole = pair(name, smaller=False)
-  expected = {name: x.numpy() for name, x in whole.theirs.state_dict().items() if 'num_batches' not in name}
-  back = rules.write(whole.variables, whole.table)
-  assert back.keys() == expected.keys() and all(back[n].tobytes() == x.tobytes() for n, x in expected.items())
+@pytest.mark.parametrize('name', sorted(MODELS))
+def test_its_files_in_both_directions_and_float32_logits(name, tmp_path):
+  theirs = made(name, smaller=False)
+  reference.draw(theirs)
+  torch.save(theirs.state_dict(), tmp_path / 'weights.pth')
+  ours = tlx.load(name, weights=str(tmp_path / 'weights.pth'))
+  assert ours.source.layout == 'torchvision' and len(ours.class_names) == 21
+  folder = tlx.save(tmp_path / 'saved', ours)
+  expected, back = theirs.state_dict(), read_tensors(folder)
+  assert back.keys() == expected.keys() and all(back[n].tobytes() == x.numpy().tobytes() for n, x in expected.items())
   with torch.no_grad():
-    logits = whole.theirs.eval()(reference.to_torch(images(1)))['out'].numpy()
-  found = reference.compiled(whole.ours.apply, whole.variables, images(1))
+    logits = theirs.eval()(reference.to_torch(images(1)))['out'].numpy()
+  run = lambda variables, x: resize.bilinear(ours.module.apply(variables, x), SIZE)
+  found = reference.compiled(run, dict(ours.variables), images(1))
   error = reference.relative(np.asarray(found).transpose(0, 3, 1, 2), logits)
   print(f'\n{name}: float32 logits {error:.1e}')
   assert found.dtype == np.float32 and error < SINGLE
@@ -181,4 +156,4 @@ def test_the_same_tensors_come_back_and_float32_logits(name):
 
 def test_every_model_of_torchvision_is_here():
   models = reference.library('torchvision').models
-  assert set(models.list_models(module=models.segmentation)) == MODELS.keys()
+  assert set(models.list_models(module=models.segmentation)) == MODELS

@@ -238,7 +238,8 @@ def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored
   layout = max(tables, key=lambda name: sum(rule.source in tensors for rule in tables[name]))
   if not record:
     classes = _outputs(found.variant, head, classes, tables[layout], tensors)
-  names = record.get('class_names') or records.names_of_classes(found.config, classes)
+  published = found.whole.class_names if found.whole and found.whole.num_classes == classes else ()
+  names = record.get('class_names') or published or records.names_of_classes(found.config, classes)
   return Stored(layout, found.variant, tables[layout], classes, head, names)
 
 

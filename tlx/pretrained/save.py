@@ -13,8 +13,6 @@ from tlx.pretrained.load import TLX, preprocess_of
 from tlx.types import Preprocess, Pretrained, Source, UsageError, Variables
 from tlx.weights import records, rules
 
-LOOSE = ('output_stride',)  # fields of a backbone in which it may differ from its variant
-
 
 def save(
   folder: str | Path,
@@ -157,6 +155,6 @@ def _records_with_head(variant, module, source: Source, preprocess, class_names)
     'num_classes': getattr(module.head, 'num_classes', len(class_names)),
     'class_names': list(class_names),
     'task': source.task,
-    'backbone': {name: getattr(config, name) for name in LOOSE if getattr(config, name, 0) != getattr(known, name, 0)},
+    'backbone': {name: x for name, x in catalog.options(config).items() if x != getattr(known, name)},
   }
   return {**source.config, **made, TLX: own}, dict(source.processor)
