@@ -1,7 +1,7 @@
 """One variant of each family, drawn at random, against numbers recorded from timm: parity without torch at hand.
 
-All tensors are random, made from their names in the other library's state dict, on both sides: no weights are stored. Small
-recorded numbers: `tests/parity/record.py` writes them, from torchvision for SqueezeNet and from
+All tensors are random, made from their names in the other library's state dict, on both sides: no weights are stored.
+Small recorded numbers: `tests/parity/record.py` writes them, from torchvision for SqueezeNet and from
 segmentation_models_pytorch for the Mix Transformer, which timm lacks.
 
 Largest errors of `pytest -n 0 -s -m "slow or not slow" tests/numerics/test_recorded.py` with jax 0.10.2: 1.1e-6 of the

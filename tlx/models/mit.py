@@ -182,7 +182,7 @@ def nvidia(config: MiTConfig) -> Iterator[rules.Rule]:
 
 
 def transformers(config: MiTConfig, prefix: str = 'segformer.') -> Iterator[rules.Rule]:
-  """transformers' names: segformer.encoder.block.0.0.attention.self.query, segformer.encoder.layer_norm.0, classifier."""
+  """transformers' names: segformer.encoder.block.0.0.attention.self.query, segformer.encoder.layer_norm.0."""
   return _layout(config, TRANSFORMERS_NAMES, prefix)
 
 
