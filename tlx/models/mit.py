@@ -40,10 +40,10 @@ depthwise_init = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 class MiTConfig(Staged):
   """Shape of one variant."""
 
-  depths: tuple[int, int, int, int]  # blocks a stage
-  widths: tuple[int, int, int, int]  # channels a stage
-  heads: tuple[int, int, int, int] = (1, 2, 5, 8)  # attention heads a stage
-  reductions: tuple[int, int, int, int] = (8, 4, 2, 1)  # sides of a stage's map to those of its keys and values
+  depths: tuple[int, ...]  # blocks a stage
+  widths: tuple[int, ...]  # channels a stage
+  heads: tuple[int, ...] = (1, 2, 5, 8)  # attention heads a stage
+  reductions: tuple[int, ...] = (8, 4, 2, 1)  # sides of a stage's map to those of its keys and values
   epsilon: float = 1e-5  # of the norms of blocks and stages
 
   @property
@@ -204,7 +204,7 @@ VARIANTS = {
   'mit_b3': MiTConfig((3, 4, 18, 3), _WIDE),
   'mit_b4': MiTConfig((3, 8, 27, 3), _WIDE),
   'mit_b5': MiTConfig((3, 6, 40, 3), _WIDE),
-  'mit_test': MiTConfig((1, 2, 1, 1), (4, 8, 12, 16), (1, 2, 3, 4)),
+  'mit_test': MiTConfig((1, 2, 1), (4, 8, 12), (1, 2, 3), (4, 2, 1)),
 }
 LAYOUTS = {'nvidia': nvidia, 'transformers': transformers, 'transformers_base': partial(transformers, prefix='')}
 TRANSFORMERS = {'segformer': of_transformers}
