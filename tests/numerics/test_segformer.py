@@ -39,7 +39,7 @@ def published(found, variables, features):
     joined.append(jax.image.resize(x, (len(x), *size, WIDTH), 'linear', antialias=False))
   x = jnp.concatenate(joined[::-1], axis=-1) @ params['fuse']['kernel']
   x = (x - statistics['mean']) / np.sqrt(statistics['var'] + 1e-5) * params['norm']['scale'] + params['norm']['bias']
-  return jnp.maximum(x, 0) @ params['logits']['kernel'] + params['logits']['bias']
+  return jnp.maximum(x, 0) @ params['logits']['kernel'][0, 0] + params['logits']['bias']
 
 
 @pytest.mark.parametrize('name', SHAPES)

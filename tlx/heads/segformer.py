@@ -8,19 +8,20 @@ multiply-adds, and on two busy cores 1.6 instead of 5.4 seconds.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tlx.nn.conv import Dense, linear
-from tlx.nn.dtypes import widened
-from tlx.nn.levels import Level, as_map, pyramid
+from tlx.nn import segmentation
+from tlx.nn.conv import linear
+from tlx.nn.levels import Level, pyramid, read
 from tlx.nn.norm import BatchNorm
 from tlx.nn.resize import bilinear
 from tlx.nn.stochastic import Dropout
 from tlx.types import Checkpoint, Preprocess, UsageError, WholeLayout, WholeModel
-from tlx.weights import rules
+from tlx.weights import records, rules, segformer
 
 kernel_init = nn.initializers.lecun_normal()
 
@@ -49,11 +50,11 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    maps = [as_map(features[level.layer]) for level in self.reads]
+    maps = [read(features, level) for level in self.reads]
     x = Fuse(self.width, name='fuse')(maps)
     x = nn.relu(BatchNorm(name='norm')(x, train))
     x = Dropout(self.dropout, name='dropout')(x, train)
-    return widened(Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name='logits')(x))
+    return segmentation.logits(x, self.num_classes)
 
 
 class Fuse(nn.Module):
@@ -95,8 +96,7 @@ def _layout(head: Head, projection: str, fuse: str, norm: str, logits: str, coar
     yield from rules.dense(projection.format(count - 1 - i if coarse_first else i), f'head/fuse/project{i}')
   yield rules.Rule(f'{fuse}.weight', 'params/head/fuse/kernel', rules.POINTWISE)
   yield from rules.norm(norm, 'head/norm')
-  yield rules.Rule(f'{logits}.weight', 'params/head/logits/kernel', rules.POINTWISE)
-  yield rules.Rule(f'{logits}.bias', 'params/head/logits/bias')
+  yield from rules.conv(logits, 'head/logits', bias=True)
 
 
 def transformers(head: Head) -> Iterator[rules.Rule]:
@@ -109,6 +109,22 @@ def smp(head: Head) -> Iterator[rules.Rule]:
   """segmentation_models_pytorch's names: decoder.mlp_stage.0.linear, decoder.fuse_stage.0, segmentation_head.0."""
   names = ('decoder.mlp_stage.{}.linear', 'decoder.fuse_stage.0', 'decoder.fuse_stage.1', 'segmentation_head.0')
   return _layout(head, *names, coarse_first=True)
+
+
+def of_config(config: Mapping[str, Any]) -> WholeModel | None:
+  """The model that a config.json of transformers describes; None where it describes no whole SegFormer.
+
+  Raises:
+    UsageError: naming every setting that tlx lacks.
+    TlxError: without the package transformers, which knows the defaults that a config.json leaves out.
+  """
+  if 'SegformerForSemanticSegmentation' not in (config.get('architectures') or ()):
+    return None
+  config = records.full_config(config)
+  shape = segformer.backbone(config)
+  size = next((size for size, known in _SIZES.items() if known == (shape['depths'], shape['widths'][0])), 'b0')
+  options = {'width': config['decoder_hidden_size'], 'dropout': config['classifier_dropout_prob']}
+  return WholeModel(f'mit_{size}', len(records.class_names(config)), options=options, backbone_options=shape)
 
 
 def _published(size: str, width: int, pixels: int = 512) -> WholeModel:
@@ -124,6 +140,14 @@ def _published(size: str, width: int, pixels: int = 512) -> WholeModel:
   return WholeModel(f'mit_{size}', 150, options={'width': width}, checkpoint=checkpoint)
 
 
+_SIZES = {  # blocks a stage, channels of the first
+  'b0': ((2, 2, 2, 2), 32),
+  'b1': ((2, 2, 2, 2), 64),
+  'b2': ((3, 4, 6, 3), 64),
+  'b3': ((3, 4, 18, 3), 64),
+  'b4': ((3, 8, 27, 3), 64),
+  'b5': ((3, 6, 40, 3), 64),
+}
 LAYOUTS = {
   'transformers': WholeLayout('transformers_base', 'segformer.', transformers),
   'smp_nvidia': WholeLayout('nvidia', 'encoder.', smp),  # with the encoders mit_b0 to mit_b5

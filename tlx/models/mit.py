@@ -26,7 +26,7 @@ from tlx.nn.model import Layer, Staged
 from tlx.nn.norm import LayerNorm
 from tlx.nn.stochastic import DropPath
 from tlx.types import Checkpoint, Figures, Preprocess
-from tlx.weights import records, rules
+from tlx.weights import rules, segformer
 
 PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))  # kernel and stride of each stage's patch embedding
 EXPANSION = 4  # hidden channels of the perceptrons, per channel
@@ -187,13 +187,8 @@ def transformers(config: MiTConfig, prefix: str = 'segformer.') -> Iterator[rule
 
 
 def of_transformers(config: Mapping[str, Any]) -> MiTConfig:
-  """Our config from a complete one of transformers, which does not look at its own layer_norm_eps."""
-  kernels, strides = zip(*PATCHES)
-  stages = len(PATCHES)
-  known = {'patch_sizes': kernels, 'strides': strides, 'mlp_ratios': (EXPANSION,) * stages, 'hidden_act': 'gelu'}
-  records.require(config, {'num_encoder_blocks': stages, **known})
-  shape = ('depths', 'hidden_sizes', 'num_attention_heads', 'sr_ratios')
-  return MiTConfig(*(tuple(config[name]) for name in shape))
+  """Our config from a complete one of transformers. Raises UsageError naming every setting that tlx lacks."""
+  return MiTConfig(**segformer.backbone(config))
 
 
 _WIDE = (64, 128, 320, 512)
