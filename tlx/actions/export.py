@@ -13,7 +13,7 @@ def export(run: Path, out: Path, layout: str | None = None) -> Path:
   Args:
     run: the run folder.
     out: folder to write.
-    layout: a key of the family's LAYOUTS; by default the layout of the source, or else timm's.
+    layout: a key of the family's LAYOUTS; by default as `tlx.save` does.
 
   Returns:
     The folder.

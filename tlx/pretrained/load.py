@@ -105,7 +105,8 @@ def resolve(name: str) -> Found:
   folder = weights.fetch(name)
   config = weights.read_config(folder)
   if of_library := catalog.whole_of_config(config):
-    return _of_whole(*of_library, folder, config, weights.read_processor(folder))
+    found = _of_whole(*of_library, folder, config, weights.read_processor(folder))
+    return found._replace(head=found.record.get('head')) if found.record else found  # which may have taken its place
   if 'architecture' not in config and 'model_type' not in config:
     raise TlxError(
       f'{name}/config.json names no "architecture" (timm) and no "model_type" (transformers); '
