@@ -43,9 +43,9 @@ class Ideal:
   towards: Annotated[Path | None, arg(metavar='IMAGE', help_behavior_hint='')] = None
   """What --layer makes of this photograph, compared with a plain picture of its colour."""
   steps: int = 512
-  """Of descent."""
+  """Gradient steps."""
   variation: Annotated[float | None, arg(help_behavior_hint='(default: 2000 for classes, 50 for a layer)')] = None
-  """Weight of total variation against one standard deviation of what is aimed at; 0 leaves it out."""
+  """Weight of the total variation, relative to one standard deviation of the objective; 0 turns it off."""
   parametrisation: Literal['fourier', 'pixels'] = 'fourier'
   """What descent changes: Fourier coefficients of decorrelated colours, or the pixels themselves."""
   no_transforms: Annotated[bool, arg(help_behavior_hint='')] = False
@@ -55,7 +55,7 @@ class Ideal:
   judge: Annotated[str | None, arg(metavar='MODEL', help_behavior_hint='')] = None
   """A second model of the same classes, asked what it sees in the finished pictures."""
   seed: int = 0
-  """Of the noise and the transforms."""
+  """Random seed for the noise and the transforms."""
   out: Out = None
   json: commands.Json = False
 
@@ -127,21 +127,22 @@ class Style:
   size: Annotated[int | None, arg(help_behavior_hint='(default: 512, or the only one the model takes)')] = None
   """Pixels of the longer side of the result; reached in up to three doublings."""
   steps: int = 80
-  """At each size."""
+  """Optimizer steps at each size."""
   style_layers: Annotated[str | None, arg(help_behavior_hint='(default: the first at each resolution)')] = None
   """Layers whose Gram matrices are the style, with commas between them."""
   content_layer: Annotated[str | None, arg(help_behavior_hint='(default: the second at stride 8)')] = None
   """The layer that keeps the content."""
   style_weight: float = 1000.0
-  """Against the content's weight of 1."""
+  """Weight of the style; the content has weight 1."""
   variation: float = 3.0
-  """Weight of total variation."""
+  """Weight of the total variation."""
   colours: Literal['style', 'luminance', 'histogram'] = 'style'
-  """Whose: luminance keeps the photograph's and transfers light and dark; histogram gives them to the style first."""
+  """Source of the colours. luminance keeps those of the photograph and transfers brightness only; histogram first gives
+  the style picture the colours of the photograph."""
   optimizer: Literal['lbfgs', 'adam'] = 'lbfgs'
-  """lbfgs gets further in a step, adam takes less time for one."""
+  """Optimizer. lbfgs gets further in each step, adam takes less time per step."""
   seed: int = 0
-  """Of the shuffled photograph that the figures compare with."""
+  """Random seed for the shuffled photograph that the figures compare with."""
   out: Out = None
   json: commands.Json = False
 
@@ -179,22 +180,23 @@ class Attack:
 
   photo: Photo
   target: Annotated[str | None, arg(help_behavior_hint='(default: any other class)')] = None
-  """The class that it is to be taken for, by name or number."""
+  """Class that the model should see instead, by name or number."""
   method: Literal['pgd', 'fgsm', 'descent'] = 'pgd'
   """pgd: projected gradient descent; fgsm: one step; descent: plain gradient descent, then the smallest such change."""
   norm: Literal['linf', 'l2'] = 'linf'
-  """Size of the change: the greatest of one value, or the length of all."""
+  """How the size of the change is measured: the largest change of one value, or the length of all changes."""
   epsilon: Annotated[str | None, arg(help_behavior_hint='(default: 8/255, or 3 for l2)')] = None
-  """Greatest size of the change, for pixels in [0, 1]."""
+  """Maximum size of the change, for pixels in [0, 1]."""
   steps: Annotated[int | None, arg(help_behavior_hint='(default: 20 for pgd, 500 for descent)')] = None
-  """At most."""
+  """Maximum number of gradient steps."""
   step_size: Annotated[str | None, arg(help_behavior_hint='(default: 2.5 epsilon / steps; descent 0.002)')] = None
-  """Length of a step in the unit of epsilon; for descent what the gradient is multiplied by."""
+  """Length of a step, in the unit of epsilon. For descent it is the learning rate."""
   momentum: Annotated[float | None, arg(help_behavior_hint='(default: 0)')] = None
-  """Share of the direction that a step of pgd keeps."""
+  """Momentum of the steps of pgd."""
   restarts: Annotated[int | None, arg(help_behavior_hint='(default: 1)')] = None
-  """Random starts of pgd; the best is kept."""
+  """Number of random starts of pgd; the best result is kept."""
   seed: int = 0
+  """Random seed."""
   out: Out = None
   json: commands.Json = False
 
@@ -240,18 +242,19 @@ class Robustness:
   epsilons: Annotated[str | None, arg(help_behavior_hint='(default: 0,0.5/255,1/255,2/255,4/255,8/255)')] = None
   """Sizes of the change, for pixels in [0, 1], with commas between them; for l2 0,0.1,0.25,0.5,1,3 by default."""
   norm: Literal['linf', 'l2'] = 'linf'
-  """Size of a change: the greatest of one value, or the length of all."""
+  """How the size of a change is measured: the largest change of one value, or the length of all changes."""
   steps: int = 20
-  """Of projected gradient descent, at most."""
+  """Maximum number of steps of projected gradient descent."""
   momentum: float = 0.0
-  """Share of the direction that a step keeps."""
+  """Momentum of the steps."""
   restarts: int = 1
-  """Random starts, for the photographs that withstood those before."""
+  """Number of random starts. Each one runs only on the photographs that withstood the ones before it."""
   count: Annotated[int | None, arg(help_behavior_hint='(default: all)')] = None
-  """Only so many photographs, drawn by the seed."""
+  """Number of photographs, drawn from the split at random."""
   batch_size: int = 32
-  """Images at once."""
+  """Images per step."""
   seed: int = 0
+  """Random seed."""
   out: Out = None
   json: commands.Json = False
 

@@ -15,7 +15,7 @@ class Features:
   layer: Annotated[str | None, arg(help_behavior_hint='(default: every layer)')] = None
   """A layer by name (`tlx models NAME` lists them)."""
   most: int = 16
-  """Channels shown of each layer."""
+  """Number of channels to show for each layer."""
   out: Out = None
   json: commands.Json = False
 
@@ -41,13 +41,13 @@ class Exciting:
   data: Data = None
   split: Split = 'validation'
   channel: Annotated[int | None, arg(help_behavior_hint='(default: the most selective ones)')] = None
-  """One channel by number."""
+  """Channel, by number."""
   most: int = 8
-  """Channels shown."""
+  """Number of channels to show."""
   photographs: int = 8
-  """Shown of each channel."""
+  """Number of photographs to show for each channel."""
   batch_size: int = 32
-  """Images a step."""
+  """Images per step."""
   out: Out = None
   json: commands.Json = False
 
@@ -78,7 +78,7 @@ class Gradcam:
   layer: Annotated[str | None, arg(help_behavior_hint='(default: the last map that the class depends on)')] = None
   """The layer of Grad-CAM (`tlx models NAME` lists them)."""
   steps: int = 64
-  """Of integrated gradients."""
+  """Steps of integrated gradients."""
   out: Out = None
   json: commands.Json = False
 
@@ -106,19 +106,19 @@ class Deletion:
   data: Data = None
   split: Split = 'validation'
   count: int = 100
-  """Photographs, drawn from the split."""
-  layer: Annotated[str | None, arg(help_behavior_hint='(default: as of gradcam)')] = None
+  """Number of photographs, drawn from the split at random."""
+  layer: Annotated[str | None, arg(help_behavior_hint='(default: the same as for `tlx explain gradcam`)')] = None
   """The layer of Grad-CAM."""
-  cells: Annotated[int | None, arg(help_behavior_hint="(default: as the layer's map)")] = None
-  """Of a side of the grid whose cells are taken out one by one."""
+  cells: Annotated[int | None, arg(help_behavior_hint="(default: the size of the layer's map)")] = None
+  """Cells per side of the grid. The cells are removed one by one."""
   fill: Literal['blur', 'mean'] = 'blur'
-  """What stands for a cell: the blurred photograph, or the mean colour that the model expects."""
+  """What replaces a cell: the blurred photograph, or the mean colour that the model expects."""
   steps: int = 32
-  """Of integrated gradients."""
+  """Steps of integrated gradients."""
   seed: int = 0
-  """Of the photographs and of the random cells."""
+  """Random seed for the photographs and for the random order of cells."""
   batch_size: int = 16
-  """Images a step."""
+  """Images per step."""
   out: Out = None
   json: commands.Json = False
 
@@ -143,9 +143,9 @@ class Map:
   data: Data = None
   split: Split = 'validation'
   count: int = 2000
-  """Images at most; of more, so many are drawn at random."""
+  """Maximum number of images; a larger split is sampled at random."""
   seed: int = 0
-  """Of everything random."""
+  """Random seed."""
   out: Out = None
   json: commands.Json = False
 

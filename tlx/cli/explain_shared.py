@@ -22,10 +22,12 @@ Photo = Annotated[
 ]  # fmt: skip
 DEFAULT = 'efficientnet_lite0'
 Out = Annotated[
-  Path | None, arg(help='The folder to write.', help_behavior_hint='(default: RUN/explain/..., or explained/...)')
+  Path | None, arg(help='Folder to write.', help_behavior_hint='(default: RUN/explain/..., or explained/...)')
 ]
-Data = Annotated[str | None, arg(help='folder:PATH, tfds:NAME, ...', help_behavior_hint="(default: the run's own)")]
-Split = Annotated[str, arg(help='validation, train, or test where there is one.')]
+Data = Annotated[
+  str | None, arg(help='Data set: folder:PATH, tfds:NAME, ...', help_behavior_hint="(default: the run's own)")
+]
+Split = Annotated[str, arg(help='Split: validation, train, or test if the data set has one.')]
 
 
 def model_and(
