@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tlx import words
 from tlx.nn.model import Config
-from tlx.types import Checkpoint, Dataset, UsageError
+from tlx.types import Checkpoint, Dataset, Strategy, UsageError
 
 _ONE = {'models': 'family', 'strategies': 'strategy', 'tasks': 'task', 'datasets': 'data set'}
 
@@ -81,8 +81,9 @@ def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]
 
 
 def _same(known: Config, config: Config) -> bool:
-  loose = {name: getattr(config, name) for name in ('size', 'aux_classes') if hasattr(config, name)}
-  return dataclasses.replace(known, **loose) == config
+  """The same but for the fields in which a config may differ and still be its variant's."""
+  loose = {'size', 'aux_classes', 'output_stride'} & {field.name for field in dataclasses.fields(config)}
+  return dataclasses.replace(known, **{name: getattr(config, name) for name in loose}) == config
 
 
 def _family_name(family: ModuleType) -> str:
@@ -94,7 +95,7 @@ def list_models(pattern: str = '*') -> list[str]:
   return sorted(fnmatch.filter((name for name in variants() if not name.endswith('_test')), pattern))
 
 
-def strategy(spec: str):
+def strategy(spec: str) -> Strategy:
   """'partial:3' -> its Strategy; raises UsageError for a wrong name, a missing, needless or malformed argument."""
   name, _, argument = spec.partition(':')
   cls = find('strategies', name).Strategy

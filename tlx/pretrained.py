@@ -31,7 +31,7 @@ class Found(NamedTuple):
   def preprocess(self) -> Preprocess:
     """What the model expects of its input unless another size is asked for."""
     record = _preprocess(self.config, self.processor, self.variant)
-    return record._replace(size=getattr(self.variant.config, 'size', None) or record.size)
+    return record._replace(size=self.variant.config.size or record.size)
 
 
 def load(
@@ -117,7 +117,7 @@ def abstract(module: TransferModel, channels: int = 3) -> Variables:
 def example(module: TransferModel, channels: int = 3) -> jax.Array:
   """A black image [1, s, s, c] of a size that the model takes."""
   config = module.backbone.config
-  side = getattr(config, 'size', None) or max(64, getattr(config, 'smallest', 64))
+  side = config.size or max(64, config.smallest)
   return jnp.zeros((1, side, side, channels))
 
 
@@ -161,9 +161,9 @@ def locate(found: Found, weights_at: str | None = None) -> Found:
 def build(variant: catalog.Variant, num_classes: int, dropout: float = 0.0, drop_path: float = 0.0) -> TransferModel:
   """The module of a variant, without weights; num_classes = 0 leaves out the head."""
   config = variant.config
-  if getattr(config, 'aux_classes', None) is not None:  # a second head, inside the backbone
+  if config.aux_classes is not None:  # a second head, inside the backbone
     config = dataclasses.replace(config, aux_classes=num_classes)
-  head = Head(num_classes, dropout, getattr(config, 'spatial_head', False))
+  head = Head(num_classes, dropout, config.spatial_head)
   return TransferModel(Backbone(config, drop_path), head)
 
 
@@ -185,7 +185,7 @@ class Asked(NamedTuple):
     return records.for_channels(record._replace(size=self.image_size or record.size), channels)
 
   def variant(self, variant: catalog.Variant) -> catalog.Variant:
-    if self.image_size is None or not hasattr(variant.config, 'size'):
+    if self.image_size is None or variant.config.size is None:
       return variant
     return variant._replace(config=dataclasses.replace(variant.config, size=self.image_size))
 
@@ -270,7 +270,7 @@ def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: 
 
 def _as_stored(variant: catalog.Variant, layout: str, tensors: Mapping[str, np.ndarray]) -> catalog.Variant:
   """Without its second head where the file has none: weights of one network are published with and without."""
-  if getattr(variant.config, 'aux_classes', None) is None:
+  if variant.config.aux_classes is None:
     return variant
   second = [r.source for r in variant.family.LAYOUTS[layout](variant.config) if r.target and '/aux/' in r.target]
   if any(source in tensors for source in second):
@@ -311,7 +311,7 @@ def _foreign(variant: catalog.Variant, source: Source, layout: str) -> str:
 def _records(variant, module, source: Source, preprocess, class_names, layout) -> tuple[dict, dict]:
   """config.json and preprocessor_config.json."""
   classes = module.head.num_classes
-  size = getattr(module.backbone.config, 'size', None)
+  size = module.backbone.config.size
   if layout.startswith('transformers'):
     processor = dict(source.processor)
     if preprocess and processor:

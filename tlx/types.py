@@ -114,16 +114,19 @@ class Example(NamedTuple):
 
 
 class DataSource(Protocol):
-  """One split: random access to examples, and their labels without reading a single image.
-
-  It may also have `fingerprint() -> str | None`: another value wherever an image or the order may be another. What is
-  computed from a source without one is kept for one run alone.
-  """
+  """Base of every split: random access to examples, and their labels without reading a single image."""
 
   labels: np.ndarray  # int32 [n]
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> Example: ...
+
+  def fingerprint(self) -> str | None:
+    """A text that changes whenever an image or the order may have changed; None where the source cannot tell.
+
+    tlx keeps what it computes from a source for later runs only if the source has a fingerprint.
+    """
+    return None
 
 
 class DatasetInfo(NamedTuple):
@@ -144,3 +147,13 @@ class Dataset(NamedTuple):
 
   info: DatasetInfo
   splits: Mapping[str, DataSource]
+
+
+class Strategy(Protocol):
+  """Base of every strategy (`tlx/strategies`): a frozen dataclass, whose fields are its options."""
+
+  pretrained: bool = True  # False: the run starts from random weights
+
+  def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
+    """The phases of training in order, for the named layers of a backbone; their shares add up to 1."""
+    ...

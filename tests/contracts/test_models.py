@@ -12,6 +12,7 @@ from tiny import built
 import tlx
 from tlx import catalog, labels, pretrained, trees, weights
 from tlx.actions import finetune
+from tlx.nn.model import Config
 from tlx.report import terminal
 from tlx.types import Source, UsageError
 from tlx.weights import records, rules
@@ -32,6 +33,17 @@ def model(request):
 
 def test_every_family_has_a_tiny_variant():
   assert {catalog.variant(name).family.__name__.split('.')[-1] for name in TINY} == set(catalog.names('models'))
+
+
+def test_every_config_has_the_optional_fields():
+  for variant in catalog.variants().values():
+    config = variant.config
+    assert Config in type(config).__mro__, f'{type(config).__name__} does not inherit from tlx.nn.model.Config'
+    assert config.size is None or config.size >= config.smallest
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert (config.size is not None) <= ('size' in fields), f'{variant.name}: --image-size cannot change its size'
+    assert (config.aux_classes is not None) <= ('aux_classes' in fields)
+    assert (config.output_stride is not None) <= ('output_stride' in fields)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +241,7 @@ def test_an_experiment_looks_its_model_up_once_and_reads_its_weights_once(tiny_m
     asked = tlx.Experiment(model=tiny_models[family], data=f'folder:{tiny_images}', image_size=size)
     prepared = finetune.prepare(asked, terminal.Console(quiet=True))
     assert prepared.pretrained.preprocess.size == size and prepared.experiment.image_size == size
-    assert getattr(prepared.pretrained.module.backbone.config, 'size', size) == size
+    assert prepared.pretrained.module.backbone.config.size in (None, size)
     assert sorted(calls) == ['fetch', 'read_config', 'read_tensors']
 
 

@@ -48,7 +48,7 @@ def build(variant: str, size: int) -> Any:
   import torchvision
 
   if variant in timm.list_models():
-    sized = {'img_size': size} if hasattr(catalog.variant(variant).config, 'size') else {}
+    sized = {'img_size': size} if catalog.variant(variant).config.size else {}
     module = timm.create_model(variant, num_classes=test_recorded.CLASSES, **sized)
   else:
     module = torchvision.models.get_model(variant, num_classes=test_recorded.CLASSES)

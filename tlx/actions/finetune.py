@@ -79,7 +79,7 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
   strategy = catalog.strategy(experiment.strategy)
   place = sharding.make(experiment.compile)
   defaults.check(experiment)
-  from_pretrained = getattr(strategy, 'pretrained', True)
+  from_pretrained = strategy.pretrained
   found = pretrained.resolve(experiment.model)  # a misspelt model is found before a data set is read
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)

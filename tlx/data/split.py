@@ -8,7 +8,7 @@ import numpy as np
 from tlx.types import DataSource, Example
 
 
-class Subset:
+class Subset(DataSource):
   """Some examples of another source, in the given order."""
 
   def __init__(self, source: DataSource, indices: Sequence[int] | np.ndarray):
@@ -22,7 +22,7 @@ class Subset:
     return self.source[int(self.indices[index])]
 
   def fingerprint(self) -> str | None:
-    whole = fingerprint(self.source)
+    whole = self.source.fingerprint()
     return whole and hashlib.sha256(whole.encode() + self.indices.tobytes()).hexdigest()
 
 
@@ -30,11 +30,6 @@ def sample(source: DataSource, count: int, seed: int) -> Subset:
   """That many examples drawn without replacement, in the order of the source; all where it has no more."""
   chosen = np.random.default_rng(seed).permutation(len(source))[:count]
   return Subset(source, np.sort(chosen))
-
-
-def fingerprint(source: DataSource) -> str | None:
-  """Another one wherever an image or the order may be another; None where the source cannot tell."""
-  return source.fingerprint() if hasattr(source, 'fingerprint') else None
 
 
 def holdout(labels: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import jax
 from tlx.nn.activation import Activation, silu
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.gate import SqueezeExcite
-from tlx.nn.model import Layer
+from tlx.nn.model import Config, Layer
 from tlx.nn.stochastic import DropPath
 from tlx.types import Checkpoint, Preprocess
 from tlx.weights import rules
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
+class Network(Config):
   """Base of the families' configs, which add `plan()`."""
 
   padding: str = 'torch'  # 'same' where the weights come from TensorFlow

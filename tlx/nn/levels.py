@@ -28,7 +28,7 @@ def levels(backbone: Backbone) -> tuple[Level, ...]:
   Nothing is computed: the shapes are those of one image (`jax.eval_shape`). A transformer's tokens count as a map where
   they fill the image's grid, without the tokens ahead of them.
   """
-  side = getattr(backbone.config, 'size', None)
+  side = backbone.config.size
   height, width = (side, side) if side else SIDES
   names: list[str] = []
 
@@ -38,7 +38,7 @@ def levels(backbone: Backbone) -> tuple[Level, ...]:
     return features
 
   features = jax.eval_shape(shapes, jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
-  prefix = getattr(backbone.config, 'prefix', 0)
+  prefix = backbone.config.prefix
   grids = {name: _grid(features[name].shape, prefix, side) for name in names}
   strides = {name: grid and _stride((height, width), grid) for name, grid in grids.items()}
   return tuple(Level(name, stride, features[name].shape[-1]) for name, stride in strides.items() if stride)

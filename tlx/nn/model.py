@@ -33,18 +33,23 @@ class Tapped(NamedTuple):
 
 
 class Config(Protocol):
-  """What a family's frozen dataclass states: its layers in order, and the width of what comes out.
+  """Base of every family's frozen dataclass, which states the width and the layers, and where it differs the rest.
 
-  It may also have `size`, pixels: the only input that the model takes (its position tables depend on it); `smallest`,
-  the least side of an input, 32 where unstated; and `spatial_head` (see `Head`).
+  A field or a property of the same name takes the place of a default.
   """
 
   width: int  # channels of the last layer
+  size: int | None = None  # pixels, height = width: the only input that the position tables fit; None: any size
+  smallest: int = 32  # pixels; minimum side of an input
+  prefix: int = 0  # tokens ahead of those of the image, such as the class token
+  output_stride: int | None = None  # pixels between two places of the last map; None: the family has no choice
+  aux_classes: int | None = None  # outputs of a second head inside the backbone; None: there is no second head
+  spatial_head: bool = False  # see `Head`
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]: ...
 
 
-class Staged:
+class Staged(Config):
   """Base of the configs whose blocks come in stages: their order, and a layer for each."""
 
   depths: tuple[int, ...]  # blocks a stage

@@ -21,7 +21,6 @@ from tlx import files, processes
 from tlx.cache import identity
 from tlx.cost import certificate
 from tlx.data.augment import Augment
-from tlx.data.split import fingerprint
 from tlx.prefix import boundary, store
 from tlx.types import TlxError, Variables
 
@@ -100,7 +99,7 @@ class Frozen:
 
   @functools.cached_property
   def _data(self) -> Mapping[str, str | None]:
-    return {split: fingerprint(self.run.data.splits[split]) for split in SPLITS}
+    return {split: self.run.data.splits[split].fingerprint() for split in SPLITS}
 
   def _entries(self, root: Path) -> dict[str, Path]:
     """Where the features of each split are, or would be: named by all that decides their bits."""

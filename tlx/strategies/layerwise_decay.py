@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tlx import labels
+from tlx import labels, types
 from tlx.types import Phase, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(types.Strategy):
   """layerwise_decay:D, 0 < D <= 1: the i-th layer below the head learns at D^i of its rate."""
 
   decay: float

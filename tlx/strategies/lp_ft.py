@@ -6,12 +6,12 @@ A fresh head sends large gradients into good features; training it first keeps t
 import dataclasses
 from collections.abc import Sequence
 
-from tlx import labels
+from tlx import labels, types
 from tlx.types import Phase
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(types.Strategy):
   """lp_ft."""
 
   rate: float = 0.1

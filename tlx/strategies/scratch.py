@@ -3,15 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tlx import labels
+from tlx import labels, types
 from tlx.types import Phase
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(types.Strategy):
   """scratch."""
 
-  pretrained = False  # the experiment then leaves the checkpoint's weights aside
+  pretrained = False
 
   def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
     return (Phase('everything', 1.0, labels.last_layers(layers, len(layers))),)
