@@ -69,8 +69,8 @@ def load(
 
 def save(
   folder: str | Path,
-  module: TransferModel,
-  variables: Variables,
+  model: TransferModel | Pretrained,
+  variables: Variables | None = None,
   *,
   source: Source | None = None,
   preprocess: Preprocess | None = None,
@@ -79,10 +79,21 @@ def save(
 ) -> Path:
   """Writes model.safetensors and config.json under the source's own names, which its own library and `tlx.load` read.
 
-  layout: a key of the family's LAYOUTS; by default the source's own if it is timm's or transformers', else timm's.
-  Tensors go back to the source's dtype where that loses nothing.
-  Returns: the folder. Raises TlxError when the disk is full; what lay there stays as it was.
+  Args:
+    model: all that `load` returned, whose parts the other arguments replace; or a module, which needs its variables.
+    layout: a key of the family's LAYOUTS; by default the source's own if it is timm's or transformers', else timm's.
+      Tensors go back to the source's dtype where that loses nothing.
+  Returns: the folder.
+  Raises: UsageError for a module without variables and for a layout that cannot hold the model; TlxError when the disk
+    is full. Then the files in the folder stay as they were.
   """
+  if isinstance(model, Pretrained):
+    variables = model.variables if variables is None else variables
+    source, preprocess = source or model.source, preprocess or model.preprocess
+    class_names = class_names or model.class_names
+  module: TransferModel = model.module if isinstance(model, Pretrained) else model
+  if variables is None:
+    raise UsageError('a module alone has no weights; next: tlx.save(folder, module, variables), or all of tlx.load(...)')
   variant = catalog.of_config(module.backbone.config, source and source.variant)
   source = source or Source(variant.name)
   layout, table = _layout_to_write(variant, module, variables, source, layout)
@@ -96,12 +107,6 @@ def save(
     if record:
       (folder / name).write_text(json.dumps(record, indent=2) + '\n')
   return folder
-
-
-def export(folder: str | Path, model: Pretrained, layout: str | None = None) -> Path:
-  """`save` of all that `load` returned, trained or not."""
-  about = {'source': model.source, 'preprocess': model.preprocess, 'class_names': model.class_names}
-  return save(folder, model.module, model.variables, layout=layout, **about)
 
 
 def features(module: TransferModel, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:

@@ -211,7 +211,7 @@ def _finish(
     metrics['test'] = sight.evaluator('test')(variables).numbers()
   if jax.process_index() == 0:
     _write_evaluation(prepared, trained, evaluation, out)
-    pretrained.export(out / 'model', trained)
+    pretrained.save(out / 'model', trained)
     folder.write_json(out / 'result.json', metrics)
     shutil.rmtree(out / 'features', ignore_errors=True)
     page.write_report(out)

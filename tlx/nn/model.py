@@ -1,7 +1,8 @@
 """A backbone as an ordered list of named layers, and the model that puts a head on it."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -37,6 +38,8 @@ class Config(Protocol):
 
   A field or a property of the same name takes the place of a default.
   """
+
+  __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
   width: int  # channels of the last layer
   size: int | None = None  # pixels, height = width: the only input that the position tables fit; None: any size
