@@ -10,11 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+
 from tlx import words
 from tlx.nn.model import Config
-from tlx.types import Checkpoint, Dataset, Strategy, UsageError
+from tlx.types import Checkpoint, Dataset, Strategy, Task, UsageError, WholeModel
 
-_ONE = {'models': 'family', 'strategies': 'strategy', 'tasks': 'task', 'datasets': 'data set'}
+_ONE = {'models': 'family', 'heads': 'head', 'strategies': 'strategy', 'tasks': 'task', 'datasets': 'data set'}
+_CLASS = {'heads': 'Head', 'strategies': 'Strategy', 'tasks': 'Task'}  # what each file of these folders defines
+_NONE = dataclasses.MISSING
 
 
 class Variant(NamedTuple):
@@ -56,6 +60,21 @@ def variant(name: str) -> Variant:
   return variants()[name]
 
 
+@cache
+def wholes() -> dict[str, tuple[str, WholeModel]]:
+  """{name: (head, row)} of every backbone that was trained together with a head."""
+  rows = {folder: getattr(find('heads', folder), 'MODELS', {}) for folder in names('heads')}
+  return {name: (folder, whole) for folder, models in rows.items() for name, whole in models.items()}
+
+
+def whole_of_config(config: Mapping[str, Any]) -> tuple[str, WholeModel] | None:
+  """(head, row) of the whole model that another library's config.json describes; None where it describes none."""
+  for folder in names('heads'):
+    if found := getattr(find('heads', folder), 'of_config', lambda config: None)(config):
+      return folder, found
+  return None
+
+
 def of_config(config: Config, first: str | None = None) -> Variant:
   """The variant whose config this is, at any input size and with any number of classes; `first` where it is one."""
   ordered = sorted(variants().values(), key=lambda known: known.name != first)
@@ -92,22 +111,56 @@ def _family_name(family: ModuleType) -> str:
 
 def list_models(pattern: str = '*') -> list[str]:
   """Names that match a shell pattern such as 'resnet*'; the tiny variants for tests are left out."""
-  return sorted(fnmatch.filter((name for name in variants() if not name.endswith('_test')), pattern))
+  known = [*variants(), *wholes()]
+  return sorted(fnmatch.filter((name for name in known if not name.endswith('_test')), pattern))
 
 
 def strategy(spec: str) -> Strategy:
-  """'partial:3' -> its Strategy; raises UsageError for a wrong name, a missing, needless or malformed argument."""
+  """'partial:3' or 'lp_ft(rate=0.01)' -> its Strategy; raises UsageError for wrong names and arguments."""
   name, _, argument = spec.partition(':')
+  if not argument or '(' in name:
+    return _made('strategies', spec)
   cls = find('strategies', name).Strategy
   wanted = _required(cls)
-  if bool(wanted) != bool(argument):
-    problem = f'needs a number, for example {example(name)}' if wanted else f'takes no argument, got {argument!r}'
-    raise UsageError(f'strategy {name} {problem}')
+  if not wanted:
+    raise UsageError(f'strategy {name} takes no argument, got {argument!r}')
   try:
     values = [convert(argument) for convert in wanted]
   except ValueError:
     raise UsageError(f'strategy {name}: {argument!r} is no {wanted[0].__name__}, for example {example(name)}') from None
   return cls(*values)
+
+
+def task(spec: str, **options: Any) -> Task:
+  """'segmentation' or 'segmentation(loss=ce+dice)' -> its Task, not yet bound to a data set; options: more fields."""
+  return _made('tasks', spec, **options)
+
+
+def head(spec: str, **options: Any) -> nn.Module:
+  """'unet' or 'unet(widths=(64, 32))' -> its linen module; options: more fields, such as num_classes and levels."""
+  return _made('heads', spec, **options)
+
+
+def fields(folder: str, spec: str) -> dict[str, dataclasses.Field]:
+  """The options of the alternative that a spec names."""
+  made = getattr(find(folder, words.parse(spec)[0]), _CLASS[folder])
+  return {field.name: field for field in dataclasses.fields(made) if field.name not in ('parent', 'name')}
+
+
+def _made(folder: str, spec: str, **options: Any) -> Any:
+  """An object of an alternative. Raises UsageError for an option that it does not have."""
+  name, given = words.parse(spec)
+  made, known = getattr(find(folder, name), _CLASS[folder]), fields(folder, name)
+  if wrong := [option for option in given if option not in known]:
+    raise UsageError('\n'.join(f'{_ONE[folder]} {name} has no option {w}{words.suggest(w, known)}' for w in wrong))
+  given = options | given
+  missing = [n for n, f in known.items() if n not in given and (f.default, f.default_factory) == (_NONE, _NONE)]
+  if missing and folder == 'strategies':
+    raise UsageError(f'strategy {name} needs a number, for example {example(name)}')
+  try:
+    return made(**given)
+  except TypeError as error:
+    raise UsageError(f'{_ONE[folder]} {spec}: {error}') from None
 
 
 def example(name: str) -> str:
@@ -118,7 +171,7 @@ def example(name: str) -> str:
 
 def _required(cls: type) -> list[type]:
   """Types of the arguments without a default: at most one."""
-  return [field.type for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+  return [field.type for field in dataclasses.fields(cls) if field.default is _NONE]
 
 
 def dataset(spec: str, *, seed: int = 0) -> Dataset:

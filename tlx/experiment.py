@@ -1,11 +1,22 @@
 """The noun of a run: every option that decides it. `tlx.finetune` runs one, the command line makes one from words."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # `tlx --help` does not wait for flax
+  import flax.linen as nn
+
+  from tlx.types import Strategy, Task
 
 
 def option(
-  default: Any, *, help: str, group: str = '', metavar: str | None = None, default_text: str | None = None
+  default: Any,
+  *,
+  help: str,
+  group: str = '',
+  metavar: str | None = None,
+  default_text: str | None = None,
+  typed_as: Any = None,
 ) -> Any:
   """A field of `Experiment` with the texts that `tlx finetune --help` shows.
 
@@ -15,9 +26,10 @@ def option(
     group: the title of the box of options that this one is in; '' is the untitled first box.
     metavar: what `--help` prints for the value, such as 'DIR'; None prints the type.
     default_text: what `--help` prints for a default of None.
+    typed_as: the type of the words on the command line, for a field that takes objects in Python.
   """
-  texts = {'help': help, 'group': group, 'metavar': metavar, 'default_text': default_text or 'automatic'}
-  return dataclasses.field(default=default, metadata=texts)
+  about = {'help': help, 'group': group, 'metavar': metavar, 'default_text': default_text or 'automatic'}
+  return dataclasses.field(default=default, metadata={**about, 'typed_as': typed_as})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +41,29 @@ class Experiment:
     metavar='NAME',
     help='Pretrained model: a name from `tlx models`, a folder with config.json and weights, or hf-hub:OWNER/NAME.',
   )
-  data: str = option('photo_patches', metavar='DATA', help='Data set: photo_patches, digits, folder:PATH or tfds:NAME.')
-  strategy: str = option(
+  data: str = option(
+    'photo_patches',
+    metavar='DATA',
+    help='Data set: photo_patches, digits, folder:PATH, masks:PATH, tags:PATH or tfds:NAME.',
+  )
+  task: 'str | Task | None' = option(
+    None,
+    metavar='TASK',
+    default_text='set by --data',
+    typed_as=str | None,
+    help="Task: classification, multilabel or segmentation, with options as in 'segmentation(loss=ce+dice)'.",
+  )
+  head: 'str | nn.Module | None' = option(
+    None,
+    metavar='HEAD',
+    default_text="the model's own, or set by --task",
+    typed_as=str | None,
+    help="Head: linear, mlp, unet, deeplabv3plus, ..., with options as in 'unet(widths=(128,64,32,16))'.",
+  )
+  strategy: 'str | Strategy' = option(
     'lp_ft',
     metavar='STRATEGY',
+    typed_as=str,
     help='What learns: linear_probe, partial:K, layerwise_decay:D, full, lp_ft, gradual or scratch.',
   )
   out: str | None = option(
@@ -49,7 +80,9 @@ class Experiment:
   )
   epochs: float | None = option(None, help='Passes over the training split.')
   batch_size: int | None = option(None, help='Images per step, over all devices.')
-  image_size: int | None = option(None, help="Height and width of the model's input, in pixels.")
+  image_size: int | str | None = option(
+    None, metavar='SIZE', help="Size of the model's input in pixels: one side, or HEIGHTxWIDTH."
+  )
   seed: int = option(0, help='Random seed.')
   compile: Literal['jit', 'pmap'] = option(
     'jit', help='JAX transformation that spreads a step over the devices. Both give the same numbers.'
@@ -90,9 +123,28 @@ class Experiment:
   label_smoothing: float | None = option(
     None, group='optimisation', help='Share of each target that is spread over all classes.'
   )
-  dropout: float | None = option(None, group='optimisation', help='Dropout rate before the head.')
+  dropout: float | None = option(None, group='optimisation', help='Dropout rate of the inputs of the head.')
+  head_hidden: int | None = option(
+    None, group='optimisation', default_text="the head's own", help='Units of the hidden layer of --head mlp.'
+  )
+  head_dropout: float | None = option(
+    None, group='optimisation', default_text='set by --dropout', help='Dropout rate of the head, the same as --dropout.'
+  )
+  pool: str | None = option(
+    None,
+    group='optimisation',
+    default_text="the head's own",
+    help='How --head linear and --head mlp turn the last map into one vector: avg, max or flatten.',
+  )
   drop_path: float | None = option(
     None, group='optimisation', help='Stochastic-depth rate of the last block. It grows linearly from 0 at the first.'
+  )
+  norm_statistics: str | None = option(
+    None,
+    group='optimisation',
+    metavar='{frozen,batch}',
+    help='Statistics that the batch norms of the backbone use in training: frozen uses the stored ones, batch those of '
+    'each batch.',
   )
   class_weights: Literal['none', 'balanced'] = option(
     'none', group='optimisation', help='Class weights in the loss. balanced gives rare classes larger weights.'

@@ -30,7 +30,8 @@ def groups(cls: type) -> dict[str, type]:
   for field in dataclasses.fields(cls):
     texts = field.metadata
     shown = arg(help=texts['help'], metavar=texts['metavar'], help_behavior_hint=_default(field))
-    found.setdefault(texts['group'], []).append((field.name, Annotated[field.type, shown], field.default))
+    kind = texts['typed_as'] or field.type
+    found.setdefault(texts['group'], []).append((field.name, Annotated[kind, shown], field.default))
   return {name: dataclasses.make_dataclass(name or 'general', fields, frozen=True) for name, fields in found.items()}
 
 
@@ -235,10 +236,11 @@ class Report:
   run: Run
 
   def __call__(self) -> None:
-    from tlx.actions.runs import run_folder
+    from tlx.actions.runs import load_run, run_folder, task_of
     from tlx.report.page import write_report
 
-    terminal.Console().line(f'report: {write_report(run_folder(self.run))}')
+    task = task_of(load_run(self.run))
+    terminal.Console().line(f'report: {write_report(run_folder(self.run), task)}')
 
 
 def positive(**given: float) -> None:

@@ -19,7 +19,7 @@ from tlx.data import augment
 from tlx.train import optimizer, sharding, state
 from tlx.train.memory import peak_bytes
 from tlx.train.step import Recipe, loss_function, train_step
-from tlx.types import Batch, Phase, Variables
+from tlx.types import Batch, Geometry, Phase, Target, Task, Variables
 
 # On a CPU, XLA's passes decide what is computed and kept; LLVM, which only makes it fast, is most of the wait.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
@@ -46,7 +46,7 @@ def train_cost(recipe: Recipe, phase: Phase, rates: optimizer.Optimizer, variabl
   if recipe.micro_batches > 1:  # a loop, whose body the compiler may count once
     whole, _ = train_program(dataclasses.replace(recipe, micro_batches=1), phase, rates, variables, batch)
   trainable, _ = state.split(start.params, phase)
-  examples = batch['label'].shape[0] // (recipe.micro_batches * jax.device_count())
+  examples = batch['mask'].shape[0] // (recipe.micro_batches * jax.device_count())
   return Cost(
     flops=flops(whole),
     peak_bytes=peak_bytes(program),
@@ -90,14 +90,19 @@ def _forward(recipe: Recipe, variables: Variables, batch: Batch) -> jax.stages.L
   return _everywhere().evaluate(forward).lower(variables, image)
 
 
-def example_batch(count: int, size: int) -> Batch:
-  """Shapes of a training batch of `count` images [size, size, 3]."""
+def example_batch(task: Task, count: int, shape: tuple[int, int]) -> Batch:
+  """Shapes of a training batch of `count` images of that height and width."""
   return {
-    'image': jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8),
-    'label': jax.ShapeDtypeStruct((count,), jnp.int32),
+    'image': jax.ShapeDtypeStruct((count, *shape, 3), jnp.uint8),
     'mask': jax.ShapeDtypeStruct((count,), bool),
-    'aspect': jax.ShapeDtypeStruct((count,), jnp.float32),
+    'geometry': jax.ShapeDtypeStruct((count, len(Geometry._fields)), jnp.float32),
+    'target': example_target(task, count, shape),
   }
+
+
+def example_target(task: Task, count: int, shape: tuple[int, int]) -> Target:
+  """Shapes of the targets of `count` images of that height and width."""
+  return {name: jax.ShapeDtypeStruct((count, *x.shape), x.dtype) for name, x in task.blank(shape).items()}
 
 
 def allreduce_bytes(program: jax.stages.Compiled) -> int:
@@ -126,13 +131,12 @@ def _activation_bytes(recipe: Recipe, phase: Phase, start: state.TrainState, exa
   trainable, frozen = state.split(start.params, phase)
   part = {
     'image': jax.ShapeDtypeStruct((examples, *_pixels(recipe)), jnp.float32),
-    'target': jax.ShapeDtypeStruct((examples, recipe.model.head.num_classes), jnp.float32),
-    'label': jax.ShapeDtypeStruct((examples,), jnp.int32),
+    'target': example_target(recipe.task, examples, recipe.preprocess.shape),
     'mask': jax.ShapeDtypeStruct((examples,), bool),
   }
 
   def loss(trainable, frozen, batch_stats, part, key):
-    return loss_function(recipe, phase, frozen)(trainable, batch_stats, part, key, examples)
+    return loss_function(recipe, phase, frozen)(trainable, batch_stats, part, key)
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   return kept_bytes(loss, trainable, frozen, start.batch_stats, part, key)
@@ -147,7 +151,7 @@ def _options() -> Mapping[str, Any] | None:
 
 
 def _pixels(recipe: Recipe) -> tuple[int, int, int]:
-  return recipe.preprocess.size, recipe.preprocess.size, 3
+  return *recipe.preprocess.shape, 3
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

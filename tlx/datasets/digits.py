@@ -4,13 +4,13 @@ import hashlib
 
 import numpy as np
 
-from tlx.data.split import class_counts, holdout
-from tlx.types import Dataset, DatasetInfo, DataSource, Example, UsageError
+from tlx.data.split import Labelled, class_counts, holdout
+from tlx.types import Dataset, DatasetInfo, Example, UsageError
 
 SHARE = 0.2  # held back for validation
 
 
-class Digits(DataSource):
+class Digits(Labelled):
   """Images uint8 [n, 8, 8, 3] and labels in memory."""
 
   def __init__(self, images: np.ndarray, labels: np.ndarray, positions: np.ndarray):

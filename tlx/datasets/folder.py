@@ -15,9 +15,9 @@ import numpy as np
 
 from tlx import words
 from tlx.data import decode
-from tlx.data.split import Subset, class_counts, holdout
+from tlx.data.split import Labelled, Subset, class_counts, holdout
 from tlx.files import fingerprint
-from tlx.types import Dataset, DatasetInfo, DataSource, Example, UsageError
+from tlx.types import Dataset, DatasetInfo, Example, UsageError
 
 SHARE = 0.2  # held back for validation
 FOLDERS = {'train': ('train',), 'validation': ('validation', 'val', 'valid'), 'test': ('test',)}
@@ -26,7 +26,7 @@ FULL_CHECK = 20_000  # images; above this many only header and end marker are lo
 Files = Mapping[str, Sequence[pathlib.Path]]  # class name -> its images
 
 
-class FolderSource(DataSource):
+class FolderSource(Labelled):
   """Encoded files, read when asked for."""
 
   def __init__(self, root: pathlib.Path, paths: Sequence[pathlib.Path], labels: np.ndarray):

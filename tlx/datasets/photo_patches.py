@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
+from tlx.data.split import Labelled
+from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
 
 SIZE = 96  # pixels, height = width of every crop
 CELL = 110  # pixels, smallest side of a region
@@ -113,7 +114,7 @@ def cut(image: np.ndarray, crop: Crop) -> np.ndarray:
   return np.clip(np.rint(np.asarray(patch) * np.array(crop.gain) + crop.offset), 0, 255).astype(np.uint8)
 
 
-class Patches(DataSource):
+class Patches(Labelled):
   """The crops of one split, class after class."""
 
   def __init__(self, names: Sequence[str], split: str, seed: int):

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from tlx import words
-from tlx.data.split import Subset, class_counts, holdout
+from tlx.data.split import Labelled, Subset, class_counts, holdout
 from tlx.files import fingerprint
-from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
+from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
 
 CHUNK = 1000  # records read at once
 SHARE = 0.2  # held back for validation where only 'train' exists
@@ -26,7 +26,7 @@ GLYPHS = frozenset(
 PREPARE = 'pip install "tlx[tfds-prepare]"'
 
 
-class TfdsSource(DataSource):
+class TfdsSource(Labelled):
   """One split; images stay encoded until a worker decodes them. Labels are read once, at the start."""
 
   def __init__(self, records: Any, name: str, folder: pathlib.Path):

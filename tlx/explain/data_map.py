@@ -83,7 +83,7 @@ def _parts(model: Pretrained, batches: Iterable[Batch]) -> Iterator[Points]:
   for batch in batches:
     pooled, probabilities = map(np.asarray, see(model.variables, batch['image']))
     tiles = np.stack([pictures.resized(image, TILE, TILE) for image in batch['image']])
-    columns = pooled, batch['label'], probabilities.argmax(1), probabilities.max(1), batch['index'], tiles
+    columns = pooled, batch['target']['label'], probabilities.argmax(1), probabilities.max(1), batch['index'], tiles
     yield Points(*(column[batch['mask']] for column in columns))
 
 

@@ -13,6 +13,7 @@ from tlx.nn.model import TransferModel
 from tlx.types import Pretrained, UsageError, Variables
 
 PIXELS, LOGITS = 'pixels', 'logits'
+PICTURE_CLASSES = ('classification', 'multilabel')  # tasks whose outputs are [b, k]
 Seen = Mapping[str, jax.Array]  # 'pixels', then every layer's output by name, in order, 'pooled' and 'logits'
 Look = Callable[[Variables, jax.Array], Seen]
 
@@ -34,14 +35,14 @@ def look(model: Pretrained) -> Look:
 
   def looks(variables: Variables, pixels: jax.Array) -> Seen:
     features = model.module.apply(variables, normalise(pixels, preprocess.mean, preprocess.std), method='features')
-    return {PIXELS: pixels, **features, LOGITS: model.module.apply(variables, features[last], start=last)}
+    return {PIXELS: pixels, **features, LOGITS: model.module.apply(variables, features, start=last)}
 
   return looks
 
 
 def shapes(model: Pretrained) -> Mapping[str, jax.ShapeDtypeStruct]:
   """Of what the model sees in one picture of its own size, without computing it."""
-  pixels = jax.ShapeDtypeStruct((1, model.preprocess.size, model.preprocess.size, 3), np.float32)
+  pixels = jax.ShapeDtypeStruct((1, *model.preprocess.shape, 3), np.float32)
   return jax.eval_shape(look(model), model.variables, pixels)
 
 
@@ -75,8 +76,13 @@ def check_layer(module: TransferModel, name: str) -> str:
 
 def check_head(model: Pretrained) -> None:
   """Raises UsageError for a model without classes."""
-  if not model.module.head.num_classes:
+  if not getattr(model.module.head, 'num_classes', 1):
     raise UsageError('the model has no head, and so no class to explain; choose one with classes, or a run')
+  if model.source.task.split('(')[0] not in PICTURE_CLASSES:
+    raise UsageError(
+      f'the model answers {model.source.task}, and not one class a picture: explain features and exciting show what '
+      'its layers see'
+    )
 
 
 def class_index(model: Pretrained, name: str | int) -> int:

@@ -4,22 +4,14 @@ Dense heads (segmentation, detection) read a pyramid of them; nothing here or th
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from tlx.nn.model import Backbone
+from tlx.types import Level
 
 SIDES = (256, 320)  # pixels; of the image that the shapes are read from, where the model takes any size
-
-
-class Level(NamedTuple):
-  """A layer, or a tap inside one ('stem/conv'), whose output is a map [b, h / stride, w / stride, channels]."""
-
-  layer: str
-  stride: int
-  channels: int
 
 
 def levels(backbone: Backbone) -> tuple[Level, ...]:

@@ -1,6 +1,7 @@
 """A backbone as an ordered list of named layers, and the model that puts a head on it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -8,9 +9,7 @@ import flax.linen as nn
 import jax
 
 from tlx.labels import HEAD
-from tlx.nn.conv import Dense
 from tlx.nn.dtypes import widened
-from tlx.nn.stochastic import Dropout
 from tlx.types import UsageError
 
 POOLED = 'pooled'  # one vector an image, behind the last layer
@@ -124,51 +123,83 @@ def _run(layer: nn.Module, x: jax.Array, train: bool) -> jax.Array | Tapped:
   return layer(x, train)
 
 
-class Head(nn.Module):
-  """Dropout and one linear layer, in float32: pooled [b, d] -> logits [b, k]; k = 0 passes `pooled` on.
+class TransferModel(nn.Module):
+  """A backbone and a head: images float [b, h, w, 3], normalised, -> what the head makes of the features.
 
-  spatial: it sees the map [b, h, w, d] instead, and the rectified logits of all places are averaged (SqueezeNet).
+  head: a linen module, called as `head(features, train)`, where features holds the output of every layer, the maps
+  tapped inside layers, and 'pooled' [b, d]. The heads of `tlx/heads` are such modules; so may be your own.
   """
 
-  num_classes: int
-  dropout: float = 0.0
-  spatial: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    x = Dropout(self.dropout, name='dropout')(widened(x), train)
-    x = Dense(self.num_classes, name='logits')(x) if self.num_classes else x
-    return nn.relu(x).mean(axis=(1, 2)) if self.spatial and self.num_classes else x
-
-
-class TransferModel(nn.Module):
-  """A backbone and a head: images float [b, h, w, 3], normalised, -> logits float32 [b, k]."""
-
   backbone: Backbone
-  head: Head
+  head: nn.Module
 
   def __call__(
-    self, x: jax.Array, *, train: bool | Collection[str] = False, start: str | None = None, remat: bool = False
-  ) -> jax.Array:
-    """train: layer names (the head's is 'head') in training mode, or all or none.
+    self,
+    x: jax.Array | Mapping[str, jax.Array],
+    *,
+    train: bool | Collection[str] = False,
+    start: str | None = None,
+    remat: bool = False,
+  ) -> Any:
+    """train: layer names (the head's is 'head') in training mode, or all or none. remat: as of the backbone.
 
-    start: a layer whose output `x` is, or 'pooled'; the layers up to it do not run. remat: as of the backbone.
+    start: the layers up to this one, or for 'pooled' all layers, do not run; x is then its output, or a dict of it and
+    of the earlier features that the head reads.
     """
-    if start != POOLED:
-      last = self.backbone.names[-1]
-      x = x if start == last else self.backbone(x, train=train, start=start, remat=remat)[last]
-      x = x if self.pools_nothing else self.backbone.pool(x)
-    return self.head(x, trains(train, HEAD))
-
-  @property
-  def pools_nothing(self) -> bool:
-    """The head sees the last layer's map as it is."""
-    return bool(self.head.spatial and self.head.num_classes)
+    features = x if isinstance(x, Mapping) else {start: x} if start else {}
+    last = self.backbone.names[-1]
+    if start not in (POOLED, last):
+      image = x if start is None else features[start]
+      features = {**features, **self.backbone(image, train=train, start=start, remat=remat, taps=True)}
+    if POOLED not in features and last in features:
+      features = {**features, POOLED: self.backbone.pool(features[last])}
+    return self.head(features, trains(train, HEAD))
 
   def features(self, images: jax.Array, *, train: bool | Collection[str] = False) -> dict[str, jax.Array]:
     """Every layer's output by name, in order, and 'pooled' [b, d]."""
     features = self.backbone(images, train=train)
     return {**features, POOLED: self.backbone.pool(features[self.backbone.names[-1]])}
+
+  def reads(self) -> tuple[str, ...]:
+    """Names of the features that the head reads: its `needs`, or else what it asks for when it is called on shapes."""
+    return getattr(self.head, 'needs', None) or _reads(self)
+
+
+@functools.cache
+def _reads(model: TransferModel) -> tuple[str, ...]:
+  side = model.backbone.config.size or max(64, model.backbone.config.smallest)
+  noted: dict[str, None] = {}
+
+  class Noting(dict):
+    """Features that note which of them are asked for."""
+
+    def __getitem__(self, name):
+      noted[name] = None
+      return super().__getitem__(name)
+
+    def __iter__(self):
+      noted.update(dict.fromkeys(self.keys()))
+      return super().__iter__()
+
+    def items(self):
+      noted.update(dict.fromkeys(self.keys()))
+      return super().items()
+
+    def values(self):
+      noted.update(dict.fromkeys(self.keys()))
+      return super().values()
+
+    def get(self, name, default=None):
+      noted[name] = None
+      return super().get(name, default)
+
+  def run(images: jax.Array) -> None:
+    features = model.backbone.init_with_output(jax.random.key(0), images, taps=True)[0]
+    pooled = model.backbone.pool(features[model.backbone.names[-1]])
+    model.head.init(jax.random.key(0), Noting({**features, POOLED: pooled}), False)
+
+  jax.eval_shape(run, jax.ShapeDtypeStruct((1, side, side, 3), 'float32'))
+  return tuple(noted)
 
 
 def trains(train: bool | Collection[str], name: str) -> bool:

@@ -1,8 +1,13 @@
 """Pooling with PyTorch's arithmetic: images [b, h, w, c], square windows, the dtype of the input."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from tlx import words
+from tlx.types import Level, UsageError
 
 
 def max_pool(x: jax.Array, window: int, stride: int, *, padding: int = 0, ceil: bool = False) -> jax.Array:
@@ -32,6 +37,24 @@ def adaptive_avg_pool(x: jax.Array, height: int, width: int) -> jax.Array:
       parts = [jax.lax.slice_in_dim(x, start, end, axis=axis).mean(axis) for start, end in bounds]
       x = jnp.stack(parts, axis)
   return x
+
+
+POOLS = ('avg', 'max', 'flatten')
+
+
+def pooled(features: Mapping[str, jax.Array], levels: Sequence[Level], how: str) -> jax.Array:
+  """One vector an image [b, d]: 'avg' is what the backbone pools; 'max' and 'flatten' read its last map.
+
+  Raises UsageError for another word, and where the backbone gives no map to pool.
+  """
+  if how == 'avg':
+    return features['pooled']
+  if how not in POOLS:
+    raise UsageError(f'no pool {how!r}{words.suggest(how, POOLS)}')
+  if not levels:
+    raise UsageError(f'pool {how}: the backbone gives one vector an image and no map; only avg pools it')
+  x = features[levels[-1].layer]
+  return x.reshape(len(x), -1) if how == 'flatten' else x.max(axis=tuple(range(1, x.ndim - 1)))
 
 
 def _overhang(size: int, window: int, stride: int, padding: int) -> int:

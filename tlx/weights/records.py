@@ -88,7 +88,7 @@ def timm_config(
   fixed_size: whether parameters depend on the size of the input, which timm's constructor is then told.
   """
   pretrained = {
-    'input_size': [len(record.mean), record.size, record.size],
+    'input_size': [len(record.mean), *record.shape],
     'crop_pct': record.crop,
     'crop_mode': record.mode,
     'interpolation': record.interpolation,
@@ -129,9 +129,9 @@ def transformers_processor(record: Record, size: int) -> dict[str, Any]:
 
 
 def _of_timm(record: Record, default: Preprocess) -> Preprocess:
-  size = record.get('input_size', (3, default.size, default.size))
+  height, width = record.get('input_size', (3, *default.shape))[-2:]
   return Preprocess(
-    size=int(size[-1]),
+    size=int(height) if height == width else (int(height), int(width)),
     crop=float(record.get('crop_pct', default.crop)),
     interpolation=record.get('interpolation', default.interpolation),
     mean=tuple(record.get('mean', default.mean)),

@@ -116,15 +116,15 @@ def tables(
 
 
 def read(
-  tensors: Tensors, rules: Sequence[Rule], like: Variables, *, fresh: str | None = None, where: str = 'checkpoint'
+  tensors: Tensors, rules: Sequence[Rule], like: Variables, *, fresh: Sequence[str] = (), where: str = 'checkpoint'
 ) -> tuple[Variables, dict[str, np.ndarray]]:
   """Checkpoint tensors -> variables of `like`'s shapes in its dtypes, and the tensors that the rules drop.
 
-  fresh: a module such as 'logits' whose leaves are taken from `like` as they are, whatever the checkpoint says.
+  fresh: modules such as 'logits' whose leaves are taken from `like` as they are, whatever the checkpoint says.
   Raises WeightMismatchError listing all problems: missing, unexpected, wrongly shaped, never written.
   """
   wanted = trees.flatten(like)
-  is_fresh = lambda path: fresh in path.split('/')
+  is_fresh = lambda path: not set(fresh).isdisjoint(path.split('/'))
   leaves = {path: leaf for path, leaf in wanted.items() if is_fresh(path)}
   targets, drops = by_target(rules), _dropping(rules)
   dropped = {name: np.asarray(tensor) for name, tensor in tensors.items() if drops(name)}
@@ -223,13 +223,17 @@ def _report(where: str, problems: list[str]) -> str:
   return '\n  '.join([f'{where}: {len(problems)} problem{"s" * (len(problems) > 1)}', *shown])
 
 
-def blank(like: Variables, fresh: str | None, rectified: bool = False) -> Variables:
-  """`like` with zeros for a fresh head: the first steps then move the backbone little.
+def own(leaves: Iterable[str]) -> Iterator[Rule]:
+  """Rules for leaves that no library names: 'params/head/conv/kernel' is 'head.conv.kernel' in a file, as it lies."""
+  for path in leaves:
+    yield Rule(path.partition('/')[2].replace('/', '.'), path)
+
+
+def blank(like: Variables, fresh: Sequence[str], rectified: bool = False) -> Variables:
+  """`like` with zeros for a fresh linear head: the first steps then move the backbone little.
 
   rectified: its logits go through a ReLU, where zeros would never learn; its kernel is drawn, with deviation 0.01.
   """
-  if fresh is None:
-    return like
   rng = np.random.default_rng(0)
 
   def start(path: str, x: Any) -> np.ndarray:
@@ -237,4 +241,5 @@ def blank(like: Variables, fresh: str | None, rectified: bool = False) -> Variab
     return rng.normal(0, 0.01, x.shape).astype(x.dtype) if drawn else np.zeros(x.shape, x.dtype)
 
   flat = trees.flatten(like)
-  return trees.unflatten({path: start(path, x) if fresh in path.split('/') else x for path, x in flat.items()})
+  old = lambda path: set(fresh).isdisjoint(path.split('/'))
+  return trees.unflatten({path: x if old(path) else start(path, x) for path, x in flat.items()})

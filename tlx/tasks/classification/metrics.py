@@ -9,11 +9,11 @@ BINS = 15  # of confidence, equally wide: the usual number for the calibration e
 
 
 @struct.dataclass
-class Classification:
+class Sums:
   """Sums over the real examples of any number of batches; `jax.lax.psum` of the whole adds them over devices.
 
-  Counts are int32, hence exact up to 2**31 examples; the other sums are float32 on the device and float64 where NumPy
-  arrays are merged, so an evaluation of many batches does well to `jax.device_get` each before it merges.
+  Counts are int32, hence exact up to 2**31 examples; the other sums are float32 on the device, and float64 where
+  `evaluate.exact.merge` adds those of several batches on the host.
   """
 
   count: jax.Array  # int32 []
@@ -52,10 +52,6 @@ class Classification:
       bin_correct=_into_bins(bins, correct),
     )
 
-  def merge(self, other):
-    """The sums of both."""
-    return jax.tree.map(_add, self, other)
-
   def compute(self) -> dict:
     """Plain Python numbers, computed on the host in float64; all 0.0 where there is no example.
 
@@ -87,11 +83,6 @@ class Classification:
 
 def _into_bins(bins, values):
   return jax.ops.segment_sum(values, bins, BINS)
-
-
-def _add(a, b):
-  on_host = isinstance(a, np.ndarray | np.generic) and np.issubdtype(a.dtype, np.floating)
-  return a.astype(np.float64) + b if on_host else a + b
 
 
 def _divide(a, b):
