@@ -1,4 +1,4 @@
-"""What there is, found by listing folders: the only dynamic import of the project."""
+"""Finds models, strategies, tasks and data sets by listing folders. It is the only file that imports by name."""
 
 import dataclasses
 import fnmatch
@@ -31,12 +31,12 @@ class Variant(NamedTuple):
 
 
 def names(folder: str) -> tuple[str, ...]:
-  """The alternatives in a plural folder, by file name, in alphabetical order."""
+  """The alternatives in a plural folder: the names of its files, in alphabetical order."""
   return tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / folder)])))
 
 
 def find(folder: str, name: str) -> ModuleType:
-  """The alternative `name` of a folder; raises UsageError with the nearest names."""
+  """Imports the alternative `name` of a folder. Raises UsageError, with the most similar names, if there is none."""
   if name not in names(folder):
     raise UsageError(f'no {_ONE[folder]} {name!r}{words.suggest(name, names(folder))}')
   return importlib.import_module(f'tlx.{folder}.{name}')
@@ -44,7 +44,7 @@ def find(folder: str, name: str) -> ModuleType:
 
 @cache
 def variants() -> dict[str, Variant]:
-  """Every variant of every family by its name, timm's spelling."""
+  """Every variant of every family, by its name in timm's spelling."""
   families = [find('models', family) for family in names('models')]
   return {
     name: Variant(name, family, config, family.CHECKPOINTS.get(name))
@@ -54,7 +54,7 @@ def variants() -> dict[str, Variant]:
 
 
 def variant(name: str) -> Variant:
-  """The variant `name`; raises UsageError with the nearest names."""
+  """The variant `name`. Raises UsageError, with the most similar names, if there is none."""
   if name not in variants():
     raise UsageError(f'no model {name!r}{words.suggest(name, list_models())}')
   return variants()[name]
@@ -76,7 +76,15 @@ def whole_of_config(config: Mapping[str, Any]) -> tuple[str, WholeModel] | None:
 
 
 def of_config(config: Config, first: str | None = None) -> Variant:
-  """The variant whose config this is, at any input size and with any number of classes; `first` where it is one."""
+  """Finds the variant with this config, whatever the input size, the output stride and the number of classes.
+
+  Args:
+    config: of any family.
+    first: a variant's name; it is preferred if several variants have the same config.
+
+  Returns:
+    The variant; or a new one, named after the family, if no variant has this config.
+  """
   ordered = sorted(variants().values(), key=lambda known: known.name != first)
   for known in ordered:
     if type(known.config) is type(config) and _same(known.config, config):
@@ -86,7 +94,11 @@ def of_config(config: Config, first: str | None = None) -> Variant:
 
 
 def of_transformers(config: Mapping[str, Any]) -> Variant:
-  """The variant that a complete config.json of transformers describes; raises UsageError for an unknown model type."""
+  """Finds the variant that a complete config.json of transformers describes.
+
+  Raises:
+    UsageError: for an unknown model type.
+  """
   readers = {kind: read for folder in names('models') for kind, read in _readers(folder).items()}
   if config['model_type'] not in readers:
     kind = config['model_type']
@@ -127,7 +139,9 @@ def strategy(spec: str) -> Strategy:
   try:
     values = [convert(argument) for convert in wanted]
   except ValueError:
-    raise UsageError(f'strategy {name}: {argument!r} is no {wanted[0].__name__}, for example {example(name)}') from None
+    raise UsageError(
+      f'strategy {name}: {argument!r} is not a valid {wanted[0].__name__}, for example {example(name)}'
+    ) from None
   return cls(*values)
 
 
@@ -164,7 +178,7 @@ def _made(folder: str, spec: str, **options: Any) -> Any:
 
 
 def example(name: str) -> str:
-  """A strategy as a user writes it: 'partial:3', 'full'."""
+  """A strategy as the user writes it, such as 'partial:3' or 'full'."""
   values = [{int: '3', float: '0.8'}[convert] for convert in _required(find('strategies', name).Strategy)]
   return ':'.join([name, *values])
 
@@ -175,6 +189,10 @@ def _required(cls: type) -> list[type]:
 
 
 def dataset(spec: str, *, seed: int = 0) -> Dataset:
-  """'folder:PATH' -> its Dataset; raises UsageError for a wrong name, and what the data set finds wrong."""
+  """Loads the Dataset of a text such as 'folder:PATH'.
+
+  Raises:
+    UsageError: for an unknown name, and for the problems that the data set finds.
+  """
   name, _, argument = spec.partition(':')
   return find('datasets', name).load(argument, seed=seed)

@@ -1,4 +1,4 @@
-"""`tlx cost`: what a strategy costs on a model, beside the forward pass and full fine-tuning; nothing is trained."""
+"""`tlx cost`: the cost of a strategy on a model, next to the forward pass and full fine-tuning. It trains nothing."""
 
 from typing import Any
 
@@ -29,10 +29,26 @@ def certify(
   task: str | None = None,
   head: str | None = None,
 ) -> dict[str, Any]:
-  """What `tlx cost --json` prints: of one device of all that JAX has, for the costliest phase and for each.
+  """Computes what `tlx cost --json` prints: the cost per device, over all devices that JAX sees.
 
-  Clipping, norm logging and the NaN check are in the step, as in `tlx finetune`; augmentation is not. image_size: in
-  pixels, the model's own by default. Raises UsageError for a misspelt model or strategy and for sizes that do not fit.
+  The step contains clipping, norm logging and the NaN check, as in `tlx finetune`, but no augmentation.
+
+  Args:
+    model: a variant's name, a folder or hf-hub:OWNER/NAME.
+    strategy: such as 'partial:3'.
+    batch_size: images per step, over all devices.
+    image_size: height and width in pixels; the model's own by default.
+    num_classes: outputs of the head.
+    dtype: of the computation.
+    micro_batches: parts of a batch.
+    remat: whether the backward pass recomputes the inside of each layer.
+    optimizer_name: 'adamw' or 'sgd'.
+
+  Returns:
+    The figures of the costliest phase, and of each phase under 'phases'.
+
+  Raises:
+    UsageError: for an unknown model or strategy, and for sizes that do not fit.
   """
   chosen, full = catalog.strategy(strategy), catalog.strategy('full')
   _check(batch_size, micro_batches, num_classes, image_size)

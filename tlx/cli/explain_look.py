@@ -1,4 +1,4 @@
-"""Commands that look: what a model sees, where, and how a data set lies before it."""
+"""Commands that show what a model sees: feature maps, heat maps and maps of data sets."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from tlx.cli.explain_shared import Data, Model, Out, Photo, Split, arg, finish, 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """What each channel of the named layers answers to a photograph, the most active first."""
+  """Show the channels of the named layers for a photograph, the most active channels first."""
 
   photo: Photo
   layer: Annotated[str | None, arg(help_behavior_hint='(default: every layer)')] = None
@@ -33,7 +33,7 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Exciting:
-  """The photographs of a data set that excite the channels of a layer most, with where in them they do."""
+  """Show the photographs of a data set that activate the channels of a layer most, and where in them."""
 
   model: Model
   layer: str
@@ -70,7 +70,7 @@ class Exciting:
 
 @dataclasses.dataclass(frozen=True)
 class Gradcam:
-  """Where a model looks for a class: Grad-CAM and integrated gradients over a photograph."""
+  """Show where a model looks for a class: Grad-CAM and integrated gradients over a photograph."""
 
   photo: Photo
   class_: Annotated[str | None, arg(name='class', help_behavior_hint='(default: the most probable)')] = None
@@ -100,7 +100,7 @@ class Gradcam:
 
 @dataclasses.dataclass(frozen=True)
 class Deletion:
-  """Check where a model looks: take the hottest places out, and see how fast the class goes."""
+  """Check where a model looks: remove the hottest positions, and measure how the probability of the class falls."""
 
   model: Model
   data: Data = None
@@ -137,7 +137,7 @@ class Deletion:
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-  """Draw a data set as the backbone sees it: like pictures lie together, on a page that zooms."""
+  """Draw a data set as a map on a page that zooms: images with similar features lie close together."""
 
   model: Model
   data: Data = None

@@ -21,12 +21,12 @@ def nearest(labels: np.ndarray, geometry: Geometry, shape: tuple[int, int], fill
   return np.where(outside, fill, found).astype(labels.dtype) if outside.any() else found
 
 
-def back(scores: np.ndarray, geometry: Geometry) -> np.ndarray:
-  """Scores [h, w, k] of an array at every pixel of its photograph: bilinear, the nearest beyond the array."""
-  height, width = round(geometry.height), round(geometry.width)
-  rows = _weights(geometry.top, geometry.bottom, scores.shape[0], height)
-  columns = _weights(geometry.left, geometry.right, scores.shape[1], width)
-  (low, high, share), (left, right, across) = rows, columns
+def back(scores: np.ndarray, geometry: Geometry, rows: tuple[int, int]) -> np.ndarray:
+  """Scores [h, w, k] of an array at the pixels of some rows of its photograph, bilinear."""
+  inside = np.arange(rows[0], min(rows[1], round(geometry.height)))
+  low, high, share = _weights(geometry.top, geometry.bottom, scores.shape[0], inside)
+  columns = np.arange(round(geometry.width))
+  left, right, across = _weights(geometry.left, geometry.right, scores.shape[1], columns)
   down = scores[low] * (1 - share)[:, None, None] + scores[high] * share[:, None, None]
   return down[:, left] * (1 - across)[:, None] + down[:, right] * across[:, None]
 
@@ -35,9 +35,9 @@ def _places(start: float, stop: float, count: int) -> np.ndarray:
   return np.floor(start + (stop - start) * (np.arange(count) + 0.5) / count).astype(np.int64)
 
 
-def _weights(start: float, stop: float, count: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(lower place, upper place, share of the upper) of every one of `length` pixels among `count` places."""
-  at = np.clip((np.arange(length) + 0.5 - start) / (stop - start) * count - 0.5, 0, count - 1)
+def _weights(start: float, stop: float, count: int, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(lower place, upper place, share of the upper) of each of these pixels among `count` places."""
+  at = np.clip((pixels + 0.5 - start) / (stop - start) * count - 0.5, 0, count - 1)
   low = np.floor(at).astype(np.int64)
   return low, np.minimum(low + 1, count - 1), (at - low).astype(np.float32)
 

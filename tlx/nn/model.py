@@ -1,4 +1,4 @@
-"""A backbone as an ordered list of named layers, and the model that puts a head on it."""
+"""A backbone as an ordered list of named layers, and the model that adds a head to it."""
 
 import dataclasses
 import functools
@@ -12,18 +12,18 @@ from tlx.labels import HEAD
 from tlx.nn.dtypes import widened
 from tlx.types import UsageError
 
-POOLED = 'pooled'  # one vector an image, behind the last layer
+POOLED = 'pooled'  # the feature after the last layer: one vector per image
 
 
 class Layer(NamedTuple):
-  """One named step of a backbone; `build(name=...)` makes its linen module, called as (x, train)."""
+  """One named step of a backbone. `build(name=...)` makes its linen module, which is called as (x, train)."""
 
   name: str
   build: Callable[..., nn.Module]
 
 
 class Tapped(NamedTuple):
-  """What a layer's module may return in place of an array: its output, and maps from inside it by name.
+  """What a layer's module may return instead of an array: its output, and maps from inside it by name.
 
   A head reads the map `conv` of the layer `stem` as the feature 'stem/conv'.
   """
@@ -33,18 +33,18 @@ class Tapped(NamedTuple):
 
 
 class Config(Protocol):
-  """Base of every family's frozen dataclass, which states the width and the layers, and where it differs the rest.
+  """Base class of a family's frozen dataclass, which defines its layers in order and the channels of the last one.
 
-  A field or a property of the same name takes the place of a default.
+  A field or a property of the same name replaces a default below.
   """
 
   __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
   width: int  # channels of the last layer
-  size: int | None = None  # pixels, height = width: the only input that the position tables fit; None: any size
-  smallest: int = 32  # pixels; minimum side of an input
-  prefix: int = 0  # tokens ahead of those of the image, such as the class token
-  output_stride: int | None = None  # pixels between two places of the last map; None: the family has no choice
+  size: int | None = None  # height and width in pixels of the only input that the position tables fit; None: any size
+  smallest: int = 32  # minimum height and width of an input in pixels
+  prefix: int = 0  # number of tokens before those of the image, such as the class token
+  output_stride: int | None = None  # pixels per place of the last map; None: the family does not let one choose
   aux_classes: int | None = None  # outputs of a second head inside the backbone; None: there is no second head
   spatial_head: bool = False  # see `Head`
 
@@ -52,16 +52,24 @@ class Config(Protocol):
 
 
 class Staged(Config):
-  """Base of the configs whose blocks come in stages: their order, and a layer for each."""
+  """Base class of configs that order their blocks in stages, with one layer for each block."""
 
-  depths: tuple[int, ...]  # blocks a stage
+  depths: tuple[int, ...]  # blocks of each stage
 
   def blocks(self) -> Iterator[tuple[int, int]]:
     """(stage, block) from input to output."""
     return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
 
   def block_layers(self, drop_path: float, block: Callable[[int, int, float], Callable[..., nn.Module]]) -> list[Layer]:
-    """`block(stage, place in it, rate)` builds a layer; the rates grow linearly from 0 to `drop_path`."""
+    """The layers of all blocks, from input to output.
+
+    Args:
+      drop_path: stochastic depth rate of the last block; the rates grow linearly from 0.
+      block: block(stage, position in the stage, rate) returns the layer's `build` function.
+
+    Returns:
+      One layer per block, named 'stage{s}_block{b}'.
+    """
     last = max(1, sum(self.depths) - 1)
     return [Layer(f'stage{s}_block{b}', block(s, b, drop_path * i / last)) for i, (s, b) in enumerate(self.blocks())]
 
@@ -69,11 +77,11 @@ class Staged(Config):
 class Backbone(nn.Module):
   """Runs a family's layers in order and returns every layer's output by name.
 
-  Images are float [b, h, w, 3], already normalised; the compute dtype is theirs, parameters stay float32.
+  Images are float [b, h, w, 3], already normalised. The backbone computes in their dtype; parameters stay float32.
   """
 
   config: Any
-  drop_path: float = 0.0  # stochastic depth of the last layer (Huang et al. 2016), growing linearly from 0
+  drop_path: float = 0.0  # stochastic depth rate of the last layer (Huang et al. 2016); it grows linearly from 0
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -90,12 +98,23 @@ class Backbone(nn.Module):
     remat: bool = False,
     taps: bool = False,
   ) -> dict[str, jax.Array]:
-    """Features by layer name, from after `start` (then `x` is its output) up to and including `stop`.
+    """Computes the features, from the layer after `start` up to and including `stop`.
 
-    train: the names of the layers in training mode (batch statistics, dropout, stochastic depth), or all or none.
-    remat: the backward pass computes the inside of a layer again, from the layer's input, instead of keeping it.
-    taps: the maps from inside layers too, by 'LAYER/NAME', ahead of their layer's output.
-    Raises UsageError for a name that is no layer.
+    Args:
+      x: images; or the output of `start`.
+      train: names of the layers in training mode (batch statistics, dropout, stochastic depth); or True for all layers,
+        False for none.
+      start: a layer's name. That layer and those before it do not run.
+      stop: a layer's name. The layers after it do not run.
+      remat: whether the backward pass recomputes the inside of each layer from the layer's input, instead of storing
+        it.
+      taps: whether to return the maps from inside layers too, as 'LAYER/NAME', ahead of the layer's output.
+
+    Returns:
+      {layer name: output}, in order.
+
+    Raises:
+      UsageError: if `start` or `stop` does not name a layer.
     """
     self._check(name for name in (start, stop) if name is not None)
     features, running, run = {}, start is None, nn.remat(_run, static_argnums=2) if remat else _run
@@ -110,7 +129,7 @@ class Backbone(nn.Module):
     return features
 
   def pool(self, x: jax.Array) -> jax.Array:
-    """The last layer's output as one vector an image, float32 [b, d]; global average pooling for feature maps."""
+    """Pools the last layer's output to one vector per image, float32 [b, d]: the mean over a map's positions."""
     return widened(x).mean(axis=tuple(range(1, x.ndim - 1)))
 
   def _check(self, names) -> None:
@@ -124,10 +143,10 @@ def _run(layer: nn.Module, x: jax.Array, train: bool) -> jax.Array | Tapped:
 
 
 class TransferModel(nn.Module):
-  """A backbone and a head: images float [b, h, w, 3], normalised, -> what the head makes of the features.
+  """A backbone and a head: images float [b, h, w, 3], normalised -> the head's outputs.
 
-  head: a linen module, called as `head(features, train)`, where features holds the output of every layer, the maps
-  tapped inside layers, and 'pooled' [b, d]. The heads of `tlx/heads` are such modules; so may be your own.
+  The head is a linen module, called as `head(features, train)`. The features are the output of every layer, the maps
+  tapped inside layers, and 'pooled' [b, d]. The heads of `tlx/heads` are such modules; your own can be one too.
   """
 
   backbone: Backbone
@@ -141,10 +160,16 @@ class TransferModel(nn.Module):
     start: str | None = None,
     remat: bool = False,
   ) -> Any:
-    """train: layer names (the head's is 'head') in training mode, or all or none. remat: as of the backbone.
+    """Computes the head's outputs.
 
-    start: the layers up to this one, or for 'pooled' all layers, do not run; x is then its output, or a dict of it and
-    of the earlier features that the head reads.
+    Args:
+      x: images; or the output of `start`; or a dict of it and of the earlier features that the head reads.
+      train: names of the layers in training mode (the head's is 'head'); or True for all, False for none.
+      start: a layer's name, or 'pooled'. The layers up to it do not run.
+      remat: see `Backbone`.
+
+    Returns:
+      Whatever the head makes: logits float32 [b, k] for a classifier.
     """
     features = x if isinstance(x, Mapping) else {start: x} if start else {}
     last = self.backbone.names[-1]
@@ -156,7 +181,7 @@ class TransferModel(nn.Module):
     return self.head(features, trains(train, HEAD))
 
   def features(self, images: jax.Array, *, train: bool | Collection[str] = False) -> dict[str, jax.Array]:
-    """Every layer's output by name, in order, and 'pooled' [b, d]."""
+    """Every layer's output by name, in order, and then 'pooled' [b, d]."""
     features = self.backbone(images, train=train)
     return {**features, POOLED: self.backbone.pool(features[self.backbone.names[-1]])}
 
