@@ -9,7 +9,9 @@ if TYPE_CHECKING:  # what a type checker and an editor see; at run time `__getat
   from tlx.catalog import dataset as load_dataset
   from tlx.catalog import list_models
   from tlx.experiment import Experiment
-  from tlx.pretrained import features, load, save
+  from tlx.pretrained.load import load
+  from tlx.pretrained.modules import features
+  from tlx.pretrained.save import save
   from tlx.types import Dataset, Preprocess, Pretrained, TlxError, UsageError
 
 __version__ = '0.1.0'

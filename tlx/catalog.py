@@ -155,7 +155,7 @@ def head(spec: str, **options: Any) -> nn.Module:
   return _made('heads', spec, **options)
 
 
-def fields(folder: str, spec: str) -> dict[str, dataclasses.Field]:
+def fields(folder: str, spec: str) -> dict[str, dataclasses.Field[Any]]:
   """The options of the alternative that a spec names."""
   made = getattr(find(folder, words.parse(spec)[0]), _CLASS[folder])
   return {field.name: field for field in dataclasses.fields(made) if field.name not in ('parent', 'name')}
@@ -183,7 +183,7 @@ def example(name: str) -> str:
   return ':'.join([name, *values])
 
 
-def _required(cls: type) -> list[type]:
+def _required(cls: type) -> list[Any]:
   """Types of the arguments without a default: at most one."""
   return [field.type for field in dataclasses.fields(cls) if field.default is _NONE]
 

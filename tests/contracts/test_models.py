@@ -254,6 +254,25 @@ def test_save_then_load_gives_the_same_logits(model, tmp_path):
   )
 
 
+def test_save_takes_all_that_load_returned(tmp_path):
+  model = built('resnet_test')._replace(class_names=tuple('abcde'), preprocess=tlx.Preprocess(size=48, crop=0.9))
+  about = {'source': model.source, 'preprocess': model.preprocess, 'class_names': model.class_names}
+  tlx.save(tmp_path / 'parts', model.module, model.variables, **about)
+  tlx.save(tmp_path / 'whole', model)
+  for file in ('model.safetensors', 'config.json'):
+    assert (tmp_path / 'whole' / file).read_bytes() == (tmp_path / 'parts' / file).read_bytes()
+  zeros = jax.tree.map(jnp.zeros_like, model.variables)
+  again = tlx.load(str(tlx.save(tmp_path / 'changed', model, zeros, class_names=tuple('vwxyz'))))
+  assert again.class_names == tuple('vwxyz') and again.preprocess == model.preprocess
+  assert not any(leaf.any() for leaf in jax.tree.leaves(again.variables))
+
+
+def test_save_of_a_module_alone_is_refused(tmp_path):
+  with pytest.raises(UsageError, match='a module alone has no weights'):
+    tlx.save(tmp_path / 'm', built('resnet_test').module)
+  assert not (tmp_path / 'm').exists()
+
+
 def test_fresh_head_starts_at_zero_and_the_backbone_stays(model, tmp_path):
   tlx.save(tmp_path / 'm', model.module, model.variables, source=model.source)
   fresh = tlx.load(str(tmp_path / 'm'), num_classes=3)

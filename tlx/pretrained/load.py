@@ -13,11 +13,23 @@ from tlx import catalog, trees, weights, words
 from tlx.labels import HEAD
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
-from tlx.types import Checkpoint, Preprocess, Pretrained, Size, Source, TlxError, UsageError, WholeModel, shape_of
+from tlx.types import (
+  Checkpoint,
+  Preprocess,
+  Pretrained,
+  Size,
+  Source,
+  TlxError,
+  UsageError,
+  Variables,
+  WholeModel,
+  shape_of,
+)
 from tlx.weights import records, rules
 
 TLX = 'tlx'  # the key of config.json under which a model's head stands that no other library knows
-Record, Tensors = Mapping[str, Any], Mapping[str, np.ndarray]
+Record = Mapping[str, Any]
+Tensors = Mapping[str, np.ndarray]
 OLD_HEAD = (HEAD, 'logits')  # modules that are new where the head is another
 
 
@@ -194,6 +206,7 @@ class Stored(NamedTuple):
 
 
 def _read(found: Found, ask: Asked) -> Pretrained:
+  assert found.path is not None  # `locate` has seen to it
   tensors = weights.read_tensors(found.path)
   where = f'{found.location} -> {found.variant.name}'
   stored = _with_head(found, ask, tensors, where) if found.head or found.record else _classifier(found, tensors, where)
@@ -242,7 +255,9 @@ def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored
   return Stored(layout, found.variant, tables[layout], classes, head, names)
 
 
-def _variables(found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str):
+def _variables(
+  found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str
+) -> tuple[Variables, Tensors, TransferModel, bool]:
   """(variables, tensors without a use, module, whether its outputs are new)."""
   channels, shape = ask.channels(found.config), ask.preprocess(found).shape
   module = ask.module(ask.variant(stored.variant), stored.classes, stored.head)
@@ -262,7 +277,9 @@ def _variables(found: Found, ask: Asked, stored: Stored, tensors: Tensors, where
   return trees.unflatten(kept), dropped, module, True
 
 
-def _outputs(variant: catalog.Variant, head, guess: int, table: modules.Rules, tensors: Tensors) -> int:
+def _outputs(
+  variant: catalog.Variant, head: str | nn.Module, guess: int, table: modules.Rules, tensors: Tensors
+) -> int:
   """The classes of a file: the length of the leaves whose shape depends on their number."""
   leaves = lambda n: trees.flatten(modules.abstract(modules.build(variant, n, head=head)))
   one, two = leaves(guess), leaves(guess + 1)
@@ -298,7 +315,7 @@ def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: 
   needed = lambda table: [rule.source for rule in table if rule.target and rule.absent is None]
   wanted = {name: needed(table) for name, table in tables.items()}
   shared = {name: sum(source in tensors for source in sources) for name, sources in wanted.items()}
-  best = max(shared, key=shared.get)
+  best = max(shared, key=shared.__getitem__)
   if shared[best] < len(wanted[best]) / 2:
     names = ', '.join(list(tensors)[:3]) or 'nothing'
     raise rules.WeightMismatchError(

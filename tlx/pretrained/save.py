@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -13,6 +14,7 @@ from tlx.pretrained.load import TLX, preprocess_of
 from tlx.types import Preprocess, Pretrained, Source, UsageError, Variables
 from tlx.weights import records, rules
 
+Records = tuple[dict[str, Any], dict[str, Any]]  # config.json and preprocessor_config.json
 LOOSE = ('output_stride',)  # fields of a backbone in which it may differ from its variant
 
 
@@ -48,10 +50,15 @@ def save(
     TlxError: the disk is full. The files in the folder then stay as they were.
   """
   if isinstance(module, Pretrained):
-    given, module = module, module.module
-    variables = given.variables if variables is None else variables
-    source, preprocess = source or given.source, preprocess or given.preprocess
-    class_names = class_names or given.class_names
+    return save(
+      folder,
+      module.module,
+      module.variables if variables is None else variables,
+      source=source or module.source,
+      preprocess=preprocess or module.preprocess,
+      class_names=class_names or module.class_names,
+      layout=layout,
+    )
   if variables is None:
     raise UsageError(
       'a module alone has no weights; next: tlx.save(folder, module, variables), or all of tlx.load(...)'
@@ -121,7 +128,14 @@ def _foreign(variant: catalog.Variant, source: Source, layout: str) -> str:
   return '' if owner == variant.name else f'weights in it are read as {owner}, with another padding or epsilon'
 
 
-def _records(variant, module, source: Source, preprocess, class_names, layout) -> tuple[dict, dict]:
+def _records(
+  variant: catalog.Variant,
+  module: TransferModel,
+  source: Source,
+  preprocess: Preprocess | None,
+  class_names: Sequence[str],
+  layout: str,
+) -> Records:
   """config.json and preprocessor_config.json."""
   if not modules.is_classifier(module):
     return _records_with_head(variant, module, source, preprocess, class_names)
@@ -147,7 +161,13 @@ def _records(variant, module, source: Source, preprocess, class_names, layout) -
   return {**(source.config if 'architecture' in source.config else {}), **config}, {}
 
 
-def _records_with_head(variant, module, source: Source, preprocess, class_names) -> tuple[dict, dict]:
+def _records_with_head(
+  variant: catalog.Variant,
+  module: TransferModel,
+  source: Source,
+  preprocess: Preprocess | None,
+  class_names: Sequence[str],
+) -> Records:
   """The source's own records, or timm's for the backbone; and under TLX all that rebuilds the head."""
   record = preprocess or preprocess_of({}, {}, variant.checkpoint)
   config = module.backbone.config

@@ -13,7 +13,7 @@ class Strategy(types.Strategy):
 
   decay: float
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 < self.decay <= 1:
       raise UsageError(f'layerwise_decay:{self.decay}: the decay must lie in (0, 1], for example layerwise_decay:0.8')
 
