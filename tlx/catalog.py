@@ -118,8 +118,9 @@ def options(config: Config) -> dict[str, Any]:
 
 
 def _same(known: Config, config: Config) -> bool:
-  loose = {name: getattr(config, name) for name in ('size', 'aux_classes') if hasattr(config, name)}
-  return dataclasses.replace(known, **loose, **options(config)) == config
+  """The same but for the fields in which a config may differ and still be its variant's."""
+  loose = {'size', 'aux_classes'} & {field.name for field in dataclasses.fields(config)}
+  return dataclasses.replace(known, **{name: getattr(config, name) for name in loose}, **options(config)) == config
 
 
 def _family_name(family: ModuleType) -> str:
@@ -160,7 +161,7 @@ def head(spec: str, **options: Any) -> nn.Module:
   return _made('heads', spec, **options)
 
 
-def fields(folder: str, spec: str) -> dict[str, dataclasses.Field]:
+def fields(folder: str, spec: str) -> dict[str, dataclasses.Field[Any]]:
   """The options of the alternative that a spec names."""
   made = getattr(find(folder, words.parse(spec)[0]), _CLASS[folder])
   return {field.name: field for field in dataclasses.fields(made) if field.name not in ('parent', 'name')}
@@ -188,7 +189,7 @@ def example(name: str) -> str:
   return ':'.join([name, *values])
 
 
-def _required(cls: type) -> list[type]:
+def _required(cls: type) -> list[Any]:
   """Types of the arguments without a default: at most one."""
   return [field.type for field in dataclasses.fields(cls) if field.default is _NONE]
 

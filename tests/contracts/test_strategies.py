@@ -10,7 +10,7 @@ from tiny import CLASSES, batch, built, side, task
 
 from tlx import catalog, labels, trees
 from tlx.train import loop, optimizer, sharding, state, step
-from tlx.types import Preprocess, UsageError
+from tlx.types import Preprocess, Strategy, UsageError
 
 FAMILIES = {catalog.variant(n).family.__name__.split('.')[-1]: n for n in catalog.variants() if n.endswith('_test')}
 STRATEGIES = [catalog.example(name) for name in catalog.names('strategies')]
@@ -30,6 +30,12 @@ def dropping(family):
 def recipe(model, **changes):
   made = step.Recipe(model.module, task(), Preprocess(size=side(model.module), crop=1.0), ema=0.9)
   return dataclasses.replace(made, **changes)
+
+
+@pytest.mark.parametrize('spec', STRATEGIES)
+def test_a_strategy_says_whether_it_starts_from_pretrained_weights(spec):
+  strategy = catalog.strategy(spec)
+  assert Strategy in type(strategy).__mro__ and strategy.pretrained == (spec != 'scratch')
 
 
 @pytest.mark.parametrize('spec', STRATEGIES)

@@ -83,8 +83,8 @@ def recorded(family: str) -> dict[str, Any]:
 def ours(record: Mapping[str, Any]) -> Ours:
   """The recorded variant; reads the drawn tensors as `tlx.load` reads a file."""
   found = catalog.variant(record['variant'])
-  sized = {'size': record['size']} if hasattr(found.config, 'size') else {}
-  second = {'aux_classes': None} if hasattr(found.config, 'aux_classes') else {}  # timm builds none by default
+  sized = {'size': record['size']} if found.config.size else {}
+  second = {'aux_classes': None} if found.config.aux_classes is not None else {}  # timm builds none by default
   found = found._replace(config=dataclasses.replace(found.config, **sized, **second))
   module = pretrained.build(found, CLASSES)
   like, table = pretrained.abstract(module), tuple(next(iter(found.family.LAYOUTS.values()))(found.config))

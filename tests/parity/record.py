@@ -52,7 +52,7 @@ def build(variant: str, size: int) -> Any:
   if variant in mix_transformers():
     module = mix_transformer(variant)
   elif variant in timm.list_models():
-    sized = {'img_size': size} if hasattr(catalog.variant(variant).config, 'size') else {}
+    sized = {'img_size': size} if catalog.variant(variant).config.size else {}
     module = timm.create_model(variant, num_classes=test_recorded.CLASSES, **sized)
   else:
     module = torchvision.models.get_model(variant, num_classes=test_recorded.CLASSES)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 
 from tlx.nn.conv import Conv, Dense
-from tlx.nn.model import Layer
+from tlx.nn.model import Config, Layer
 from tlx.nn.norm import BatchNorm
 from tlx.nn.pool import adaptive_avg_pool, max_pool
 from tlx.types import Checkpoint, Figures, Preprocess
@@ -24,7 +24,7 @@ WINDOW = 7  # height and width of the map that a hidden unit reads
 
 
 @dataclasses.dataclass(frozen=True)
-class VGGConfig:
+class VGGConfig(Config):
   """Shape of one variant."""
 
   depths: tuple[int, ...]  # 3x3 convolutions of each stage

@@ -27,7 +27,7 @@ def levels(backbone: Backbone) -> tuple[Level, ...]:
   Returns:
     The levels from input to output; () if no layer returns a map.
   """
-  side = getattr(backbone.config, 'size', None)
+  side = backbone.config.size
   height, width = (side, side) if side else SIDES
   names: list[str] = []
 
@@ -37,7 +37,7 @@ def levels(backbone: Backbone) -> tuple[Level, ...]:
     return features
 
   features = jax.eval_shape(shapes, jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
-  prefix = getattr(backbone.config, 'prefix', 0)
+  prefix = backbone.config.prefix
   grids = {name: _grid(features[name].shape, prefix, side) for name in names}
   strides = {name: grid and _stride((height, width), grid) for name, grid in grids.items()}
   ahead = lambda name: prefix if features[name].ndim == 3 else 0

@@ -13,11 +13,23 @@ from tlx import catalog, trees, weights, words
 from tlx.labels import HEAD
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
-from tlx.types import Checkpoint, Preprocess, Pretrained, Size, Source, TlxError, UsageError, WholeModel, shape_of
+from tlx.types import (
+  Checkpoint,
+  Preprocess,
+  Pretrained,
+  Size,
+  Source,
+  TlxError,
+  UsageError,
+  Variables,
+  WholeModel,
+  shape_of,
+)
 from tlx.weights import records, rules
 
 TLX = 'tlx'  # the key of config.json under which a model's head stands that no other library knows
-Record, Tensors = Mapping[str, Any], Mapping[str, np.ndarray]
+Record = Mapping[str, Any]
+Tensors = Mapping[str, np.ndarray]
 OLD_HEAD = (HEAD, 'logits')  # modules that are new where the head is another
 
 
@@ -52,7 +64,7 @@ class Found(NamedTuple):
   def preprocess(self) -> Preprocess:
     """What the model expects of its input unless another size is asked for."""
     record = preprocess_of(self.config, self.processor, self.checkpoint)
-    return record._replace(size=getattr(self.variant.config, 'size', None) or record.size)
+    return record._replace(size=self.variant.config.size or record.size)
 
 
 def load(
@@ -157,7 +169,7 @@ class Asked(NamedTuple):
     return records.for_channels(record._replace(size=self.image_size or record.size), channels)
 
   def variant(self, variant: catalog.Variant) -> catalog.Variant:
-    if self.image_size is None or not hasattr(variant.config, 'size'):
+    if self.image_size is None or variant.config.size is None:
       return variant
     height, width = shape_of(self.image_size)
     if height != width:
@@ -195,6 +207,7 @@ class Stored(NamedTuple):
 
 
 def _read(found: Found, ask: Asked) -> Pretrained:
+  assert found.path is not None  # `locate` has seen to it
   tensors = weights.read_tensors(found.path)
   where = f'{found.location} -> {found.variant.name}'
   stored = _with_head(found, ask, tensors, where) if found.head or found.record else _classifier(found, tensors, where)
@@ -232,7 +245,7 @@ def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored
   record, head = found.record, found.head or ask.head
   if head is None:
     raise UsageError(
-      f'{found.location} has a head of its writer\'s own, {record.get("module")}; pass it: tlx.load(..., head=...)'
+      f"{found.location} has a head of its writer's own, {record.get('module')}; pass it: tlx.load(..., head=...)"
     )
   classes = record.get('num_classes') or (found.whole.num_classes if found.whole else 0)
   tables = modules.tables(found.variant, modules.build(found.variant, classes, head=head))
@@ -244,7 +257,9 @@ def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored
   return Stored(layout, found.variant, tables[layout], classes, head, names)
 
 
-def _variables(found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str):
+def _variables(
+  found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str
+) -> tuple[Variables, Tensors, TransferModel, bool]:
   """(variables, tensors without a use, module, whether its outputs are new)."""
   channels, shape = ask.channels(found.config), ask.preprocess(found).shape
   module = ask.module(ask.variant(stored.variant), stored.classes, stored.head)
@@ -264,7 +279,9 @@ def _variables(found: Found, ask: Asked, stored: Stored, tensors: Tensors, where
   return trees.unflatten(kept), dropped, module, True
 
 
-def _outputs(variant: catalog.Variant, head, guess: int, table: modules.Rules, tensors: Tensors) -> int:
+def _outputs(
+  variant: catalog.Variant, head: str | nn.Module, guess: int, table: modules.Rules, tensors: Tensors
+) -> int:
   """The classes of a file: the length of the leaves whose shape depends on their number."""
   leaves = lambda n: trees.flatten(modules.abstract(modules.build(variant, n, head=head)))
   one, two = leaves(guess), leaves(guess + 1)
@@ -300,7 +317,7 @@ def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: 
   needed = lambda table: [rule.source for rule in table if rule.target and rule.absent is None]
   wanted = {name: needed(table) for name, table in tables.items()}
   shared = {name: sum(source in tensors for source in sources) for name, sources in wanted.items()}
-  best = max(shared, key=shared.get)
+  best = max(shared, key=shared.__getitem__)
   if shared[best] < len(wanted[best]) / 2:
     names = ', '.join(list(tensors)[:3]) or 'nothing'
     raise rules.WeightMismatchError(
@@ -315,7 +332,7 @@ def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: 
 
 def _as_stored(variant: catalog.Variant, layout: str, tensors: Mapping[str, np.ndarray]) -> catalog.Variant:
   """Without its second head where the file has none: weights of one network are published with and without."""
-  if getattr(variant.config, 'aux_classes', None) is None:
+  if variant.config.aux_classes is None:
     return variant
   second = [r.source for r in variant.family.LAYOUTS[layout](variant.config) if r.target and '/aux/' in r.target]
   if any(source in tensors for source in second):
