@@ -44,8 +44,8 @@ ENCODERS = (
   Encoder(r'(resnet(?:18|34|50|101|152)|resnext50_32x4d|resnext101_32x(?:4|8|16|32)d)', r'\1', _RESIDUAL),
   Encoder('mobilenet_v2', 'mobilenetv2_100', (*_INVERTED[:4], 'final_conv')),
   Encoder(r'(vgg(?:11|13|16|19)(?:_bn)?)', r'\1', (*_STAGES[2:], 'stage4', 'pool'), {'hidden': 0}, dilates=False),
-  # The larger ones pad as for an image of one odd size, whatever size they see.
-  Encoder('efficientnet-b0', 'tf_efficientnet_b0', _STEM, {'momentum': 0.99}),
+  # It reads a stage's first block; and larger ones pad as for an image of one odd size, whatever size they see.
+  Encoder('efficientnet-b0', 'tf_efficientnet_b0', (*_STEM[:3], 'stage4_block0', 'stage6'), {'momentum': 0.99}),
   Encoder(r'timm-efficientnet-(b[0-7])', r'efficientnet_\1', _STEM),
   Encoder(r'timm-tf_(efficientnet_lite[0-4])', r'\1', _STEM),
   Encoder(rf'tu-((?:wide_|se|eca)?resnex?t\d[^.]*){_TAG}', r'\1', _RESIDUAL, pruned=True),
