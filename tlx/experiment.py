@@ -57,6 +57,8 @@ class Experiment:
   """Before the head."""
   drop_path: float | None = None
   """Stochastic depth of the last block, growing linearly from the first."""
+  norm_statistics: str | None = None
+  """frozen or batch: what batch norms of the backbone that learn normalise by: the stored statistics, or those of each batch."""
   class_weights: Literal['none', 'balanced'] = 'none'
   """balanced: the rarer the class, the heavier its loss."""
   sampling: Literal['shuffled', 'balanced'] = 'shuffled'

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from tlx import trees
 from tlx.types import Params, UsageError
 
-HEAD = 'head'
+BACKBONE, HEAD = 'backbone', 'head'  # the top-level modules of a model
 FROZEN = 'frozen'
 
 

@@ -85,6 +85,31 @@ def test_frozen_stays_bitwise_and_the_rest_learns(family, spec):
           assert not np.array_equal(after[path], old[path]), f'{path} did not learn'
 
 
+@pytest.mark.parametrize('family', ['efficientnet', pytest.param('densenet', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('compiled', ['jit', 'pmap'])
+def test_stored_statistics_stay_while_scale_and_offset_learn(family, compiled):
+  model = dropping(family)
+  (phase,) = catalog.strategy('full').phases(model.module.backbone.names)
+  tx = optimizer.Optimizer('sgd', 0.1, warmup=0.0).build(phase, 4, state.split(model.variables['params'], phase)[0])
+  place = sharding.make(compiled)
+  placed = place.put_state(state.create(model.variables, phase, tx, seed=0, ema=False))
+  given = place.put_batch(batch(0, pixels=side(model.module)))
+  step_of = lambda statistics: step.train_step(recipe(model, ema=0.0, norm_statistics=statistics), phase, tx)
+  after, metrics = place.train(step_of('frozen'), placed, given)(placed, given)
+  after, old = place.one(after), model.variables
+  moved = lambda collection, trees_of: [
+    path
+    for path, leaf in trees.flatten(getattr(trees_of, collection)).items()
+    if not np.array_equal(leaf, trees.flatten(old[collection])[path])
+  ]
+  assert not moved('batch_stats', after)
+  assert any('/norm' in path and path.endswith(('scale', 'bias')) for path in moved('params', after))
+  placed = place.put_state(state.create(model.variables, phase, tx, seed=0, ema=False))
+  other, numbers = place.train(step_of('batch'), placed, given)(placed, given)
+  assert moved('batch_stats', place.one(other))
+  assert float(np.ravel(numbers['loss'])[0]) != float(np.ravel(metrics['loss'])[0])
+
+
 def test_a_probe_learns_d_times_k_plus_k(model):
   (phase,) = catalog.strategy('linear_probe').phases(model.module.backbone.names)
   trainable, _ = state.split(model.variables['params'], phase)

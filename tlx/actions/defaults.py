@@ -9,6 +9,11 @@ from tlx import schedules, words
 from tlx.data import augment, pipeline
 from tlx.types import DatasetInfo, Phase, Preprocess, UsageError
 
+# Training images below which batch norms keep their stored statistics. On sets of 201 and 244 images, fine-tuning from
+# the same probe ended at 0.959 and 0.928 with stored statistics, at 0.939 and 0.882 with those of the batches.
+FEW = 2000
+STATISTICS = ('frozen', 'batch')
+
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
@@ -84,6 +89,14 @@ def drop_path(facts: Facts) -> tuple[float, str]:
   return (0.0, 'no block learns') if facts.probe else (0.1, 'usual for fine-tuning')
 
 
+def norm_statistics(facts: Facts) -> tuple[str, str]:
+  if not facts.pretrained:
+    return 'batch', 'random weights have no statistics worth keeping'
+  if facts.examples < FEW:
+    return 'frozen', f'{facts.examples} images are too few to estimate new ones'
+  return 'batch', f'{facts.examples} images are enough to estimate new ones'
+
+
 def augmentation(facts: Facts) -> tuple[str, str]:
   if facts.info.augment != 'photo':
     return facts.info.augment, 'what suits this data set'
@@ -105,6 +118,7 @@ CHOICES = {
   'label_smoothing': label_smoothing,
   'dropout': dropout,
   'drop_path': drop_path,
+  'norm_statistics': norm_statistics,
   'augment': augmentation,
   'workers': workers,
 }
@@ -126,6 +140,8 @@ def check(e: Any) -> None:
     problems.append(f'no schedule {e.schedule!r}{words.suggest(e.schedule, schedules.SCHEDULES)}')
   if e.augment is not None and e.augment not in augment.PRESETS:
     problems.append(f'no augmentation {e.augment!r}{words.suggest(e.augment, augment.PRESETS)}')
+  if e.norm_statistics not in (None, *STATISTICS):
+    problems.append(f'no norm statistics {e.norm_statistics!r}{words.suggest(e.norm_statistics, STATISTICS)}')
   if problems:
     raise UsageError('\n'.join(problems))
 

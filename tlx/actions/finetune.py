@@ -127,6 +127,7 @@ def recipe(prepared: Prepared) -> Recipe:
     defaults.least_micro_batches(e),
     e.ema,
     e.remat,
+    e.norm_statistics,
   )
 
 

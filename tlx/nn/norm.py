@@ -1,5 +1,8 @@
 """Normalisation with PyTorch's arithmetic; batch statistics are float32 and move only in train mode."""
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -39,6 +42,21 @@ class BatchNorm(nn.Module):
       var.value = self.momentum * var.value + (1 - self.momentum) * unbiased
     factor = scale * lax.rsqrt(batch_var + self.epsilon)
     return ((x.astype(batch_mean.dtype) - batch_mean) * factor + bias).astype(x.dtype)
+
+
+@contextlib.contextmanager
+def stored_statistics(root: str) -> Iterator[None]:
+  """Inside it, the batch norms of the top-level module named `root` use their stored statistics, which do not move.
+
+  Scale and bias still learn, and dropout and stochastic depth go on. For code that applies a model, while it is traced.
+  """
+
+  def stored(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
+    inside = isinstance(context.module, BatchNorm) and context.module.path[:1] == (root,)
+    return call(args[0], False) if inside and context.method_name == '__call__' else call(*args, **kwargs)
+
+  with nn.intercept_methods(stored):
+    yield
 
 
 def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -4,6 +4,7 @@ Gradients, their norm, clipping, accumulation and the all-reduce see the trainab
 that of what learns: over all leaves the whole backward pass would come back.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ import optax
 from tlx import trees
 from tlx.data import augment
 from tlx.data.augment import Augment
+from tlx.labels import BACKBONE
 from tlx.nn import devices
+from tlx.nn.norm import stored_statistics
 from tlx.train.state import TrainState, split
 from tlx.types import Batch, Params, Phase, Preprocess
 
@@ -35,6 +38,7 @@ class Recipe:
   micro_batches: int = 1
   ema: float = 0.0  # decay of the moving average; 0 = off
   remat: bool = False  # the backward pass computes the inside of each layer again; XLA:CPU merges the two, and keeps it
+  norm_statistics: str = 'batch'  # 'frozen': batch norms of the backbone keep their stored statistics while they learn
   start: str | None = None  # the batch holds the features of this layer (`prefix.boundary`) in place of images
 
   def inputs(self, images: jax.Array) -> jax.Array:
@@ -91,15 +95,16 @@ def loss_function(recipe: Recipe, phase: Phase, frozen: Params) -> Callable:
   """
 
   def losses(trainable: Params, batch_stats: Params, part: Batch, key: jax.Array, total: Any):
-    logits, changed = recipe.model.apply(
-      {'params': trees.merge(frozen, trainable), 'batch_stats': batch_stats},
-      recipe.inputs(part['image']),
-      train=frozenset(phase.rates),
-      start=recipe.start,
-      remat=recipe.remat,
-      rngs={'dropout': key},
-      mutable=['batch_stats', 'aux'],
-    )
+    with stored_statistics(BACKBONE) if recipe.norm_statistics == 'frozen' else contextlib.nullcontext():
+      logits, changed = recipe.model.apply(
+        {'params': trees.merge(frozen, trainable), 'batch_stats': batch_stats},
+        recipe.inputs(part['image']),
+        train=frozenset(phase.rates),
+        start=recipe.start,
+        remat=recipe.remat,
+        rngs={'dropout': key},
+        mutable=['batch_stats', 'aux'],
+      )
     each = recipe.task.losses(logits, part['target'])
     for side in jax.tree.leaves(changed.get('aux', {})):  # a second head inside the backbone
       each = each + AUX_WEIGHT * recipe.task.losses(side, part['target'])
