@@ -57,7 +57,10 @@ def variant(name: str) -> Variant:
 
 
 def of_config(config: Config, first: str | None = None) -> Variant:
-  """The variant whose config this is, at any input size and with any number of classes; `first` where it is one."""
+  """The variant whose config this is, at any input size and output stride and with any number of classes.
+
+  `first` is the name that wins where several variants fit.
+  """
   ordered = sorted(variants().values(), key=lambda known: known.name != first)
   for known in ordered:
     if type(known.config) is type(config) and _same(known.config, config):
@@ -81,7 +84,8 @@ def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]
 
 
 def _same(known: Config, config: Config) -> bool:
-  loose = {name: getattr(config, name) for name in ('size', 'aux_classes') if hasattr(config, name)}
+  names = ('size', 'aux_classes', 'output_stride')
+  loose = {name: getattr(config, name) for name in names if hasattr(config, name)}
   return dataclasses.replace(known, **loose) == config
 
 

@@ -146,7 +146,7 @@ def locate(found: Found, weights_at: str | None = None) -> Found:
   if found.folder and not weights_at:
     return found._replace(location=str(found.folder), path=found.folder)
   location = weights_at or (checkpoint and checkpoint.location)
-  if location is None:
+  if not location:
     raise TlxError(
       f'{found.variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), '
       'or start from random ones with pretrained=False (--strategy scratch)'
@@ -253,7 +253,8 @@ def _described(config: Mapping[str, Any]) -> catalog.Variant:
 def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:
   """The layout whose names the tensors share most, and the variant that weights of this layout belong to."""
   tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
-  wanted = {name: [rule.source for rule in table if rule.target] for name, table in tables.items()}
+  needed = lambda table: [rule.source for rule in table if rule.target and rule.absent is None]
+  wanted = {name: needed(table) for name, table in tables.items()}
   shared = {name: sum(source in tensors for source in sources) for name, sources in wanted.items()}
   best = max(shared, key=shared.get)
   if shared[best] < len(wanted[best]) / 2:

@@ -34,7 +34,7 @@ class Checkpoint(NamedTuple):
   """A named pretrained artefact: where it is, what it expects, and on which terms."""
 
   variant: str  # the variant that it fits, which may differ from the name a user asks for
-  location: str  # 'package:MODULE/FILE', 'hf-hub:OWNER/NAME', a URL or a path
+  location: str  # 'package:MODULE/FILE', 'hf-hub:OWNER/NAME', a URL or a path; '' = in no form that tlx reads
   layout: str  # key of the family's LAYOUTS
   preprocess: Preprocess = Preprocess()
   license: str = 'unknown'
@@ -49,6 +49,7 @@ class WholeLayout(NamedTuple):
   backbone: str  # key of the LAYOUTS of the backbone's family
   prefix: str  # ahead of the backbone's names, such as 'encoder.'
   head: Callable[[Any], Iterable[Any]]  # the head's module -> its rules (weights.rules.Rule), targets below 'head/'
+  strip: str = ''  # what the backbone's names lose, where they begin with it, before they get the prefix
   rename: Callable[[str], str] = str  # the backbone's names in that layout -> theirs, without the prefix
 
 

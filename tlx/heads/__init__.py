@@ -1,1 +1,1 @@
-"""Heads: modules that turn a backbone's features into what a task needs, one file each."""
+"""Heads for dense tasks, one file each: `Head`, how libraries name it with a backbone (LAYOUTS), and whole MODELS."""

@@ -15,7 +15,7 @@ from tlx.nn import resize
 from tlx.nn.conv import Conv
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.dtypes import widened
-from tlx.nn.levels import Level, as_map, choose
+from tlx.nn.levels import Level, choose, read
 from tlx.nn.norm import BatchNorm
 from tlx.nn.stochastic import Dropout
 from tlx.types import WholeModel
@@ -44,7 +44,7 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    fine, coarse = (as_map(features[level.layer]) for level in self.reads)
+    fine, coarse = (read(features, level) for level in self.reads)
     x = Dilations(self.width, self.rates, self.separable, self.dropout, name='aspp')(coarse, train)
     x = Separable(self.width, name='context')(x, train)
     x = resize.bilinear_corners(x, fine.shape[1:3])

@@ -15,7 +15,7 @@ from flax import linen as nn
 from tlx.nn import resize
 from tlx.nn.conv import Conv
 from tlx.nn.dtypes import widened
-from tlx.nn.levels import Level, as_map, choose
+from tlx.nn.levels import Level, choose, read
 from tlx.nn.norm import GroupNorm
 from tlx.nn.stochastic import ChannelDropout
 from tlx.types import UsageError, WholeModel
@@ -45,7 +45,7 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
     self._check()
-    maps = [as_map(features[level.layer]) for level in self.reads]
+    maps = [read(features, level) for level in self.reads]
     sizes = [x.shape[1:3] for x in maps]
     parts, x = [], None
     for i, skip in enumerate(reversed(maps)):

@@ -16,7 +16,7 @@ from tlx.nn import resize
 from tlx.nn.conv import Conv
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.dtypes import widened
-from tlx.nn.levels import Level, as_map, choose
+from tlx.nn.levels import Level, choose, read
 from tlx.types import WholeModel
 from tlx.weights import rules, smp
 
@@ -46,7 +46,7 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    x, *skips = (as_map(features[level.layer]) for level in reversed(self.reads))
+    x, *skips = (read(features, level) for level in reversed(self.reads))
     for i in (1, 2) if self.center else ():
       x = ConvNorm(x.shape[-1], 3, norm=self.norm, name=f'center{i}')(x, train)
     for i, width in enumerate(self.blocks):

@@ -16,7 +16,7 @@ from tlx.nn import resize
 from tlx.nn.conv import Conv
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.dtypes import widened
-from tlx.nn.levels import Level, as_map, choose
+from tlx.nn.levels import Level, choose, read
 from tlx.nn.norm import LayerNorm
 from tlx.nn.pool import adaptive_avg_pool
 from tlx.types import Checkpoint, Preprocess, WholeModel
@@ -43,7 +43,7 @@ class Head(nn.Module):
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
     unit = partial(ConvNorm, self.width, norm=self.norm)
-    maps = [LayerNorm(name=f'norm{i}')(as_map(features[level.layer])) for i, level in enumerate(self.reads)]
+    maps = [LayerNorm(name=f'norm{i}')(read(features, level)) for i, level in enumerate(self.reads)]
     x = Pools(self.width, self.norm, name='pools')(maps[-1], train)
     parts, size = [resize.bilinear(x, maps[0].shape[1:3])], maps[0].shape[1:3]
     for i, skip in enumerate(reversed(maps[:-1])):

@@ -6,13 +6,14 @@ Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, 
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
 from tlx.nn import inverted_residual as ir
 from tlx.types import Checkpoint, Figures, Preprocess
-from tlx.weights import records, rules
+from tlx.weights import records, rules, tflite
 
 # Table 2 of the paper: expansion, channels, repeats, stride.
 STAGES = (
@@ -34,7 +35,7 @@ class MobileNetV2Config(ir.Network):
   deepen: float = 1.0
   fixed: bool = False  # stem and final convolution keep their channels
   stages: tuple[tuple[int, int, int, int], ...] = STAGES
-  final: int = 1280
+  final: int = 1280  # channels of the last convolution; 0 leaves it out, for heads that read maps (DeepLab)
 
   def plan(self) -> ir.Plan:
     scaled = lambda channels: ir.round_channels(channels * self.widen)
@@ -48,7 +49,8 @@ class MobileNetV2Config(ir.Network):
     )
     if self.fixed:
       return ir.Plan(32, stages, self.final, nn.relu6)
-    return ir.Plan(scaled(32), stages, max(self.final, scaled(self.final)), nn.relu6)
+    final = max(self.final, scaled(self.final)) if self.final else 0
+    return ir.Plan(scaled(32), stages, final, nn.relu6)
 
 
 def torchvision(config: MobileNetV2Config) -> Iterator[rules.Rule]:
@@ -77,6 +79,28 @@ def transformers(config: MobileNetV2Config, prefix: str = 'mobilenet_v2.') -> It
     return [unit(f'{at}.{parts[part]}') for part in block.units], ()
 
   return ir.layout(config, unit('conv_stem.first_conv'), unit('conv_1x1'), 'classifier', names)
+
+
+def of_tflite(config: MobileNetV2Config) -> Iterator[rules.Rule]:
+  """Names of TensorFlow Lite files: MobilenetV2/Conv, MobilenetV2/expanded_conv_1/expand, MobilenetV2/Conv_1, Logits.
+
+  The converter puts what it merged into a name: of the projections whose sum comes next, the last one's.
+  """
+  top, unit = 'MobilenetV2', partial(tflite.unit, epsilon=config.epsilon)
+  yield from unit(f'{top}/Conv', 'backbone/stem')
+  plan = config.plan()
+  blocks = [(s, f'{top}/expanded_conv{f"_{i}" if i else ""}') for i, (s, _, _) in enumerate(plan.blocks())]
+  ends = dict(blocks)  # of the stages
+  for (s, b, block), (_, at) in zip(plan.blocks(), blocks):
+    for part in block.units:
+      target, transform = f'backbone/stage{s}_block{b}/{part}', tflite.DEPTHWISE if part == 'depthwise' else tflite.CONV
+      sums = [f'{at}/project/add_fold', f'{ends[s]}/project/Conv2D_Fold', f'{at}/project/Conv2D_Fold']
+      bias = ';'.join([*dict.fromkeys(sums), f'{at}/project/BatchNorm_Fold/bias']) if part == 'project' else None
+      yield from unit(f'{at}/{part}', target, transform=transform, bias=bias)
+  if plan.final:
+    yield from unit(f'{top}/Conv_1', 'backbone/final_conv')
+  yield from tflite.logits(f'{top}/Logits/Conv2d_1c_1x1', 'head/logits', tflite.DENSE)
+  yield rules.Rule(f'{top}/Logits/Squeeze', None)  # the shape of its logits
 
 
 def from_transformers(config: Mapping[str, Any]) -> MobileNetV2Config:
@@ -116,10 +140,12 @@ LAYOUTS = {
   'torchvision': torchvision,
   'transformers': transformers,
   'transformers_base': lambda config: transformers(config, ''),
+  'tflite': of_tflite,
 }
-# transformers' weights come from TensorFlow, torchvision's do not, whatever name the user asked for.
+# transformers' and TensorFlow Lite's weights come from TensorFlow, torchvision's do not, whatever name the user asked
+# for.
 LAYOUT_VARIANTS = {
-  **dict.fromkeys(('transformers', 'transformers_base'), ir.weights_of('tf_', VARIANTS)),
+  **dict.fromkeys(('transformers', 'transformers_base', 'tflite'), ir.weights_of('tf_', VARIANTS)),
   'torchvision': ir.weights_of('', VARIANTS),
 }
 TRANSFORMERS = {'mobilenet_v2': from_transformers}

@@ -46,13 +46,13 @@ class MobileNetV3Config(ir.Network):
 
   rows: tuple[tuple[tuple, ...], ...]
   last: int  # channels of the last convolution, before scaling
-  hidden: int  # features of the layer after pooling, never scaled
+  hidden: int  # features of the layer after pooling, never scaled; 0 leaves it out, for heads that read maps alone
   widen: float = 1.0
   minimal: bool = False
 
   @property
   def width(self) -> int:
-    return self.hidden
+    return self.hidden or self._scaled(self.last)
 
   @property
   def activation(self) -> ir.Activation:
@@ -65,7 +65,8 @@ class MobileNetV3Config(ir.Network):
     return ir.Plan(stem, (*stages, (last,)), 0, self.activation)
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    return (*super().layers(drop_path), Layer('pre_logits', partial(PreLogits, self.hidden, self.activation)))
+    hidden = Layer('pre_logits', partial(PreLogits, self.hidden, self.activation))
+    return (*super().layers(drop_path), *([hidden] if self.hidden else []))
 
   def _scaled(self, channels: int) -> int:
     return ir.round_channels(channels * self.widen)
@@ -95,8 +96,9 @@ class PreLogits(nn.Module):
 def timm(config: MobileNetV3Config) -> Iterator[rules.Rule]:
   """timm's names: conv_stem, blocks.0.0.conv_dw, conv_head (a 1x1 convolution after pooling), classifier."""
   yield from ir.timm(config)
-  yield rules.Rule('conv_head.weight', 'params/backbone/pre_logits/dense/kernel', rules.POINTWISE)
-  yield rules.Rule('conv_head.bias', 'params/backbone/pre_logits/dense/bias')
+  if config.hidden:
+    yield rules.Rule('conv_head.weight', 'params/backbone/pre_logits/dense/kernel', rules.POINTWISE)
+    yield rules.Rule('conv_head.bias', 'params/backbone/pre_logits/dense/bias')
 
 
 def torchvision(config: MobileNetV3Config) -> Iterator[rules.Rule]:
@@ -111,7 +113,8 @@ def torchvision(config: MobileNetV3Config) -> Iterator[rules.Rule]:
 
   none = ('', '')
   yield from ir.layout(config, ('features.0.0', 'features.0.1'), none, 'classifier.3', names)
-  yield from rules.dense('classifier.0', 'backbone/pre_logits/dense')
+  if config.hidden:
+    yield from rules.dense('classifier.0', 'backbone/pre_logits/dense')
 
 
 _TABLES = {'large': (LARGE, 960, 1280), 'small': (SMALL, 576, 1024)}
@@ -121,7 +124,9 @@ _NAMES = {  # prefix: what follows it, with widen and minimal
   'tv_': {'large_100': 1.0, 'small_100': 1.0},
 }
 VARIANTS = {
-  f'{prefix}mobilenetv3_{name}': MobileNetV3Config(*_TABLES[name[:5]], widen, **ir.PREFIXES[prefix])
+  f'{prefix}mobilenetv3_{name}': MobileNetV3Config(
+    *_TABLES[name[:5]], widen, **ir.PREFIXES[prefix], dilate_early=prefix == 'tv_'
+  )
   for prefix, names in _NAMES.items()
   for name, widen in names.items()
 } | {

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from tlx.nn import dilation
 from tlx.nn.conv import Conv
 from tlx.nn.gate import EfficientChannelAttention, SqueezeExcite
 from tlx.nn.model import Layer, Staged, Tapped
@@ -35,6 +36,11 @@ class ResNetConfig(Staged):
   stem: tuple[int, ...] = ()  # channels of the convolutions before the stem's last; none = a single one of 7x7
   averaging: bool = False  # shortcuts average where blocks stride
   gate: str = ''  # 'se' or 'eca': at the end of each block
+  output_stride: int = 32  # 8 or 16: the last stages dilate instead of striding
+  dilate_early: bool = False  # from their first block on (segmentation-models-pytorch)
+
+  def __post_init__(self):
+    dilation.check_output_stride(self.output_stride)
 
   @property
   def expansion(self) -> int:
@@ -49,7 +55,12 @@ class ResNetConfig(Staged):
     return self.base * 2**s * self.group_width // 64 * self.groups
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    block = lambda s, b, rate: partial(Block, self, s, 2 if b == 0 and s else 1, rate)
+    spread = dilation.spread((1, 2, 2, 2), self.output_stride, stem=4, early=self.dilate_early)
+
+    def block(s: int, b: int, rate: float) -> partial:
+      stride, first = spread[s].block(b)
+      return partial(Block, self, s, stride, rate, (first, spread[s].dilation))
+
     return (Layer('stem', partial(Stem, (*self.stem, self.base))), *self.block_layers(drop_path, block))
 
 
@@ -77,6 +88,7 @@ class Block(nn.Module):
   stage: int
   stride: int
   drop_path: float
+  dilations: tuple[int, int]  # of its first 3x3 convolution and of its second
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -85,8 +97,9 @@ class Block(nn.Module):
     inner, out = config.inner(self.stage), config.base * 2**self.stage * config.expansion
     for i, kernel in enumerate(kernels):
       last, strided = i == len(kernels) - 1, i == kernels.index(3)
-      groups = config.groups if kernel == 3 else 1
-      x = Conv(out if last else inner, kernel, self.stride if strided else 1, groups=groups, name=f'conv{i + 1}')(x)
+      shape = (out if last else inner, kernel, self.stride if strided else 1)
+      groups, dilated = (config.groups, self.dilations[not strided]) if kernel == 3 else (1, 1)
+      x = Conv(*shape, groups=groups, dilation=dilated, name=f'conv{i + 1}')(x)
       x = BatchNorm(name=f'norm{i + 1}')(x, train)
       x = x if last else nn.relu(x)
     if config.gate == 'se':
@@ -98,11 +111,16 @@ class Block(nn.Module):
     return nn.relu(residual + DropPath(self.drop_path)(x, train))
 
   def shortcut(self, x: jax.Array, features: int, train: bool) -> jax.Array:
-    """A 1x1 convolution that strides, or one behind a 2x2 average; an odd last row or column is averaged alone."""
+    """A 1x1 convolution that strides, or one behind a 2x2 average; an odd last row or column is averaged alone.
+
+    Where the stage dilates instead, the average has stride 1, and zeros behind the last row and column count (timm).
+    """
     stride = self.stride
     if self.config.averaging and stride > 1:
       odd = tuple((0, side % 2) for side in x.shape[1:3])
       x, stride = nn.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False), 1
+    elif self.config.averaging and self.dilations[1] > 1:
+      x = nn.avg_pool(x, (2, 2), (1, 1), 'SAME')
     x = Conv(features, 1, stride, name='shortcut_conv')(x)
     return BatchNorm(name='shortcut_norm')(x, train)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from tlx.nn import dilation
 from tlx.nn.activation import Activation, silu
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.gate import SqueezeExcite
@@ -47,6 +48,7 @@ class Block(NamedTuple):
   gate: Gate | None = None
   linear: bool = True  # nothing follows the projection's norm
   skip: bool = True  # a shortcut wherever shapes allow it
+  dilation: int = 1  # of the spatial convolution
 
   @property
   def units(self) -> tuple[str, ...]:
@@ -71,6 +73,22 @@ class Plan(NamedTuple):
     fits = lambda first, channels: first.skip and first.stride == 1 and first.features == channels
     return [s for s, stage in enumerate(self.stages) if fits(stage[0], inputs[s])]
 
+  def spread(self, output_stride: int, early: bool) -> 'Plan':
+    """The same with stages that dilate where they would go beyond the output stride; see `dilation.spread`.
+
+    Where `early`, such a stage also begins without a shortcut, as it would if it strode.
+    """
+    found = dilation.spread([stage[0].stride for stage in self.stages], output_stride, stem=2, early=early)
+
+    def spread(block: Block, stride: int, dilated: int) -> Block:
+      skip = block.skip and not (early and stride < block.stride)
+      return block._replace(stride=stride, dilation=dilated, skip=skip)
+
+    stages = zip(found, self.stages)
+    return self._replace(
+      stages=tuple(tuple(spread(x, *how.block(b)) for b, x in enumerate(stage)) for how, stage in stages)
+    )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
@@ -79,6 +97,11 @@ class Network:
   padding: str = 'torch'  # 'same' where the weights come from TensorFlow
   epsilon: float = 1e-5  # of the batch norms
   momentum: float = 0.9  # of their statistics
+  output_stride: int = 32  # 8 or 16: the last stages dilate instead of striding
+  dilate_early: bool = False  # from their first block on (torchvision's MobileNetV3)
+
+  def __post_init__(self):
+    dilation.check_output_stride(self.output_stride)
 
   @property
   def width(self) -> int:
@@ -89,7 +112,7 @@ class Network:
     raise TypeError(f'{type(self).__name__} has no plan()')
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    plan = self.plan()
+    plan = self.plan().spread(self.output_stride, self.dilate_early)
     blocks = list(plan.blocks())
     numerics = {'padding': self.padding, 'epsilon': self.epsilon, 'momentum': self.momentum}
     unit = partial(ConvNorm, activation=plan.activation, **numerics)
@@ -144,6 +167,7 @@ class Residual(nn.Module):
         epsilon=self.epsilon,
         momentum=self.momentum,
         activation=None if name == 'project' and block.linear else block.activation,
+        dilation=block.dilation if spatial else 1,
         name=name,
       )(x, train)
     fits = block.skip and block.stride == 1 and inputs == block.features

@@ -5,6 +5,7 @@ Dense heads (segmentation, detection) read a pyramid of them; nothing here or th
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ class Level(NamedTuple):
   layer: str
   stride: int
   channels: int
+  prefix: int = 0  # tokens ahead of the map's
 
 
 def levels(backbone: Backbone) -> tuple[Level, ...]:
@@ -43,7 +45,8 @@ def levels(backbone: Backbone) -> tuple[Level, ...]:
   prefix = getattr(backbone.config, 'prefix', 0)
   grids = {name: _grid(features[name].shape, prefix, side) for name in names}
   strides = {name: grid and _stride((height, width), grid) for name, grid in grids.items()}
-  return tuple(Level(name, stride, features[name].shape[-1]) for name, stride in strides.items() if stride)
+  ahead = lambda name: prefix if features[name].ndim == 3 else 0
+  return tuple(Level(name, stride, features[name].shape[-1], ahead(name)) for name, stride in strides.items() if stride)
 
 
 def pyramid(found: tuple[Level, ...]) -> tuple[Level, ...]:
@@ -107,6 +110,11 @@ def as_map(values: jax.Array, prefix: int = 0) -> jax.Array:
   tokens = values[:, prefix:]
   side = round(tokens.shape[1] ** 0.5)
   return tokens.reshape(len(tokens), side, side, -1)
+
+
+def read(features: Mapping[str, jax.Array], level: Level) -> jax.Array:
+  """The level's map [b, h, w, channels] among a backbone's features."""
+  return as_map(features[level.layer], level.prefix)
 
 
 def _grid(shape: tuple[int, ...], prefix: int, side: int | None) -> tuple[int, int] | None:

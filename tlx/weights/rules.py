@@ -53,7 +53,8 @@ class Rule(NamedTuple):
   'batch_stats/...'; None drops it. Several rules with one target are parts of the leaf, joined along its last axis in
   the order of the table (query, key and value). fit: makes a leaf of another shape fit, where the input's size or
   channels differ from the checkpoint's. share: how long this part is beside the leaf's others. value: of a tensor that
-  is dropped and that its library wants in a file, where none was kept.
+  is dropped and that its library wants in a file, where none was kept. absent: of the whole leaf in files without this
+  tensor, which is then written only where the leaf has another value.
   """
 
   source: str
@@ -62,6 +63,7 @@ class Rule(NamedTuple):
   fit: Fit | None = None
   share: int = 1
   value: Callable[[], np.ndarray] | None = None
+  absent: float | None = None
 
 
 def conv(source: str, target: str, bias: bool = False, fit: Fit | None = None) -> Iterator[Rule]:
@@ -136,6 +138,8 @@ def read(
       continue
     if path not in wanted:
       problems.append(f'{parts[0].source} -> {path}: the model has no such leaf')
+    elif missing and parts[0].absent is not None:
+      leaves[path] = np.full(wanted[path].shape, parts[0].absent, wanted[path].dtype)
     elif missing:
       problems.append(f'{", ".join(missing)} -> {path}: not in the checkpoint')
     elif (value := _join(parts, tensors, wanted[path])) is None:
@@ -165,6 +169,8 @@ def write(
   for path, leaf in leaves.items():
     parts = targets[path]
     for rule, value in zip(parts, _split(np.asarray(leaf), parts)):
+      if rule.absent is not None and np.all(value == value.dtype.type(rule.absent)):
+        continue
       kept = tensors.get(rule.source)
       if kept is None or not np.array_equal(rule.transform.read(kept), value):
         tensor = np.ascontiguousarray(rule.transform.write(value))

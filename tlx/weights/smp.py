@@ -30,7 +30,7 @@ class Encoder(NamedTuple):
   variant: str  # ours, as a template for the match
   maps: tuple[str, ...]  # our layers with its maps of stride 2, 4, 8, 16 and 32; '' where it has none
   options: Mapping[str, Any] = {}  # of the backbone's config
-  pruned: bool = False  # its files end with the last map
+  pruned: bool = False  # its files end with the last map of `encoder_depth`
   dilates: bool = True  # it can keep a smaller stride by dilation, and so can tlx
   arguments: Mapping[str, str] = {}  # its own further arguments: fields of the backbone's config
 
@@ -45,19 +45,19 @@ ENCODERS = (
   Encoder('mobilenet_v2', 'mobilenetv2_100', (*_INVERTED[:4], 'final_conv')),
   Encoder(r'(vgg(?:11|13|16|19)(?:_bn)?)', r'\1', (*_STAGES[2:], 'stage4', 'pool'), {'hidden': 0}, dilates=False),
   # It reads a stage's first block; and larger ones pad as for an image of one odd size, whatever size they see.
-  Encoder('efficientnet-b0', 'tf_efficientnet_b0', (*_STEM[:3], 'stage4_block0', 'stage6'), {'momentum': 0.99}),
+  Encoder('efficientnet-b0', 'tf_efficientnet_b0', (*_STEM[:3], 'stage4_block0', 'stage6'), {'momentum': 0.99}, dilates=False),
   Encoder(r'timm-efficientnet-(b[0-7])', r'efficientnet_\1', _STEM),
   Encoder(r'timm-tf_(efficientnet_lite[0-4])', r'\1', _STEM),
   Encoder(rf'tu-((?:wide_|se|eca)?resnex?t\d[^.]*){_TAG}', r'\1', _RESIDUAL, pruned=True),
-  Encoder(rf'tu-((?:tf_)?(?:efficientnet_(?:lite|b)\d|mobilenetv2_[^.]*)){_TAG}', r'\1', _INVERTED, pruned=True),
-  Encoder(rf'tu-(convnext[^.]*){_TAG}', r'\1', _STAGES, pruned=True, dilates=False),
-  Encoder(rf'tu-(swin_[^.]*){_TAG}', r'\1', _STAGES, {}, True, False, {'img_size': 'size'}),
+  Encoder(rf'tu-((?:tf_)?(?:efficientnet_(?:lite|b)\d|mobilenetv2_[^.]*)){_TAG}', r'\1', _INVERTED, {'final': 0}, True),
+  Encoder(rf'tu-(convnext[^.]*){_TAG}', r'\1', _STAGES, {'final_norm': False}, True, False),
+  Encoder(rf'tu-(swin_[^.]*){_TAG}', r'\1', _STAGES, {'final_norm': False}, True, False, {'img_size': 'size'}),
 )
 NAMES = (
   'resnet*, resnext*, mobilenet_v2, vgg*, efficientnet-b0, timm-efficientnet-b*, timm-tf_efficientnet_lite*, '
   'tu-*resnet*, tu-resnext*, tu-efficientnet_*, tu-mobilenetv2_*, tu-convnext* and tu-swin_*'
 )
-OWN = {'dilate_first': True}  # in smp's own encoders the first block of a dilated stage is dilated as the others are
+OWN = {'dilate_early': True}  # what distinguishes dilation in smp's own encoders from timm's
 
 
 def one_of(*values: Any) -> Callable[[Any], Any]:
