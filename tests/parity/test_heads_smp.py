@@ -24,6 +24,7 @@ from tlx.types import WholeModel
 from tlx.weights import rules, whole
 
 CLASSES = 5
+MODES = ('eval', 'train')
 CHANNELS = (6, 8, 12, 16, 20)  # of the maps of stride 2, 4, 8, 16 and 32
 IMAGE = (64, 96)
 EXACT = 1e-9  # float64, of each tensor's largest value
@@ -34,6 +35,7 @@ WIDTHS = {'decoder_channels': (24, 16, 12, 10, 8)}
 PYRAMID = {'decoder_pyramid_channels': 16, 'decoder_segmentation_channels': 64}
 BILINEAR = {'decoder_interpolation': 'bilinear'}
 NO_NORM = {'decoder_use_norm': 'identity'}
+SMALL = {'decoder_channels': 16}
 
 
 class Case(NamedTuple):
@@ -91,7 +93,8 @@ def without_encoder(torch, case: Case) -> Any:
 
   if case.strides[0] == 4:
     Encoder.out_channels.insert(1, 0)
-  file = importlib.import_module(f'segmentation_models_pytorch.decoders.{ROOMS.get(case.theirs, case.theirs.lower())}.model')
+  room = ROOMS.get(case.theirs, case.theirs.lower())
+  file = importlib.import_module(f'segmentation_models_pytorch.decoders.{room}.model')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(file, 'get_encoder', lambda *args, **options: Encoder())
     return getattr(file, case.theirs)(case.encoder, encoder_weights=None, classes=CLASSES, **case.arguments)
@@ -140,18 +143,21 @@ def our_pass(module: nn.Module, variables: Any, inputs: Any, table: tuple[rules.
   return Pass(np.asarray(logits), {**named({'params': of_params}), **of_inputs}, named(dict(moved)))
 
 
-def errors(ours: Pass, theirs: Pass) -> dict[str, reference.Worst]:
-  return {
+def wrong(what: str, ours: Pass, theirs: Pass) -> dict[str, reference.Worst]:
+  """Prints the largest errors, and returns those that are too large."""
+  found = {
     'logits': reference.compare({'': ours.logits}, {'': theirs.logits}),
     'statistics': reference.compare(ours.statistics, theirs.statistics),
     # Where batch statistics take a shift away again its true gradient is zero, and rounding is what is computed.
     'gradients': reference.compare(ours.gradients, theirs.gradients, floor=1e-6),
   }
+  print(f'\n{what}:', *(f'{part} {e.error:.1e} {e.name};' for part, e in found.items()))
+  return {part: worst for part, worst in found.items() if worst.error >= EXACT}
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize('name', CASES)
-@pytest.mark.parametrize('train', [False, True], ids=['eval', 'train'])
+@pytest.mark.parametrize('train', [False, True], ids=MODES)
 def test_head(name, train, torch, smp):
   case = CASES[name]
   theirs = without_encoder(torch, case)
@@ -175,9 +181,7 @@ def test_head(name, train, torch, smp):
   ours = our_pass(Under(head), variables, inputs, table, train)
   read = {name: x for name, x in ours.gradients.items() if name in expected.gradients}
   assert not [n for n, x in ours.gradients.items() if n not in read and x.any()]  # maps that the head does not read
-  worst = errors(ours._replace(gradients=read), expected)
-  print(f'\n{name} {"train" if train else "eval"}:', *(f'{what} {e.error:.1e} {e.name};' for what, e in worst.items()))
-  assert not {what: e for what, e in worst.items() if e.error >= EXACT}
+  assert not wrong(f'{name} {MODES[train]}', ours._replace(gradients=read), expected)
   moved = [n for n, x in ours.statistics.items() if not np.array_equal(x, tensors[n])]
   assert moved == (list(ours.statistics) if train else [])
 
@@ -250,12 +254,10 @@ def test_unet_resnet18(torch, smp, tmp_path):
   for train in (False, True):
     forward = lambda module, x: module(x['image'])
     expected = their_pass(torch, theirs, forward, {'image': image}, train)
-    worst = errors(our_pass(ours.module, ours.variables, image, ours.table, train), expected)
-    print(f'\nUnet resnet18 {"train" if train else "eval"}:', *(f'{what} {e.error:.1e} {e.name};' for what, e in worst.items()))
-    assert not {what: e for what, e in worst.items() if e.error >= EXACT}
+    found = our_pass(ours.module, ours.variables, image, ours.table, train)
+    assert not wrong(f'Unet resnet18 {MODES[train]}', found, expected)
 
 
-SMALL = {'decoder_channels': 16}
 WHOLE = {  # encoder: smp's class and arguments
   'resnet18': ('FPN', {'encoder_depth': 4, 'upsampling': 2, **PYRAMID}),
   'resnet34': ('DeepLabV3Plus', SMALL),

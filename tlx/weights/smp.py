@@ -45,7 +45,9 @@ ENCODERS = (
   Encoder('mobilenet_v2', 'mobilenetv2_100', (*_INVERTED[:4], 'final_conv')),
   Encoder(r'(vgg(?:11|13|16|19)(?:_bn)?)', r'\1', (*_STAGES[2:], 'stage4', 'pool'), {'hidden': 0}, dilates=False),
   # It reads a stage's first block; and larger ones pad as for an image of one odd size, whatever size they see.
-  Encoder('efficientnet-b0', 'tf_efficientnet_b0', (*_STEM[:3], 'stage4_block0', 'stage6'), {'momentum': 0.99}, dilates=False),
+  Encoder(
+    'efficientnet-b0', 'tf_efficientnet_b0', (*_STEM[:3], 'stage4_block0', 'stage6'), {'momentum': 0.99}, dilates=False
+  ),
   Encoder(r'timm-efficientnet-(b[0-7])', r'efficientnet_\1', _STEM),
   Encoder(r'timm-tf_(efficientnet_lite[0-4])', r'\1', _STEM),
   Encoder(rf'tu-((?:wide_|se|eca)?resnex?t\d[^.]*){_TAG}', r'\1', _RESIDUAL, pruned=True),
@@ -139,7 +141,7 @@ def whole(
     problems.append(f'encoder_output_stride {options[OUTPUT_STRIDE]} (tlx has no dilation in {name})')
   if problems:
     raise UsageError(
-      f"config.json describes a {config.get('_model_class', 'model')} of segmentation-models-pytorch that tlx lacks: "
+      f'config.json describes a {config.get("_model_class", "model")} of segmentation-models-pytorch that tlx lacks: '
       f'{"; ".join(problems)}; choose another checkpoint'
     )
   layers = reads(encoder.maps[: options.pop('depth')])
