@@ -14,7 +14,7 @@ from tlx import words
 from tlx.nn.model import Config
 from tlx.types import Checkpoint, Dataset, UsageError
 
-_ONE = {'models': 'family', 'strategies': 'strategy', 'tasks': 'task', 'datasets': 'data set'}
+_ONE = {'models': 'family', 'heads': 'head', 'strategies': 'strategy', 'tasks': 'task', 'datasets': 'data set'}
 
 
 class Variant(NamedTuple):

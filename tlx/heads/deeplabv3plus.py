@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tlx.nn import resize
+from tlx.nn import resize, segmentation
 from tlx.nn.conv import Conv
 from tlx.nn.conv_norm import ConvNorm
-from tlx.nn.dtypes import widened
 from tlx.nn.levels import Level, choose, read
 from tlx.nn.norm import BatchNorm
 from tlx.nn.stochastic import Dropout
@@ -50,8 +49,7 @@ class Head(nn.Module):
     x = resize.bilinear_corners(x, fine.shape[1:3])
     fine = ConvNorm(REDUCED, 1, name='reduce')(fine, train)
     x = Separable(self.width, name='fuse')(jnp.concatenate([x, fine], axis=-1), train)
-    logits = Conv(self.num_classes, 1, use_bias=True, kernel_init=nn.initializers.xavier_uniform(), name='logits')
-    x, factor = widened(logits(x)), self.upsampling or self.reads[0].stride
+    x, factor = segmentation.logits(x, self.num_classes), self.upsampling or self.reads[0].stride
     return resize.bilinear_corners(x, tuple(factor * side for side in x.shape[1:3]))
 
 

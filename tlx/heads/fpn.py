@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tlx.nn import resize
+from tlx.nn import resize, segmentation
 from tlx.nn.conv import Conv
-from tlx.nn.dtypes import widened
 from tlx.nn.levels import Level, choose, read
 from tlx.nn.norm import GroupNorm
 from tlx.nn.stochastic import ChannelDropout
@@ -54,8 +53,7 @@ class Head(nn.Module):
       parts.append(self._enlarged(x, i, sizes[: len(maps) - 1 - i][::-1]))
     x = sum(parts) if self.merge == 'add' else jnp.concatenate(parts, axis=-1)
     x = ChannelDropout(self.dropout, name='dropout')(x, train)
-    logits = Conv(self.num_classes, 1, use_bias=True, kernel_init=nn.initializers.xavier_uniform(), name='logits')
-    x, factor = widened(logits(x)), self.upsampling or self.reads[0].stride
+    x, factor = segmentation.logits(x, self.num_classes), self.upsampling or self.reads[0].stride
     return resize.bilinear_corners(x, tuple(factor * side for side in x.shape[1:3]))
 
   def _enlarged(self, x: jax.Array, i: int, sizes: list[tuple[int, int]]) -> jax.Array:

@@ -52,8 +52,9 @@ class Head(nn.Module):
     for i, width in enumerate(self.blocks):
       skip = skips[i] if i < len(skips) else None
       x = Block(width, self.interpolation, self.norm, name=f'block{i}')(x, skip, train)
-    logits = Conv(self.num_classes, 3, use_bias=True, kernel_init=nn.initializers.xavier_uniform(), name='logits')
-    return widened(logits(x))
+    return Conv(self.num_classes, 3, use_bias=True, kernel_init=nn.initializers.lecun_normal(), name='logits')(
+      widened(x)
+    )
 
 
 class Block(nn.Module):

@@ -12,10 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tlx.nn import resize
-from tlx.nn.conv import Conv
+from tlx.nn import resize, segmentation
 from tlx.nn.conv_norm import ConvNorm
-from tlx.nn.dtypes import widened
 from tlx.nn.levels import Level, choose, read
 from tlx.nn.norm import LayerNorm
 from tlx.nn.pool import adaptive_avg_pool
@@ -50,8 +48,7 @@ class Head(nn.Module):
       x = resize.bilinear(x, skip.shape[1:3]) + unit(1, name=f'lateral{i}')(skip, train)
       parts.append(resize.bilinear(unit(3, name=f'smooth{i}')(x, train), size))
     x = unit(3, name='fuse')(jnp.concatenate(parts[::-1], axis=-1), train)
-    logits = Conv(self.num_classes, 1, use_bias=True, kernel_init=nn.initializers.xavier_uniform(), name='logits')
-    x, factor = widened(logits(x)), self.upsampling or self.reads[0].stride
+    x, factor = segmentation.logits(x, self.num_classes), self.upsampling or self.reads[0].stride
     return resize.bilinear_corners(x, tuple(factor * side for side in x.shape[1:3]))
 
 

@@ -186,7 +186,7 @@ def layouts(head: Callable[[Any], Iterable[rules.Rule]]) -> dict[str, WholeLayou
   return {
     'smp': WholeLayout('torchvision', 'encoder.', head),
     'smp_timm': WholeLayout('timm', 'encoder.', head),
-    'smp_tu': WholeLayout('timm', 'encoder.model.', head, _flattened),
+    'smp_tu': WholeLayout('timm', 'encoder.model.', head, rename=_flattened),
     'smp_lukemelas': WholeLayout('lukemelas', 'encoder.', head),
   }
 
