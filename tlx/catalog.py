@@ -70,7 +70,9 @@ def wholes() -> dict[str, tuple[str, WholeModel]]:
 def whole_of_config(config: Mapping[str, Any]) -> tuple[str, WholeModel] | None:
   """(head, row) of the whole model that another library's config.json describes; None where it describes none."""
   for folder in names('heads'):
-    if found := getattr(find('heads', folder), 'of_config', lambda config: None)(config):
+    file = find('heads', folder)
+    of_smp = getattr(file, 'SMP', {}).get(config.get('_model_class'), lambda config: None)
+    if found := getattr(file, 'of_config', of_smp)(config):
       return folder, found
   return None
 
@@ -113,8 +115,10 @@ def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]
 
 def options(config: Config) -> dict[str, Any]:
   """Fields in which a backbone may differ from its variant: the output stride, and last layers that are left out."""
-  stride = {'output_stride': config.output_stride} if hasattr(config, 'output_stride') else {}
-  return stride | {name: 0 for name in ('final', 'hidden') if getattr(config, name, None) == 0}
+  known = {field.name for field in dataclasses.fields(config)}
+  loose = {'output_stride'} & known
+  loose |= {name for name in ('final', 'hidden', 'final_norm') if name in known and not getattr(config, name)}
+  return {name: getattr(config, name) for name in sorted(loose)}
 
 
 def _same(known: Config, config: Config) -> bool:
