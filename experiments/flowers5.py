@@ -1,15 +1,20 @@
-"""Five flowers, 80 training photographs of each, EfficientNet-Lite0: linear probe against LP-FT.
+"""Linear probe and LP-FT of EfficientNet-Lite0 on five flowers, 80 training photographs per class.
 
   python experiments/flowers5.py PATH [STRATEGY]     with PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg
 
-Measured with default settings on 200 validation photographs, 2 shared CPU cores, 2026-11-21 (a photograph is 0.005):
+Measured accuracy with default settings on 200 validation photographs (one is 0.005), 2 shared CPU cores, 2026-11-21:
 linear_probe 0.875, 0.870, 0.870 (seeds 0, 1, 2; 29 s each); lp_ft 0.905 (seed 0, 447 s).
-One run each, seed 0, all with 24 epochs, dropout 0.2 and stochastic depth 0.1: full 0.900; full --augment strong 0.900.
-With 12 epochs and neither, lp_ft reached 0.865 (--augment light) and 0.885 (medium), full 0.875 with either.
+
+One run each with seed 0, 24 epochs, dropout 0.2 and stochastic depth 0.1: full 0.900; full --augment strong 0.900. With
+12 epochs, without dropout and stochastic depth: lp_ft 0.865 (--augment light) and 0.885 (medium); full 0.875 with
+either.
+
 Probes by `tlx finetune --data folder:PATH --strategy linear_probe --seed S`, S = 0 and 1: accuracy 0.875, 0.870, loss
-0.414, 0.415; with --augment light --cache-views 4: 0.875, 0.890 and 0.417, 0.399; 8: 0.880, 0.885 and 0.418, 0.396,
-two seeds being too few to tell from chance. Seed 1 found the features of seed 0: 9 s in place of 24, on busy cores.
-About ten of the 200 labels fit their photograph badly (a fountain and a house among the tulips).
+0.414, 0.415; with --augment light --cache-views 4: 0.875, 0.890 and 0.417, 0.399; with 8: 0.880, 0.885 and 0.418,
+0.396. Two seeds are too few to distinguish these from chance. Seed 1 reused the cached features of seed 0: 9 s instead
+of 24 s, on busy cores.
+
+About ten of the 200 labels do not fit their photograph (a fountain and a house among the tulips).
 Reference: 0.870 for scikit-learn's logistic regression with its best C, 0.905 for full fine-tuning, both in PyTorch.
 """
 

@@ -1,14 +1,14 @@
 """Ideal pictures of five classes by EfficientNet-Lite0, with and without total variation in the loss.
 
-  python experiments/ideal_images.py OUT [JUDGE]     with another model of the same classes as JUDGE
+  python experiments/ideal_images.py OUT [JUDGE]     JUDGE is another model with the same classes
 
-Measured with MobileNetV1 0.75 (68 % top-1) as the judge on 2 CPU cores, 2026-11-21, 145 s for both rows. Every
-probability is 1.0000 of the file as it is read back. Total variation: 0.0168, 0.0108, 0.0140, 0.0135, 0.0140 (cat,
+Measured with MobileNetV1 0.75 (68 % top-1) as the judge on 2 CPU cores, 2026-11-21, 145 s for both rows. The model
+gives probability 1.0000 to every file that is read back. Total variation: 0.0168, 0.0108, 0.0140, 0.0135, 0.0140 (cat,
 espresso, volcano, balloon, retriever); without its loss 0.1507, 0.1459, 0.1509, 0.1535, 0.1484: 9.0, 13.5, 10.8, 11.4
-and 10.6 times as much. The judge names four of the five alike, with probabilities 0.39, 0.02 (it says pug), 1.00, 0.87
-and 0.48; without the loss three. A person sees volcanoes with smoke and lava, small balloons over clouds, brown foam
-in a round white rim, spotted fur and light fur with a dark muzzle: textures and parts, no whole animal. With a weight
-of 1200 in place of 2000 there is more contrast, and the judge agrees on two.
+and 10.6 times as much. The judge agrees on four of the five, with probabilities 0.39, 0.02 (it says pug), 1.00, 0.87
+and 0.48; without the loss on three. A person sees volcanoes with smoke and lava, small balloons over clouds, brown foam
+in a round white rim, spotted fur, and light fur with a dark muzzle: textures and parts, but not a whole animal. A
+weight of 1200 instead of 2000 gives more contrast, and the judge agrees on two.
 """
 
 import sys

@@ -1,13 +1,14 @@
-"""A cat in the style of a cup of coffee, by EfficientNet-Lite0.
+"""Style transfer by EfficientNet-Lite0: a cat in the style of a cup of coffee.
 
   python experiments/style_transfer.py OUT [MODEL]
 
-Measured on 2 CPU cores, 2026-11-21, 512 pixels, 56 s, as by `tlx explain style efficientnet_lite0 CAT COFFEE`: style
-loss 0.451 of the photograph itself, 0.0140 after transfer, 32 times less; content 1.59, of the photograph with its 64
-cells shuffled 1.78. The cat turns to the red-brown of the saucer in strokes of its wooden table, and stays a cat. Fewer
-pixels match worse, as a layer's statistics come from fewer places: at 256 pixels 11 times less (0.0486), and 13 to 15
-with more weight or steps; an astronaut as gravel 22 times, the cat as bricks 8 times, whose content (1.96) is then
-further off than the shuffled photograph's (1.69).
+Measured on 2 CPU cores, 2026-11-21, 512 pixels, 56 s, as by `tlx explain style efficientnet_lite0 CAT COFFEE`: the
+style loss is 0.451 for the photograph itself and 0.0140 after transfer, 32 times less. The content loss is 1.59; for
+the photograph with its 64 cells shuffled it is 1.78. The cat takes the red-brown of the saucer, in strokes of its
+wooden table, and stays a cat. Fewer pixels match worse, because a layer's statistics come from fewer positions: at 256
+pixels the style loss falls 11 times (0.0486), and 13 to 15 times with more weight or steps; for an astronaut as gravel
+22 times, for the cat as bricks 8 times. The content loss of the latter (1.96) exceeds that of the shuffled photograph
+(1.69).
 """
 
 import sys

@@ -10,6 +10,7 @@ from conftest import randomised
 
 import tlx
 from tlx import catalog, pretrained
+from tlx.tasks import classification
 from tlx.types import Source
 
 CLASSES = 5
@@ -31,6 +32,11 @@ FAMILIES = [name.removesuffix('_test') for name in KINDS]
 def matrix(names, often=KINDS) -> list:
   """Parameters of a test: names that are not among `often` belong to the full matrix."""
   return [name if name in often else pytest.param(name, marks=pytest.mark.full) for name in names]
+
+
+def task(classes: int = CLASSES, **options) -> classification.Task:
+  """A classifier of so many classes."""
+  return classification.Task(tuple(f'class {i}' for i in range(classes)), **options)
 
 
 def built(name: str, **options) -> tlx.Pretrained:
@@ -55,7 +61,7 @@ def batch(seed: int = 0, size: int = 8, pixels: int = 32) -> dict[str, np.ndarra
   rng = np.random.default_rng(seed)
   return {
     'image': rng.integers(0, 256, (size, pixels, pixels, 3), dtype=np.uint8),
-    'label': rng.integers(0, CLASSES, size, dtype=np.int32),
+    'target': {'label': rng.integers(0, CLASSES, size, dtype=np.int32)},
     'mask': np.ones(size, bool),
-    'aspect': np.ones(size, np.float32),
+    'geometry': np.tile(np.float32([pixels, pixels, 0, 0, pixels, pixels]), (size, 1)),
   }

@@ -1,22 +1,22 @@
-"""`tlx` and `python -m tlx`: the command line, in a process whose memory stays its own between two steps."""
+"""The command line `tlx` and `python -m tlx`, in a process that keeps its memory between steps."""
 
 import gc
 import os
 import sys
 from pathlib import Path
 
-# XLA on a CPU asks for the memory of a step and gives it back at its end, and the system would hand it out anew each
-# time, page by page. So: a heap that never shrinks, for blocks of any size, and steps in the main thread, whose it is.
+# On a CPU, XLA allocates the memory of a step and frees it at the end. The system would map it anew for each step, page
+# by page. So malloc keeps one heap that never shrinks, and steps run in the main thread, which owns that heap.
 KEPT = 'glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=1099511627776'
 HUGE = 'glibc.malloc.hugetlb=1'
 KERNEL = Path('/sys/kernel/mm/transparent_hugepage/enabled')
-ACCELERATORS = ('nvidia[0-9]*', 'accel*', 'vfio/[0-9]*', 'kfd')  # their files in DEVICES
+ACCELERATORS = ('nvidia[0-9]*', 'accel*', 'vfio/[0-9]*', 'kfd')  # device files in DEVICES
 DEVICES = Path('/dev')
 
 
 def main() -> None:
   keep_memory()
-  gc.set_threshold(100_000)  # tracing makes a million objects that stay: EfficientNet-Lite0's step 2.1 -> 1.3 s
+  gc.set_threshold(100_000)  # tracing makes a million lasting objects; EfficientNet-Lite0's step 2.1 -> 1.3 s
   if KEPT in os.environ.get('GLIBC_TUNABLES', ''):
     step_in_main_thread()
   from tlx.cli.main import main
@@ -25,12 +25,14 @@ def main() -> None:
 
 
 def keep_memory() -> None:
-  """Starts this process anew, if need be, with settings that glibc reads only when it starts; else does nothing.
+  """Restarts this process with malloc settings that glibc reads only at the start.
 
-  A full step, 16 images, on huge pages alone, and kept: EfficientNet-Lite0 at 96 pixels 97 and 91 ms, ResNet-50 at 224
-  pixels 2013 and 1737. In turns with another program that takes and gives back memory, huge pages alone are worse than
-  none (220 ms against 174, kept in another way 136); one heap for all threads costs 4 s of compilation.
-  Nothing happens on other systems, beside an accelerator, or where GLIBC_TUNABLES says something of malloc already.
+  Time of a full step with 16 images, on huge pages alone and with kept memory: EfficientNet-Lite0 at 96 pixels 97 and
+  91 ms, ResNet-50 at 224 pixels 2013 and 1737 ms. In turns with another program that allocates and frees memory, huge
+  pages alone are worse than none (220 ms against 174 ms; 136 ms with memory kept in another way). One heap for all
+  threads adds 4 s of compilation.
+
+  It does nothing on systems other than Linux, if there is an accelerator, or if GLIBC_TUNABLES has settings of malloc.
   """
   tunables = os.environ.get('GLIBC_TUNABLES', '')
   accelerated = any(path for pattern in ACCELERATORS for path in DEVICES.glob(pattern))
@@ -40,14 +42,14 @@ def keep_memory() -> None:
 
 
 def step_in_main_thread() -> None:
-  """Before JAX has looked for devices; no variable of the environment says it."""
+  """Makes JAX run steps in the main thread. Call it before JAX looks for devices; no environment variable does it."""
   import jax
 
   jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 def settings() -> str:
-  """What GLIBC_TUNABLES should say: huge pages too, where the kernel gives them on request."""
+  """The value for GLIBC_TUNABLES. It adds huge pages if the kernel gives them on request."""
   try:
     return f'{HUGE}:{KEPT}' if '[madvise]' in KERNEL.read_text() else KEPT
   except OSError:

@@ -1,4 +1,4 @@
-"""What there is, found by listing folders: the only dynamic import of the project."""
+"""Finds models, strategies, tasks and data sets by listing folders. It is the only file that imports by name."""
 
 import dataclasses
 import fnmatch
@@ -10,11 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+
 from tlx import words
 from tlx.nn.model import Config
-from tlx.types import Checkpoint, Dataset, UsageError
+from tlx.types import Checkpoint, Dataset, Strategy, Task, UsageError, WholeModel
 
-_ONE = {'models': 'family', 'strategies': 'strategy', 'tasks': 'task', 'datasets': 'data set'}
+_ONE = {'models': 'family', 'heads': 'head', 'strategies': 'strategy', 'tasks': 'task', 'datasets': 'data set'}
+_CLASS = {'heads': 'Head', 'strategies': 'Strategy', 'tasks': 'Task'}  # what each file of these folders defines
+_NONE = dataclasses.MISSING
 
 
 class Variant(NamedTuple):
@@ -27,12 +31,12 @@ class Variant(NamedTuple):
 
 
 def names(folder: str) -> tuple[str, ...]:
-  """The alternatives in a plural folder, by file name, in alphabetical order."""
+  """The alternatives in a plural folder: the names of its files, in alphabetical order."""
   return tuple(sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent / folder)])))
 
 
 def find(folder: str, name: str) -> ModuleType:
-  """The alternative `name` of a folder; raises UsageError with the nearest names."""
+  """Imports the alternative `name` of a folder. Raises UsageError, with the most similar names, if there is none."""
   if name not in names(folder):
     raise UsageError(f'no {_ONE[folder]} {name!r}{words.suggest(name, names(folder))}')
   return importlib.import_module(f'tlx.{folder}.{name}')
@@ -40,7 +44,7 @@ def find(folder: str, name: str) -> ModuleType:
 
 @cache
 def variants() -> dict[str, Variant]:
-  """Every variant of every family by its name, timm's spelling."""
+  """Every variant of every family, by its name in timm's spelling."""
   families = [find('models', family) for family in names('models')]
   return {
     name: Variant(name, family, config, family.CHECKPOINTS.get(name))
@@ -50,14 +54,37 @@ def variants() -> dict[str, Variant]:
 
 
 def variant(name: str) -> Variant:
-  """The variant `name`; raises UsageError with the nearest names."""
+  """The variant `name`. Raises UsageError, with the most similar names, if there is none."""
   if name not in variants():
     raise UsageError(f'no model {name!r}{words.suggest(name, list_models())}')
   return variants()[name]
 
 
+@cache
+def wholes() -> dict[str, tuple[str, WholeModel]]:
+  """{name: (head, row)} of every backbone that was trained together with a head."""
+  rows = {folder: getattr(find('heads', folder), 'MODELS', {}) for folder in names('heads')}
+  return {name: (folder, whole) for folder, models in rows.items() for name, whole in models.items()}
+
+
+def whole_of_config(config: Mapping[str, Any]) -> tuple[str, WholeModel] | None:
+  """(head, row) of the whole model that another library's config.json describes; None where it describes none."""
+  for folder in names('heads'):
+    if found := getattr(find('heads', folder), 'of_config', lambda config: None)(config):
+      return folder, found
+  return None
+
+
 def of_config(config: Config, first: str | None = None) -> Variant:
-  """The variant whose config this is, at any input size and with any number of classes; `first` where it is one."""
+  """Finds the variant with this config, whatever the input size, the output stride and the number of classes.
+
+  Args:
+    config: of any family.
+    first: a variant's name; it is preferred if several variants have the same config.
+
+  Returns:
+    The variant; or a new one, named after the family, if no variant has this config.
+  """
   ordered = sorted(variants().values(), key=lambda known: known.name != first)
   for known in ordered:
     if type(known.config) is type(config) and _same(known.config, config):
@@ -67,7 +94,11 @@ def of_config(config: Config, first: str | None = None) -> Variant:
 
 
 def of_transformers(config: Mapping[str, Any]) -> Variant:
-  """The variant that a complete config.json of transformers describes; raises UsageError for an unknown model type."""
+  """Finds the variant that a complete config.json of transformers describes.
+
+  Raises:
+    UsageError: for an unknown model type.
+  """
   readers = {kind: read for folder in names('models') for kind, read in _readers(folder).items()}
   if config['model_type'] not in readers:
     kind = config['model_type']
@@ -81,7 +112,8 @@ def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]
 
 
 def _same(known: Config, config: Config) -> bool:
-  loose = {name: getattr(config, name) for name in ('size', 'aux_classes') if hasattr(config, name)}
+  names = ('size', 'aux_classes', 'output_stride')
+  loose = {name: getattr(config, name) for name in names if hasattr(config, name)}
   return dataclasses.replace(known, **loose) == config
 
 
@@ -91,36 +123,76 @@ def _family_name(family: ModuleType) -> str:
 
 def list_models(pattern: str = '*') -> list[str]:
   """Names that match a shell pattern such as 'resnet*'; the tiny variants for tests are left out."""
-  return sorted(fnmatch.filter((name for name in variants() if not name.endswith('_test')), pattern))
+  known = [*variants(), *wholes()]
+  return sorted(fnmatch.filter((name for name in known if not name.endswith('_test')), pattern))
 
 
-def strategy(spec: str):
-  """'partial:3' -> its Strategy; raises UsageError for a wrong name, a missing, needless or malformed argument."""
+def strategy(spec: str) -> Strategy:
+  """'partial:3' or 'lp_ft(rate=0.01)' -> its Strategy; raises UsageError for wrong names and arguments."""
   name, _, argument = spec.partition(':')
+  if not argument or '(' in name:
+    return _made('strategies', spec)
   cls = find('strategies', name).Strategy
   wanted = _required(cls)
-  if bool(wanted) != bool(argument):
-    problem = f'needs a number, for example {example(name)}' if wanted else f'takes no argument, got {argument!r}'
-    raise UsageError(f'strategy {name} {problem}')
+  if not wanted:
+    raise UsageError(f'strategy {name} takes no argument, got {argument!r}')
   try:
     values = [convert(argument) for convert in wanted]
   except ValueError:
-    raise UsageError(f'strategy {name}: {argument!r} is no {wanted[0].__name__}, for example {example(name)}') from None
+    raise UsageError(
+      f'strategy {name}: {argument!r} is not a valid {wanted[0].__name__}, for example {example(name)}'
+    ) from None
   return cls(*values)
 
 
+def task(spec: str, **options: Any) -> Task:
+  """'segmentation' or 'segmentation(loss=ce+dice)' -> its Task, not yet bound to a data set; options: more fields."""
+  return _made('tasks', spec, **options)
+
+
+def head(spec: str, **options: Any) -> nn.Module:
+  """'unet' or 'unet(widths=(64, 32))' -> its linen module; options: more fields, such as num_classes and levels."""
+  return _made('heads', spec, **options)
+
+
+def fields(folder: str, spec: str) -> dict[str, dataclasses.Field]:
+  """The options of the alternative that a spec names."""
+  made = getattr(find(folder, words.parse(spec)[0]), _CLASS[folder])
+  return {field.name: field for field in dataclasses.fields(made) if field.name not in ('parent', 'name')}
+
+
+def _made(folder: str, spec: str, **options: Any) -> Any:
+  """An object of an alternative. Raises UsageError for an option that it does not have."""
+  name, given = words.parse(spec)
+  made, known = getattr(find(folder, name), _CLASS[folder]), fields(folder, name)
+  if wrong := [option for option in given if option not in known]:
+    raise UsageError('\n'.join(f'{_ONE[folder]} {name} has no option {w}{words.suggest(w, known)}' for w in wrong))
+  given = options | given
+  missing = [n for n, f in known.items() if n not in given and (f.default, f.default_factory) == (_NONE, _NONE)]
+  if missing and folder == 'strategies':
+    raise UsageError(f'strategy {name} needs a number, for example {example(name)}')
+  try:
+    return made(**given)
+  except TypeError as error:
+    raise UsageError(f'{_ONE[folder]} {spec}: {error}') from None
+
+
 def example(name: str) -> str:
-  """A strategy as a user writes it: 'partial:3', 'full'."""
+  """A strategy as the user writes it, such as 'partial:3' or 'full'."""
   values = [{int: '3', float: '0.8'}[convert] for convert in _required(find('strategies', name).Strategy)]
   return ':'.join([name, *values])
 
 
 def _required(cls: type) -> list[type]:
   """Types of the arguments without a default: at most one."""
-  return [field.type for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]
+  return [field.type for field in dataclasses.fields(cls) if field.default is _NONE]
 
 
 def dataset(spec: str, *, seed: int = 0) -> Dataset:
-  """'folder:PATH' -> its Dataset; raises UsageError for a wrong name, and what the data set finds wrong."""
+  """Loads the Dataset of a text such as 'folder:PATH'.
+
+  Raises:
+    UsageError: for an unknown name, and for the problems that the data set finds.
+  """
   name, _, argument = spec.partition(':')
   return find('datasets', name).load(argument, seed=seed)

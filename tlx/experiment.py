@@ -3,6 +3,10 @@
 import dataclasses
 from typing import Literal
 
+import flax.linen as nn
+
+from tlx.types import Task
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
@@ -11,7 +15,11 @@ class Experiment:
   model: str = 'efficientnet_lite0'
   """A variant (`tlx models`), a folder with config.json and weights, or hf-hub:OWNER/NAME."""
   data: str = 'photo_patches'
-  """photo_patches, digits, folder:PATH or tfds:NAME."""
+  """photo_patches, digits, folder:PATH, masks:PATH, tags:PATH or tfds:NAME."""
+  task: str | Task | None = None
+  """classification, multilabel, segmentation, with options as in 'segmentation(loss=ce+dice)'."""
+  head: str | nn.Module | None = None
+  """linear, mlp, unet, deeplabv3plus, ..., with options as in 'unet(widths=(128,64,32,16))'."""
   strategy: str = 'lp_ft'
   """linear_probe, partial:K, layerwise_decay:D, full, lp_ft, gradual or scratch."""
   out: str | None = None
@@ -22,8 +30,8 @@ class Experiment:
   """Passes over the training split."""
   batch_size: int | None = None
   """Images a step, over all devices."""
-  image_size: int | None = None
-  """Height and width in pixels of what the model sees."""
+  image_size: int | str | None = None
+  """Pixels of what the model sees: a side, or HEIGHTxWIDTH."""
   seed: int = 0
   """Of everything random."""
   compile: Literal['jit', 'pmap'] = 'jit'
@@ -54,11 +62,17 @@ class Experiment:
   label_smoothing: float | None = None
   """Share of each target that is spread over all classes."""
   dropout: float | None = None
-  """Before the head."""
+  """Share of the head's inputs that training drops."""
+  head_hidden: int | None = None
+  """Units of the hidden layer of --head mlp."""
+  head_dropout: float | None = None
+  """The same as --dropout."""
+  pool: str | None = None
+  """avg, max or flatten: how --head linear and mlp make one vector of the last map."""
   drop_path: float | None = None
   """Stochastic depth of the last block, growing linearly from the first."""
   norm_statistics: str | None = None
-  """frozen or batch: what batch norms of the backbone that learn normalise by: the stored statistics, or those of each batch."""
+  """frozen or batch: batch norms of the backbone normalise by their stored statistics, or by those of each batch."""
   class_weights: Literal['none', 'balanced'] = 'none'
   """balanced: the rarer the class, the heavier its loss."""
   sampling: Literal['shuffled', 'balanced'] = 'shuffled'

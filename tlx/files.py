@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever is killed and however full the disk is; and folders of them."""
+"""Writes files atomically: a killed process or a full disk leaves no partial file. Seals folders with hashes."""
 
 import contextlib
 import errno
@@ -15,18 +15,25 @@ FULL = {
   errno.EDQUOT: 'the disk quota is used up',
   errno.EFBIG: 'the file size limit is reached',
 }
-SEAL = 'sha256.json'  # in the folder that it speaks of: {file: SHA-256}
-MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # no file of that name, whatever there is instead
+SEAL = 'sha256.json'  # in the sealed folder; {file: SHA-256}
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is no file of that name, perhaps a folder
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Opens a new file that takes the place of `path` in one move when the block ends; a failed block leaves the old one.
+  """Opens a new file, and moves it to `path` when the block ends. If the block fails, the old file stays.
 
-  Raises: OSError where the system refuses; FULL has words for the want of space.
+  Args:
+    path: of the file.
+
+  Yields:
+    The open binary file.
+
+  Raises:
+    OSError: if the system refuses; FULL has words for a lack of space.
   """
   path = pathlib.Path(path)
-  # Beside the target, so that os.replace stays within one file system; opened anew, so that the umask applies.
+  # It lies next to the target, because os.replace needs one file system; open(), unlike tempfile, respects the umask.
   temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
   try:
     with temporary.open('xb') as file:
@@ -41,7 +48,7 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-  """Makes the move itself survive a power cut, where the system can."""
+  """Makes the move itself survive a power failure, on systems that can."""
   with contextlib.suppress(OSError):
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -51,7 +58,7 @@ def _sync_folder(folder: pathlib.Path) -> None:
 
 
 def seal(folder: pathlib.Path) -> None:
-  """Writes down the hash of every file in a folder, so that `broken` can tell. Raises OSError."""
+  """Writes the SHA-256 of every file in a folder, for `broken` to check. Raises OSError."""
   found = sorted(path for path in folder.rglob('*') if path.is_file())
   hashes = {path.relative_to(folder).as_posix(): _sha256(path) for path in found}
   with replacing(folder / SEAL) as file:
@@ -59,7 +66,14 @@ def seal(folder: pathlib.Path) -> None:
 
 
 def broken(folder: pathlib.Path) -> str | None:
-  """What is no longer as it was when the folder was sealed; None where all is. Raises OSError where reading fails."""
+  """Compares a sealed folder with its hashes.
+
+  Returns:
+    What is wrong with the first file that differs; None if every file is as it was when the folder was sealed.
+
+  Raises:
+    OSError: if reading fails.
+  """
   try:
     hashes = dict(json.loads((folder / SEAL).read_bytes()))
   except (ValueError, TypeError):
@@ -67,14 +81,22 @@ def broken(folder: pathlib.Path) -> str | None:
   for name, expected in hashes.items():
     try:
       if _sha256(folder / name) != expected:
-        return f'{name} is not what was written'
-    except (*MISSING, ValueError):  # ValueError: the name itself was damaged
+        return f'{name} differs from what was written'
+    except (*MISSING, ValueError):  # ValueError: the name itself is damaged
       return f'{name} is missing'
   return None
 
 
 def fingerprint(root: pathlib.Path, paths: Iterable[pathlib.Path]) -> str | None:
-  """Hash of a folder and of its files' names, sizes and times of change, in order; None where one cannot be seen."""
+  """A hash of a folder's path and of its files' names, sizes and modification times.
+
+  Args:
+    root: the folder.
+    paths: files in it, in an order that counts.
+
+  Returns:
+    A hexadecimal hash; None if a file cannot be accessed, or if there are none.
+  """
   try:
     seen = [(path.relative_to(root).as_posix(), path.stat()) for path in paths]
   except OSError:

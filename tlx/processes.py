@@ -1,6 +1,6 @@
-"""One run in several processes, on several hosts: how they start, wait for one another and agree.
+"""Several processes in one run, on one or more hosts: how they start, wait for each other and agree.
 
-With one process everything here costs nothing.
+With one process, every function here returns at once.
 """
 
 import os
@@ -14,11 +14,13 @@ ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
 def start() -> None:
-  """Joins the processes of this job; to be called before JAX is used.
+  """Joins the processes of this job. Call it before JAX is used.
 
-  SLURM, Open MPI, Kubernetes and Cloud TPU are recognised by JAX; elsewhere each process is told by the variables of
-  ENVIRONMENT: host:port of the first process, how many there are, and which one this is.
-  Raises: UsageError where neither says enough, or the others do not come.
+  JAX recognises SLURM, Open MPI, Kubernetes and Cloud TPU. Elsewhere the variables in ENVIRONMENT tell each process the
+  address host:port of the first process, the number of processes, and its own index.
+
+  Raises:
+    UsageError: if the information is missing, or the other processes do not come.
   """
   address, *numbers = (os.environ.get(name) for name in ENVIRONMENT)
   try:
@@ -26,13 +28,17 @@ def start() -> None:
     jax.distributed.initialize(address, count, index)
   except (ValueError, RuntimeError) as error:
     reason = ' '.join(str(error).split())[:200]
-    raise UsageError(f'--distributed: {reason}; under no known scheduler set {", ".join(ENVIRONMENT)}') from None
+    raise UsageError(f'--distributed: {reason}; without a known scheduler, set {", ".join(ENVIRONMENT)}') from None
 
 
 def pretend(devices: int) -> None:
-  """Makes JAX see so many CPU devices and no other; to be called before JAX is used.
+  """Makes JAX simulate CPU devices and use no others. Call it before JAX is used.
 
-  Raises: UsageError for less than one, or where JAX is in use already.
+  Args:
+    devices: number of simulated devices.
+
+  Raises:
+    UsageError: for a number below 1, or if JAX is in use already.
   """
   if devices < 1:
     raise UsageError(f'--devices {devices}: must be above 0')
@@ -44,7 +50,7 @@ def pretend(devices: int) -> None:
 
 
 def wait(what: str) -> None:
-  """Returns when every process is here."""
+  """Waits until every process has come here. `what` names the place in an error."""
   if jax.process_count() > 1:
     from jax.experimental import multihost_utils
 
@@ -52,7 +58,7 @@ def wait(what: str) -> None:
 
 
 def largest(value: int) -> int:
-  """The largest of the processes' values; each of them has to ask."""
+  """The largest of the processes' values. Every process must call it."""
   if jax.process_count() == 1:
     return value
   from jax.experimental import multihost_utils

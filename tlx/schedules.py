@@ -1,4 +1,4 @@
-"""Learning-rate schedules over steps, built on optax's; durations become steps here, once."""
+"""Learning-rate schedules over steps, built from optax's. Durations become steps here and nowhere else."""
 
 import math
 import re
@@ -21,26 +21,29 @@ def _linear(peak, length, end):
 
 
 def _constant(peak, length, end):
-  """Ignores end."""
+  """A constant; `end` has no effect."""
   return optax.constant_schedule(peak)
 
 
 def _step(peak, length, end):
-  """A tenth after each third, never below end (He et al. 2016, https://arxiv.org/abs/1512.03385, Sec. 4)."""
+  """Multiplies the rate by 0.1 after each third of the run, down to `end` at the least.
+
+  (He et al. 2016, https://arxiv.org/abs/1512.03385, Sec. 4.)
+  """
   fall = optax.piecewise_constant_schedule(peak, {math.ceil(length / 3): 0.1, math.ceil(2 * length / 3): 0.1})
   return lambda count: jnp.maximum(fall(count), end)
 
 
 def _polynomial(peak, length, end):
-  """Power 2."""
+  """A polynomial of power 2."""
   return optax.polynomial_schedule(peak, end, 2, length)
 
 
 def _rsqrt(peak, length, end):
-  """Inverse square root of the step, then linearly to end over the last fifth of the run.
+  """The inverse square root of the step, and a linear cooldown to `end` over the last fifth of the run.
 
-  peak / sqrt(1 + count / timescale), timescale = a tenth of the run (Zhai et al. 2022, App. B,
-  https://arxiv.org/abs/2106.04560, there fixed numbers of steps).
+  The rate is peak / sqrt(1 + count / timescale) with timescale = a tenth of the run (Zhai et al. 2022, App. B,
+  https://arxiv.org/abs/2106.04560, who use fixed numbers of steps).
   """
   timescale, cooldown = max(1, length / 10), max(1, length // 5)
 
@@ -52,16 +55,16 @@ def _rsqrt(peak, length, end):
 
 
 def _linear_rise(peak, length):
-  """From one part of length + 1, as a first step at rate zero would be wasted."""
+  """Starts at peak / (length + 1), because a first step at rate zero would be wasted."""
   return optax.linear_schedule(peak / (length + 1), peak, length)
 
 
 def _cosine_rise(peak, length):
-  """From a 25th of the peak, the start of the one-cycle policy."""
+  """Starts at a 25th of the peak, as the one-cycle policy does."""
   return optax.cosine_decay_schedule(peak / 25, length, alpha=25.0)
 
 
-# name -> (rise, fall, share of the steps that the rise takes if nothing is asked for)
+# name -> (warm-up, decay, default share of the steps for the warm-up)
 SCHEDULES = {
   'cosine': (_linear_rise, _cosine, 0.0),
   'linear': (_linear_rise, _linear, 0.0),
@@ -74,11 +77,27 @@ SCHEDULES = {
 
 
 def make(name: str, peak: float, steps: int, warmup_steps: int = 0, end: float = 0.0) -> optax.Schedule:
-  """The schedule `name` as a function from update (0 first, may be traced) to learning rate.
+  """Makes a learning-rate schedule.
 
-  It rises to peak at update `warmup_steps` and falls to end at update `steps`, one past the last, where it stays.
-  A warm-up that is as long as the run or longer is cut to steps - 1, so that the last update has the peak.
-  Raises UsageError for an unknown name, and for numbers that make no schedule.
+  It rises to `peak` at step `warmup_steps` and falls to `end` at step `steps`, one past the last, where it stays.
+
+  Args:
+    name: a key of SCHEDULES.
+    peak: maximum learning rate.
+    steps: number of steps of the run.
+    warmup_steps: steps of the warm-up; at most steps - 1 take effect, so that the last step has the peak.
+    end: final learning rate.
+
+  Returns:
+    A function from the step (0 first; may be traced) to the learning rate.
+
+  Raises:
+    UsageError: for an unknown name, and for numbers that do not make a schedule.
+
+  Examples:
+    >>> schedule = make('cosine', peak=0.1, steps=100, warmup_steps=10)
+    >>> [round(float(schedule(step)), 4) for step in (0, 10, 55, 100)]
+    [0.0091, 0.1, 0.05, 0.0]
   """
   if name not in SCHEDULES:
     close = words.near(name, SCHEDULES)[:1]
@@ -87,7 +106,7 @@ def make(name: str, peak: float, steps: int, warmup_steps: int = 0, end: float =
   problems = [
     f'schedule {name}: {what}'
     for what, wrong in (
-      (f'{steps} steps; at least 1 is needed', steps < 1),
+      (f'{steps} steps; give at least 1', steps < 1),
       (f'{warmup_steps} warm-up steps; give 0 or more', warmup_steps < 0),
       (f'peak {peak} and end {end}; give 0 <= end <= peak', not 0 <= end <= peak),
     )
@@ -102,16 +121,28 @@ def make(name: str, peak: float, steps: int, warmup_steps: int = 0, end: float =
 
 
 def steps(duration: str | float, examples: int, batch_size: int) -> int:
-  """Updates in a duration: '10 epochs', '5000 steps' or '1e6 examples'; a bare number counts epochs.
+  """Converts a duration to steps, rounded up, so that the last, smaller batch of an epoch counts as a step.
 
-  Rounded up, so that a part of a batch is an update and every example of the last epoch is seen; 0 stays 0.
-  Raises UsageError for anything else.
+  Args:
+    duration: '10 epochs', '5000 steps' or '1e6 examples'; a bare number counts epochs.
+    examples: size of the training split.
+    batch_size: examples per step.
+
+  Returns:
+    Number of steps; 0 stays 0.
+
+  Raises:
+    UsageError: for any other duration, and unless both sizes are at least 1.
+
+  Examples:
+    >>> steps('2 epochs', examples=1000, batch_size=64)
+    32
   """
   match = re.fullmatch(r'\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*(epoch|step|example|)s?\s*', str(duration).lower())
   if not match or examples < 1 or batch_size < 1:
     raise UsageError(
       f'duration {duration!r} over {examples} examples in batches of {batch_size}: '
-      "give '10 epochs', '5000 steps' or '1e6 examples', and at least one example a batch"
+      "give '10 epochs', '5000 steps' or '1e6 examples', and at least one example per batch"
     )
   unit = {'step': 1, 'example': 1 / batch_size, 'epoch': examples / batch_size, '': examples / batch_size}[match[2]]
-  return math.ceil(float(match[1]) * unit - 1e-6)  # 0.1 epochs of 30 examples are 3, not 3.0000000000000004
+  return math.ceil(float(match[1]) * unit - 1e-6)  # the 1e-6 absorbs rounding: 0.1 * 30 = 3.0000000000000004

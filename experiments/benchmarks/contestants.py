@@ -1,8 +1,8 @@
-"""One training step of each library on the same work: the same variant, batch, pixels, optimizer and learning leaves.
+"""One training step of each library on the same work: variant, batch, pixels, optimizer and trainable parameters.
 
-A contestant takes a `Work` and returns a function that does one step and waits for it. Every step turns uint8 pixels
-into input, takes the cross-entropy, clips the gradient at 1 and moves what learns by AdamW. Heavy imports are inside:
-each contestant runs in a process of its own.
+A contestant takes a `Work` and returns a function that makes one step and waits for it. Every step turns uint8 pixels
+into input, computes the cross-entropy, clips the gradient at norm 1 and updates the trainable parameters by AdamW.
+Heavy imports are inside the functions, because each contestant runs in a process of its own.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ CLASSES = 10
 
 
 class Work(NamedTuple):
-  """What is trained."""
+  """What to train."""
 
   model: str  # a variant of tlx and timm
   regime: str  # probe, last or full
   batch_size: int
   image_size: int
-  dtype: str = 'float32'  # of the compute
+  dtype: str = 'float32'  # of the computation
 
   def batch(self) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [b, s, s, 3], int32 [b]."""
@@ -31,7 +31,7 @@ class Work(NamedTuple):
 
 
 def learning(work: Work):
-  """(the variant, the phase of the regime); 'last' is the last stage and what comes after it."""
+  """(the variant, the phase of the regime). 'last' is the last stage and everything after it."""
   from tlx import catalog
 
   variant = catalog.variant(work.model)
@@ -80,14 +80,14 @@ def tlx(work: Work, cached: bool = False) -> Callable[[], None]:
 
 
 def tlx_cached(work: Work) -> Callable[[], None]:
-  """tlx after the first pass: on the features that the frozen layers gave."""
+  """tlx after the first epoch: on cached features of the frozen layers."""
   if work.regime == 'full':
     raise LookupError('no layer is frozen')
   return tlx(work, cached=True)
 
 
 def tlx_plain(work: Work) -> Callable[[], None]:
-  """tlx with the convolution that `flax.linen.Conv` calls, forwards and backwards, in place of its own forms."""
+  """tlx with the convolution that `flax.linen.Conv` calls, in both passes, instead of its own CPU forms."""
   from tlx.nn import conv
 
   conv.by_platform = lambda cpu, library, a, b, *static: library(a, b, *static)
@@ -95,14 +95,14 @@ def tlx_plain(work: Work) -> Callable[[], None]:
 
 
 def timm(work: Work) -> Callable[[], None]:
-  """PyTorch: channels-last; on a GPU also `torch.compile` and automatic mixed precision."""
+  """timm on PyTorch: channels-last; on a GPU also `torch.compile` and automatic mixed precision."""
   import contextlib
   import os
 
   import torch
 
   with contextlib.suppress(RuntimeError):
-    import torchvision_operators  # noqa: F401  torchvision beside a CPU build of PyTorch
+    import torchvision_operators  # noqa: F401  operators that torchvision needs with a CPU build of PyTorch
   import timm as library
 
   variant, phase = learning(work)
@@ -133,7 +133,7 @@ def timm(work: Work) -> Callable[[], None]:
 
 
 def freeze(model, variant, phase) -> None:
-  """Leaves exactly the phase's parameters to learn, by the names in the rules, and batch norms as the labels say."""
+  """Makes exactly the phase's parameters trainable, by the names in the rules; frozen batch norms run in eval mode."""
   from tlx import labels
 
   table = variant.family.LAYOUTS['timm'](variant.config)
@@ -152,7 +152,7 @@ def freeze(model, variant, phase) -> None:
 
 
 def keras(work: Work) -> Callable[[], None]:
-  """Keras on JAX, where `keras.applications` has the network; without a regime between probe and full."""
+  """Keras on JAX, for networks that `keras.applications` has; it has no regime 'last'."""
   import os
 
   os.environ['KERAS_BACKEND'] = 'jax'

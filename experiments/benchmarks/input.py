@@ -1,26 +1,28 @@
-"""Images a second of the input pipeline, part by part, beside PyTorch's DataLoader and beside the training step.
+"""Images per second of the input pipeline, part by part, compared with PyTorch's DataLoader and with the training step.
 
   python experiments/benchmarks/input.py [--data WxH|folder:PATH ...] [--image-size 224] [--steps ...]
 
-All parts of a table are of one process and take turns; a figure is the median over the rounds. By default the pictures
-are JPEGs made of scikit-image's photographs. `canvas` is what training reads (the augmentation follows on the device),
-`evaluation` what a probe reads. PyTorch's transforms crop and mirror, and timm's change colours too, on the host.
+All parts of a table run in one process and take turns; a figure is the median over the rounds. By default the pictures
+are JPEGs made from scikit-image's photographs. `canvas` is the input of training (augmentation follows on the device);
+`evaluation` is the input of a probe. PyTorch's transforms crop and mirror on the host; timm's also change colours.
 
-Measured beside other work (a load of 6 to 9) on 2 shared CPU cores, jax 0.10.2, Pillow 13, PyTorch 2.13.0, timm 1.0.31,
-2026-11-21, with `--rounds 3 --seconds 0.4` (steps 0.3) and some parts at a time (`--only workers`). Images a second of
-processor time without workers, which other work moves least; two free cores give up to twice that by the clock:
+Measured under a load of 6 to 9 on 2 shared CPU cores, jax 0.10.2, Pillow 13, PyTorch 2.13.0, timm 1.0.31, 2026-11-21,
+with `--rounds 3 --seconds 0.4` (steps 0.3) and some parts at a time (`--only workers`). Images per second of processor
+time without workers, which depends least on the load; two free cores give up to twice that by the clock:
 
   at 224 px    canvas  torchvision  timm     evaluation  timm
   500x375         301          550   384            299   320    no reduced scale: it is less than 2 canvases high
   2000x1500        86           75    71             43    41    canvas decoded at 1/2
 
-By the clock, as ratios within the run on 500x375: 2 workers do 2.1 times the pictures of none, 1 as many as none.
-The step on the same scale: EfficientNet-Lite0's probe 316 at 96 px and 84 at 224 px, its full fine-tuning 13 at 224 px.
-So the step is the bottleneck of full fine-tuning by far (the pipeline takes 4 % of its processor time, 15 % on 2000 x
-1500) and of a probe at 224 px on 500 x 375; the pipeline is of a probe on 2000 x 1500 whose features are not kept.
-Whole runs on 400 photographs of 224 x 224, default options: share of the training time in which the device had nothing
-to do for want of data (`Prefetch.after`), and in which the loop waited (`next`): full 0.3 and 0.8 %; linear_probe
-without kept features 0.7 and 5 %, with --workers 0 0.2 and 6 %; a source that sleeps 50 ms an image, one worker, 80 %.
+By the clock, as ratios within the run on 500x375: 2 workers make 2.1 times the pictures of no worker; 1 worker makes as
+many as none. The step on the same scale: EfficientNet-Lite0's probe 316 at 96 px and 84 at 224 px, its full fine-tuning
+13 at 224 px. So the step is by far the bottleneck of full fine-tuning (the pipeline takes 4 % of its processor time, 15
+% for 2000 x 1500), and of a probe at 224 px on 500 x 375. The pipeline is the bottleneck of a probe on 2000 x 1500
+without cached features.
+
+Whole runs on 400 photographs of 224 x 224, default options: share of the training time in which the device waited for
+data (`Prefetch.after`), and in which the loop waited (`next`): full 0.3 and 0.8 %; linear_probe without cached features
+0.7 and 5 %, with --workers 0 0.2 and 6 %; a source that sleeps 50 ms per image, one worker, 80 %.
 """
 
 import argparse
@@ -47,18 +49,18 @@ from tlx.prefix.phase_inputs import CANVAS
 from tlx.train import sharding
 from tlx.types import DataSource, Preprocess
 
-with contextlib.suppress(ImportError):  # here, so that the processes of a DataLoader have it too
-  import torchvision_operators  # noqa: F401  torchvision beside a CPU build of PyTorch
+with contextlib.suppress(ImportError):  # at module level, so that the processes of a DataLoader import it too
+  import torchvision_operators  # noqa: F401  operators that torchvision needs with a CPU build of PyTorch
 
 STEPS = [f'{model}:{regime}' for model in ('efficientnet_lite0@96', 'efficientnet_lite0@224', 'resnet50@224')
          for regime in ('probe', 'full')]  # fmt: skip
 SUBJECTS = ('astronaut', 'chelsea', 'coffee', 'rocket', 'immunohistochemistry', 'retina')
-TILE = 400  # pixels, at most what a subject has
-STOCK = 8  # batches that a turn takes before its time begins, so that none of its own was made before
+TILE = 400  # maximum height and width of a piece, pixels
+STOCK = 8  # batches that a turn skips before its time begins, because they were made in advance
 
 
 class Turn(NamedTuple):
-  """Images a second, by the clock and by the processor time of this process."""
+  """Images per second, by the clock and by the processor time of this process."""
 
   rate: float
   cpu_rate: float
@@ -70,9 +72,9 @@ def main() -> None:
   parser.add_argument('--image-size', type=int, default=224)
   parser.add_argument('--batch-size', type=int, default=16)
   parser.add_argument('--steps', nargs='*', default=STEPS, metavar='MODEL@PIXELS:REGIME')
-  parser.add_argument('--only', default='', help='parts whose name has this in it')
+  parser.add_argument('--only', default='', help='run only the parts whose name contains this')
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--seconds', type=float, default=0.5, help='least time of one turn')
+  parser.add_argument('--seconds', type=float, default=0.5, help='minimum time of one turn')
   parser.add_argument('--json', action='store_true')
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +94,7 @@ def table(title: str, works: dict[str, Callable[[float], Turn]], options: argpar
   medians = {name: Turn(*map(statistics.median, zip(*each))) for name, each in turns.items()}
   if options.json:
     return print(json.dumps({'of': title, **{name: each._asdict() for name, each in medians.items()}}), flush=True)
-  print(f'{title}: images a second, a second of processor time, ratio to the first row of the kind')
+  print(f'{title}: images per second, images per second of processor time, ratio to the first row of its kind')
   first = {}
   for name, each in medians.items():
     against = first.setdefault(name.split(':')[0], each)
@@ -100,7 +102,7 @@ def table(title: str, works: dict[str, Callable[[float], Turn]], options: argpar
 
 
 def photographs(folder: Path, size: str, count: int = 32) -> str:
-  """A `folder:` of JPEGs of that size: scikit-image's photographs side by side, as sharp as they are."""
+  """Makes a `folder:` of JPEGs of that size from pieces of scikit-image's photographs, at their own sharpness."""
   from skimage import data
 
   width, height = map(int, size.split('x'))
@@ -120,7 +122,7 @@ def photographs(folder: Path, size: str, count: int = 32) -> str:
 
 
 def parts(source: DataSource, size: int, batch_size: int) -> dict[str, Callable[[float], Turn]]:
-  """What tlx does between the file and the step."""
+  """The parts of tlx between the file and the step."""
   exact, canvas = transforms.evaluation(Preprocess(size=size)), transforms.canvas(round(size * CANVAS))
   files = [source[i].image for i in range(min(len(source), 32))]
   reduced = partial(decode.picture, min_size=canvas.min_size)
@@ -148,7 +150,7 @@ def parts(source: DataSource, size: int, batch_size: int) -> dict[str, Callable[
 
 
 def repeated(work: Callable[[], int]) -> Callable[[float], Turn]:
-  """`work` does a little and returns on how many images."""
+  """Makes a turn of `work`, which does a little and returns the number of images it processed."""
   work()
   return partial(timed, work)
 
@@ -174,7 +176,7 @@ def drawn(batches: Iterator, seconds: float) -> Turn:
   for _ in range(STOCK):
     next(batches)
   turn = timed(lambda: len(jax.block_until_ready(next(batches))['label']), seconds)
-  time.sleep(seconds)  # what was begun ahead ends in nobody's turn
+  time.sleep(seconds)  # batches in progress finish outside of any turn
   return turn
 
 
@@ -205,7 +207,7 @@ class Files:
 
 
 def torch_parts(source: DataSource, options: argparse.Namespace) -> dict[str, Callable[[float], Turn]]:
-  """DataLoaders; none where PyTorch, torchvision or timm is absent."""
+  """DataLoaders; {} if PyTorch, torchvision or timm is missing."""
   try:
     import torch
     from timm.data import create_transform
@@ -224,7 +226,7 @@ def torch_parts(source: DataSource, options: argparse.Namespace) -> dict[str, Ca
       spawned = {'multiprocessing_context': 'spawn', 'persistent_workers': True} if workers else {}
       loader = DataLoader(files, options.batch_size, sampler=sampler, num_workers=workers, **spawned)
       found[f'{kind}: {name}, workers {workers}'] = partial(drawn, map(as_arrays, loader))
-  torch.set_num_threads(1)  # of this process; its transforms are not parallel
+  torch.set_num_threads(1)  # in this process; its transforms are not parallel
   return found
 
 

@@ -1,15 +1,16 @@
-"""Time and memory of a training step: tlx beside timm on PyTorch, Keras on JAX, and tlx on plain convolutions.
+"""Time and memory of a training step of tlx, of timm on PyTorch, of Keras on JAX, and of tlx with plain convolutions.
 
   python experiments/benchmarks/step_time.py [--models M ...] [--regimes probe last full] [--batch-size 16]
 
-Each contestant has a process of its own; they take turns, round after round, after their compilation. A ratio is the
-median over the rounds of their time / tlx's: above 1 tlx is faster. Memory is the most that a process held during its
-steps, beyond what its imports hold. On a CPU tlx runs as its command line does (`tlx.__main__.settings`).
+Each contestant runs in a process of its own. After compilation they take turns, round after round. A ratio is the
+median over the rounds of their time / tlx's: above 1 tlx is faster. Memory is the maximum that a process held during
+its steps, minus what its imports hold. On a CPU tlx runs with the settings of its command line
+(`tlx.__main__.settings`).
 
-Measured with `--rounds 3 --seconds 0.7`, 16 x float32 on 2 CPU cores (AVX-512) and nothing beside, jax 0.10.2, PyTorch
-2.13.0, timm 1.0.31, 2026-11-21: milliseconds a step of tlx, ratio (timm / tlx), megabytes of tlx / of timm. A second
-measurement of a ratio differed by up to a tenth. Probe and last stage, and the lines below, were measured with one heap
-for all threads, before the last change of `tlx.__main__`; full with what is there now.
+Measured with `--rounds 3 --seconds 0.7`, 16 x float32 on 2 idle CPU cores (AVX-512), jax 0.10.2, PyTorch 2.13.0, timm
+1.0.31, 2026-11-21: milliseconds of a tlx step, ratio (timm / tlx), megabytes of tlx / of timm. A second measurement of
+a ratio differed by up to a tenth. Probe, last stage and the figures below the table were measured with one heap for all
+threads, before the last change of `tlx.__main__`; full was measured after it.
 
                               probe               last stage           full
   efficientnet_lite0     96    16  1.57  234/347     21  1.87  284/357   115  1.10   755/619
@@ -19,9 +20,9 @@ for all threads, before the last change of `tlx.__main__`; full with what is the
   vgg16                 224  1378  1.02 1488/1261  2455  1.10 3765/3249 5764  0.92  4967/4391
   vit_small_patch16_224 224   544  1.72  455/445    679  1.56  602/679  1812  1.39  2034/1701
 
-`--contestants tlx cached timm --regimes probe`: on kept features a step takes 0.5 ms (Lite0 at 96) and 0.7 ms
-(ResNet-50), which is 50 and 800 times as fast as timm's. `--contestants tlx plain`: with the convolution that
-flax.linen.Conv calls, Lite0 at 96 takes 11.3 (probe) and 7.5 (full) times as long, MobileNetV3 12.3 and 7.9.
+`--contestants tlx cached timm --regimes probe`: on cached features a step takes 0.5 ms (Lite0 at 96) and 0.7 ms
+(ResNet-50), 50 and 800 times as fast as timm's. `--contestants tlx plain`: with the convolution that flax.linen.Conv
+calls, Lite0 at 96 takes 11.3 (probe) and 7.5 (full) times as long, MobileNetV3 12.3 and 7.9.
 """
 
 import argparse
@@ -42,7 +43,7 @@ MODELS = ['efficientnet_lite0@96', 'efficientnet_lite0@224', 'resnet50@224', 'mo
           'vit_small_patch16_224@224']  # fmt: skip
 
 
-AS_TLX_STARTS = ('tlx', 'cached')  # with glibc's settings
+AS_TLX_STARTS = ('tlx', 'cached')  # contestants that run with the command line's malloc settings
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
   parser.add_argument('--batch-size', type=int, default=16)
   parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
   parser.add_argument('--rounds', type=int, default=7)
-  parser.add_argument('--seconds', type=float, default=1.0, help='least time of one turn')
+  parser.add_argument('--seconds', type=float, default=1.0, help='minimum time of one turn')
   parser.add_argument('--json', action='store_true')
   options = parser.parse_args()
   for model in options.models:
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def measure(work: contestants.Work, names: list[str], rounds: int, seconds: float) -> dict[str, dict]:
-  """{contestant: milliseconds a step, ratio to tlx, memory in bytes, seconds to its second step}."""
+  """{contestant: milliseconds per step, ratio to tlx, memory in bytes, seconds to its second step}."""
   running = {name: Turns(name, work) for name in names}
   running = {name: each for name, each in running.items() if each.ready()}
   times = {name: [] for name in running}
@@ -93,7 +94,7 @@ def line(work: contestants.Work, found: dict[str, dict]) -> str:
 
 
 class Turns:
-  """A contestant in a process of its own, that works only when asked."""
+  """A contestant in a process of its own, which works only when asked."""
 
   def __init__(self, name: str, work: contestants.Work):
     context = multiprocessing.get_context('spawn')
@@ -104,7 +105,7 @@ class Turns:
     theirs.close()
 
   def ready(self) -> bool:
-    """Built, compiled and run twice; False where the contestant has not this work."""
+    """Waits until the contestant is compiled and has made two steps; False if it cannot do this work."""
     try:
       self.start = self.ask.recv()
     except EOFError:
@@ -112,7 +113,7 @@ class Turns:
     return True
 
   def turn(self, seconds: float) -> float:
-    """Seconds a step, over that long."""
+    """Runs steps for that many seconds; returns seconds per step."""
     self.ask.send(seconds)
     return self.ask.recv()
 
@@ -124,7 +125,7 @@ class Turns:
 
 
 def serve(name: str, work: contestants.Work, ask) -> None:
-  """A contestant's process."""
+  """The process of a contestant."""
   try:
     if name in AS_TLX_STARTS:
       step_in_main_thread()
@@ -136,7 +137,7 @@ def serve(name: str, work: contestants.Work, ask) -> None:
     print(f'{name}: {error}', file=sys.stderr)
     return
   ask.send(time.perf_counter() - began)
-  ctypes.CDLL(None).malloc_trim(0)  # what compilation used goes back, and its peak is forgotten: steps are meant
+  ctypes.CDLL(None).malloc_trim(0)  # frees the memory of compilation and resets its peak, to measure steps only
   Path('/proc/self/clear_refs').write_text('5')
   while (seconds := ask.recv()) is not None:
     began, steps = time.perf_counter(), 0
@@ -148,7 +149,7 @@ def serve(name: str, work: contestants.Work, ask) -> None:
 
 
 def import_all(name: str) -> None:
-  """So that memory counts what training needs."""
+  """Imports everything a contestant needs, so that the memory of imports does not count."""
   if name == 'timm':
     import torch  # noqa: F401
   else:
@@ -159,7 +160,7 @@ def import_all(name: str) -> None:
 
 
 def resident(field: str) -> int:
-  """Bytes, by /proc."""
+  """A memory figure of this process from /proc, in bytes."""
   rows = dict(row.split(':', 1) for row in Path('/proc/self/status').read_text().splitlines())
   return int(rows[field].split()[0]) * 1024
 

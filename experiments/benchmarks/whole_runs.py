@@ -1,9 +1,9 @@
-"""Whole runs of `tlx finetune`: time to the first step, cold and warm, and a probe with and without kept features.
+"""Whole runs of `tlx finetune`: time to the first step, cold and warm, and a probe with and without cached features.
 
   python experiments/benchmarks/whole_runs.py
 
-Each run is a process of its own, timed from its start; 'cold' has an empty folder of compiled programs, 'warm' what the
-run before left there.
+Each run is a process of its own, and its time counts from the start of the process. 'cold' starts with an empty folder
+of compiled programs; 'warm' starts with the programs that the previous run stored.
 """
 
 import json
@@ -48,7 +48,7 @@ def first_step(home: Path) -> float:
 
 
 def probe(home: Path, cache: str) -> dict:
-  """result.json of a linear probe."""
+  """The result.json of a linear probe."""
   out = home / 'run'
   process = start(home, out, [*PROBE, '--cache', cache])
   if process.wait():

@@ -197,7 +197,7 @@ def test_out_must_be_free(tlx_run, options, tiny_images, finished, tmp_path):
   (tmp_path / 'photos').mkdir()
   (tmp_path / 'photos' / 'a.txt').write_text('x')
   command = ('finetune', *options, '--data', f'folder:{tiny_images}')
-  for out, expected in ((tmp_path / 'file', 'is a file'), (tmp_path / 'photos', 'no run folder and not empty')):
+  for out, expected in ((tmp_path / 'file', 'is a file'), (tmp_path / 'photos', 'is not a run folder')):
     code, _, err = tlx_run(*command, '--out', out)
     assert code == 2 and expected in err and str(out) in err
   before = (finished / 'experiment.json').read_bytes()

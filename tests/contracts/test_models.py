@@ -179,7 +179,7 @@ def test_a_layout_without_such_a_network_says_so(monkeypatch):
     ('vit_small_patch14_reg4_dinov2', 'transformers_base', 'position apart'),
     ('resnet50d', 'torchvision', 'no deep stems'),
     ('swin_s3_tiny_224', 'torchvision', 'one window'),
-    ('swinv2_tiny_window16_256', 'torchvision', 'no multiple of its patches or windows (8 by 16)'),
+    ('swinv2_tiny_window16_256', 'torchvision', 'patches or windows do not divide the map (8 by 16)'),
     ('swinv2_base_window12to16_192to256', 'torchvision', 'other windows'),
   ],
 )

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CLASSES, FAMILIES, batch, built, matrix, side
+from tiny import CLASSES, FAMILIES, batch, built, matrix, side, task
 
 from tlx import catalog, labels, trees
-from tlx.tasks.classification import Classification
 from tlx.train import loop, optimizer, sharding, state, step
 from tlx.types import Preprocess, UsageError
 
@@ -32,7 +31,7 @@ def dropping(family):
 
 
 def recipe(model, **changes):
-  made = step.Recipe(model.module, Classification(CLASSES), Preprocess(size=side(model.module), crop=1.0), ema=0.9)
+  made = step.Recipe(model.module, task(), Preprocess(size=side(model.module), crop=1.0), ema=0.9)
   return dataclasses.replace(made, **changes)
 
 

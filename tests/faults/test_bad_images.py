@@ -150,4 +150,4 @@ def test_a_failing_image_is_masked_and_the_run_goes_on(caplog):
   assert len(caplog.records) == 3
   train = pipeline.train_batches(Source(), batch_size=6, transform=transforms.canvas(16), seed=0)
   first = next(train)
-  np.testing.assert_array_equal(first['mask'], np.isin(first['label'], [0, 2, 5]))
+  np.testing.assert_array_equal(first['mask'], np.isin(first['target']['label'], [0, 2, 5]))

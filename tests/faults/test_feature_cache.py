@@ -27,7 +27,7 @@ QUICK = {
   'augment': 'none',
 }
 VALUES, MASK = np.arange(12, dtype=np.float32).reshape(6, 2), np.ones(6, bool)
-PARTS = [(VALUES[:4], MASK[:4]), (VALUES[4:], MASK[4:])]
+PARTS = [({'pooled': VALUES[:4]}, MASK[:4]), ({'pooled': VALUES[4:]}, MASK[4:])]
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +41,9 @@ def shelf(tmp_path, monkeypatch):
 @pytest.fixture
 def computed(monkeypatch):
   """Grows by a split's name whenever the frozen layers run over it."""
-  seen, parts = [], compute.Frozen._parts
+  seen, parts = [], compute.Prefix._parts
   monkeypatch.setattr(
-    compute.Frozen, '_parts', lambda self, split, *rest: (seen.append(split), parts(self, split, *rest))[1]
+    compute.Prefix, '_parts', lambda self, split, *rest: (seen.append(split), parts(self, split, *rest))[1]
   )
   return seen
 
@@ -171,7 +171,7 @@ def test_off_in_the_environment_or_a_folder_that_cannot_be_written(probe, comput
 
 
 @pytest.mark.parametrize('harm', DAMAGES)
-@pytest.mark.parametrize('name', [store.VALUES, store.MASK, files.SEAL])
+@pytest.mark.parametrize('name', [store.file_of('pooled'), store.MASK, files.SEAL])
 def test_damage_is_noticed(shelf, harm, name):
   entry = shelf / identity.key('x')
   store.write(entry, 6, PARTS, 'run')
@@ -179,7 +179,7 @@ def test_damage_is_noticed(shelf, harm, name):
   assert store.take(entry, memory=True) is None
   store.write(entry, 6, PARTS, 'run')
   for memory in (True, False):
-    np.testing.assert_array_equal(store.take(entry, memory)[0], VALUES)
+    np.testing.assert_array_equal(store.take(entry, memory)[0]['pooled'], VALUES)
 
 
 def test_a_run_on_damaged_features_computes_them_again(probe, computed, shelf):
@@ -191,8 +191,8 @@ def test_a_run_on_damaged_features_computes_them_again(probe, computed, shelf):
 
 def test_bfloat16_comes_back(shelf):
   values, entry = VALUES.astype(ml_dtypes.bfloat16), shelf / 'x'
-  store.write(entry, 6, [(values, MASK)], 'run')
-  found = store.take(entry, memory=False)[0]
+  store.write(entry, 6, [({'pooled': values}, MASK)], 'run')
+  found = store.take(entry, memory=False)[0]['pooled']
   assert found.dtype == ml_dtypes.bfloat16 and (found == values).all()
 
 
@@ -205,9 +205,9 @@ def test_two_runs_that_compute_the_same_at_once(shelf):
     yield PARTS[1]
 
   values, mask = store.write(entry, 6, slow(), 'slower')
-  np.testing.assert_array_equal(values, VALUES)
+  np.testing.assert_array_equal(values['pooled'], VALUES)
   assert mask.all() and entries(shelf) == ['x']
-  np.testing.assert_array_equal(store.take(entry, memory=True)[0], VALUES)
+  np.testing.assert_array_equal(store.take(entry, memory=True)[0]['pooled'], VALUES)
 
 
 def test_killed_in_the_middle(shelf, monkeypatch):
@@ -254,7 +254,7 @@ def test_what_was_used_longest_ago_goes_first_and_nothing_else(shelf, monkeypatc
   assert set(names) & set(entries(shelf)) == {names[0], names[2]}
   store.make_room(10 * size)
   assert entries(shelf) == sorted(['mine', f'{names[1]}-12345678{store.PART}'])
-  np.testing.assert_array_equal(mapped[1], VALUES)  # a run that uses them goes on
+  np.testing.assert_array_equal(mapped[1]['pooled'], VALUES)  # a run that uses them goes on
 
 
 def test_a_full_disk_costs_the_copy_or_ends_in_a_line(probe, monkeypatch, shelf, capsys):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import tlx_command
 from tiny import matrix
+from tiny import task as tiny_task
 
 from tlx import catalog, pretrained, trees
 from tlx.cost import certificate
 from tlx.data import augment
-from tlx.tasks.classification import Classification
 from tlx.train import optimizer, state, step
 from tlx.types import Preprocess
 
@@ -40,9 +40,9 @@ def setting(name, **changes):
   module = pretrained.build(catalog.variant(name), CLASSES, dropout=0.2)
   side = getattr(module.backbone.config, 'size', PIXELS)
   recipe = step.Recipe(
-    module, Classification(CLASSES, label_smoothing=0.1), Preprocess(size=side, crop=1.0), ema=0.99, **changes
+    module, tiny_task(CLASSES, label_smoothing=0.1), Preprocess(size=side, crop=1.0), ema=0.99, **changes
   )
-  return recipe, pretrained.abstract(module), certificate.example_batch(BATCH, side)
+  return recipe, pretrained.abstract(module), certificate.example_batch(recipe.task, BATCH, (side, side))
 
 
 def first_phase(recipe, strategy):
@@ -122,7 +122,8 @@ def test_full_fine_tuning_costs_far_more(forward):
 def test_partial_costs_the_forward_and_the_backward_of_the_suffix(name):
   """The reference is put together from a prefix and a suffix that share nothing with the trainer's step."""
   (recipe, variables, _), learning = setting(name), 2
-  batch = certificate.example_batch(64, recipe.preprocess.size)  # or the optimizer, whose cost no batch changes, shows
+  # Of 64, or the optimizer shows, whose cost no batch changes.
+  batch = certificate.example_batch(recipe.task, 64, recipe.preprocess.shape)
   names, phase = recipe.model.backbone.names, first_phase(recipe, f'partial:{learning}')
   boundary, images = names[-learning - 1], batch['image']
   inside = {collection: tree['backbone'] for collection, tree in variables.items()}
@@ -134,14 +135,15 @@ def test_partial_costs_the_forward_and_the_backward_of_the_suffix(name):
     features, _ = recipe.model.backbone.apply(
       {**others, 'params': params['backbone']}, x, train=True, start=boundary, mutable=['batch_stats']
     )
-    pooled = recipe.model.backbone.pool(features[names[-1]])
+    pooled = {'pooled': recipe.model.backbone.pool(features[names[-1]])}
     logits = recipe.model.head.apply({'params': params['head']}, pooled)
     return recipe.task.losses(logits, jax.nn.one_hot(labels, CLASSES)).mean()
 
   others = {name: tree for name, tree in inside.items() if name != 'params'}
   x = jax.eval_shape(prefix, inside, images)
   trainable, _ = state.split(variables['params'], phase)
-  expected = flops(prefix, inside, images) + flops(jax.value_and_grad(suffix), trainable, others, x, batch['label'])
+  learns = flops(jax.value_and_grad(suffix), trainable, others, x, batch['target']['label'])
+  expected = flops(prefix, inside, images) + learns
   ratio = certificate.train_cost(recipe, phase, OPTIMIZER, variables, batch).flops / expected
   print(f'{name}: partial:{learning} {ratio:.4f} of forward and backward of the suffix')
   assert 0.95 < ratio < 1.05

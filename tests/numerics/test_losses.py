@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import task as classifier
 
-from tlx.tasks.classification import Classification, balanced_weights
+from tlx.tasks.classification.task import balanced_weights
 from tlx.types import UsageError
 
 LOGITS = np.random.default_rng(0).normal(size=(16, 5)).astype(np.float32) * 3
@@ -23,7 +24,7 @@ def losses(task, logits=LOGITS, labels=LABELS):
 
 
 def test_targets_are_smoothed_and_sum_to_one():
-  targets = np.asarray(Classification(5, label_smoothing=0.1).targets(LABELS))
+  targets = np.asarray(classifier(5, label_smoothing=0.1).targets(LABELS))
   assert targets.dtype == np.float32
   np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-6)
   np.testing.assert_allclose(targets, 0.9 * np.eye(5)[LABELS] + 0.02, atol=1e-7)
@@ -35,21 +36,21 @@ def test_targets_are_smoothed_and_sum_to_one():
 def test_losses_equal_the_formula(smoothing, gamma, weights):
   log_p, t = log_softmax(LOGITS), (1 - smoothing) * np.eye(5)[LABELS] + smoothing / 5
   expected = -(t * (1 - np.exp(log_p)) ** gamma * log_p).sum(1) * (t @ np.array(weights or np.ones(5)))
-  actual = losses(Classification(5, smoothing, gamma, weights))
+  actual = losses(classifier(5, label_smoothing=smoothing, focal_gamma=gamma, class_weights=weights))
   assert actual.shape == (16,)
   np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-6)
 
 
 def test_half_precision_logits_give_float32_losses():
   half = jnp.asarray(LOGITS, jnp.bfloat16)
-  actual = losses(Classification(5), half)
+  actual = losses(classifier(5), half)
   assert actual.dtype == np.float32
-  np.testing.assert_allclose(actual, losses(Classification(5), half.astype(jnp.float32)), rtol=1e-6)
+  np.testing.assert_allclose(actual, losses(classifier(5), half.astype(jnp.float32)), rtol=1e-6)
 
 
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 1.0, 2.0])
 def test_gradients_are_finite_where_the_answer_is_certain(gamma):
-  task = Classification(3, focal_gamma=gamma)
+  task = classifier(3, focal_gamma=gamma)
   logits = jnp.array([[300.0, 0, 0], [0, 300.0, 0], [-300.0, 300, 300]])
   gradient = jax.grad(lambda x: task.losses(x, task.targets(jnp.zeros(3, int))).sum())(logits)
   assert np.isfinite(gradient).all()
@@ -57,9 +58,10 @@ def test_gradients_are_finite_where_the_answer_is_certain(gamma):
 
 
 def test_metrics_use_the_plain_loss():
-  task = Classification(5, label_smoothing=0.3, focal_gamma=2, class_weights=WEIGHTS)
+  task = classifier(5, label_smoothing=0.3, focal_gamma=2, class_weights=WEIGHTS)
   mask = np.arange(16) < 10
-  result = jax.jit(task.metrics)(LOGITS, np.where(mask, LABELS, -1), mask).compute()
+  target = {'label': np.where(mask, LABELS, -1)}
+  result = jax.jit(task.evaluate)(LOGITS, target, mask)[0].compute()
   expected = -log_softmax(LOGITS)[np.arange(16), LABELS][:10].mean()
   assert result['loss'] == pytest.approx(expected, rel=1e-5)
   assert result['count'] == 10
@@ -79,9 +81,9 @@ def test_balanced_weights():
 
 def test_wrong_options_are_all_named():
   with pytest.raises(UsageError) as caught:
-    Classification(3, label_smoothing=2, focal_gamma=-1, class_weights=(1, 2))
+    classifier(3, label_smoothing=2, focal_gamma=-1, class_weights=(1, 2))
   assert len(str(caught.value).splitlines()) == 3
-  assert hash(Classification(2, class_weights=[1, 2])) == hash(Classification(2, class_weights=(1.0, 2.0)))
+  assert hash(classifier(2, class_weights=[1, 2])) == hash(classifier(2, class_weights=(1.0, 2.0)))
 
 
 @pytest.mark.parity
@@ -90,13 +92,13 @@ def test_cross_entropy_equals_pytorch(smoothing):
   torch = pytest.importorskip('torch')
   reference = torch.nn.CrossEntropyLoss(label_smoothing=smoothing, reduction='none')
   expected = reference(torch.tensor(LOGITS), torch.tensor(LABELS)).numpy()
-  np.testing.assert_allclose(losses(Classification(5, smoothing)), expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(losses(classifier(5, label_smoothing=smoothing)), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parity
 def test_class_weights_equal_pytorch_up_to_its_divisor():
   torch = pytest.importorskip('torch')
-  task, weight = Classification(5, class_weights=WEIGHTS), torch.tensor(WEIGHTS)
+  task, weight = classifier(5, class_weights=WEIGHTS), torch.tensor(WEIGHTS)
   reference = torch.nn.CrossEntropyLoss(weight=weight, reduction='none')
   expected = reference(torch.tensor(LOGITS), torch.tensor(LABELS)).numpy()
   np.testing.assert_allclose(losses(task), expected, rtol=1e-5, atol=1e-6)

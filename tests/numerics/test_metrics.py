@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from tlx import metrics
+from tlx.evaluate.exact import merge
+from tlx.tasks.classification import metrics
 
 
 def random_sums(seed=0, count=300, classes=7, absent=()):
@@ -34,7 +35,7 @@ def assert_same(a, b, tolerance=1e-6):
 def test_equals_scikit_learn(absent):
   sklearn = pytest.importorskip('sklearn.metrics')
   logits, labels, mask, losses = random_sums(absent=absent)
-  result = metrics.Classification.of(logits, labels, mask, losses).compute()
+  result = metrics.Sums.of(logits, labels, mask, losses).compute()
   predictions = logits.argmax(axis=1)
   for average in ('macro', None):
     expected = sklearn.precision_recall_fscore_support(
@@ -50,7 +51,7 @@ def test_equals_scikit_learn(absent):
   assert result['top5_accuracy'] == pytest.approx(expected)
   assert result['loss'] == pytest.approx(losses.astype(np.float64).mean(), rel=1e-5)
   assert result['count'] == 300
-  confusion = metrics.Classification.of(logits, labels, mask, losses).confusion
+  confusion = metrics.Sums.of(logits, labels, mask, losses).confusion
   np.testing.assert_array_equal(confusion, sklearn.confusion_matrix(labels, predictions, labels=range(7)))
 
 
@@ -64,14 +65,14 @@ def test_calibration_error_is_the_definition():
     inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
     if inside.any():
       error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-  result = metrics.Classification.of(logits, labels, mask, losses).compute()
+  result = metrics.Sums.of(logits, labels, mask, losses).compute()
   assert error > 0.05
   assert result['calibration_error'] == pytest.approx(error, abs=1e-6)
 
 
 def test_merging_and_padding_change_nothing():
   logits, labels, mask, losses = random_sums()
-  whole = jax.device_get(metrics.Classification.of(logits, labels, mask, losses))
+  whole = jax.device_get(metrics.Sums.of(logits, labels, mask, losses))
   parts = None
   for start in range(0, 300, 128):
     batch = [x[start : start + 128] for x in (logits, labels, mask, losses)]
@@ -80,17 +81,17 @@ def test_merging_and_padding_change_nothing():
     batch = [
       np.concatenate([x, np.full((missing, *x.shape[1:]), v, x.dtype)]) for x, v in zip(batch, pads, strict=True)
     ]
-    part = jax.device_get(jax.jit(metrics.Classification.of)(*batch))
-    parts = part if parts is None else parts.merge(part)
+    part = jax.device_get(jax.jit(metrics.Sums.of)(*batch))
+    parts = part if parts is None else merge(parts, part)
   assert parts.loss.dtype == np.float64
   assert_same(whole.compute(), parts.compute())
   stacked = jax.tree.map(lambda x: x.reshape(2, 150, *x.shape[1:]), (logits, labels, mask, losses))
-  summed = jax.vmap(lambda *b: jax.lax.psum(metrics.Classification.of(*b), 'd'), axis_name='d')(*stacked)
+  summed = jax.vmap(lambda *b: jax.lax.psum(metrics.Sums.of(*b), 'd'), axis_name='d')(*stacked)
   assert_same(whole.compute(), jax.tree.map(lambda x: x[0], summed).compute())
 
 
 def test_no_example_gives_zeros_not_nan():
-  empty = metrics.Classification.of(jnp.ones((4, 3)), jnp.zeros(4, int), jnp.zeros(4, bool), jnp.ones(4)).compute()
+  empty = metrics.Sums.of(jnp.ones((4, 3)), jnp.zeros(4, int), jnp.zeros(4, bool), jnp.ones(4)).compute()
   assert empty.pop('per_class') == [{'precision': 0, 'recall': 0, 'f1': 0, 'support': 0}] * 3
   assert set(empty.values()) == {0}
   assert not any(math.isnan(value) for value in empty.values())
@@ -98,6 +99,6 @@ def test_no_example_gives_zeros_not_nan():
 
 def test_fewer_than_five_classes_and_half_precision():
   logits, labels = jnp.array([[0.0, 3], [2, 1], [0, 1]], jnp.bfloat16), jnp.array([1, 0, 0])
-  result = metrics.Classification.of(logits, labels, jnp.ones(3, bool), jnp.ones(3)).compute()
+  result = metrics.Sums.of(logits, labels, jnp.ones(3, bool), jnp.ones(3)).compute()
   assert result['accuracy'] == pytest.approx(2 / 3)
   assert result['top5_accuracy'] == 1

@@ -8,18 +8,22 @@ import threading
 import time
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tlx.data import pipeline, transforms
+from tlx.data.split import Labelled
+from tlx.tasks import classification
 from tlx.types import Example, Preprocess, UsageError
 
 CANVAS = transforms.canvas(8)
+TASK = classification.Task(('rare', 'common'))
 EVALUATION = transforms.evaluation(Preprocess(size=8))
 
 
-class Source:
+class Source(Labelled):
   """Images whose pixels are their own position; class 0 is rare."""
 
   def __init__(self, count=23):
@@ -34,7 +38,7 @@ class Source:
 
 def train(steps, **options):
   options = {'batch_size': 6, 'transform': CANVAS, 'seed': 0} | options
-  return list(itertools.islice(pipeline.train_batches(Source(), **options), steps))
+  return list(itertools.islice(pipeline.train_batches(Source(), task=TASK, **options), steps))
 
 
 def positions(batches):
@@ -46,21 +50,21 @@ def equal(left, right):
   for a, b in zip(left, right, strict=True):
     assert a.keys() == b.keys()
     for name in a:
-      np.testing.assert_array_equal(a[name], b[name])
+      jax.tree.map(np.testing.assert_array_equal, a[name], b[name])
 
 
 def test_contract():
   (batch,) = train(1)
-  kinds = {name: (value.dtype.name, value.shape) for name, value in batch.items()}
+  kinds = {name: (x.dtype.name, x.shape) for name, x in ({**batch, **batch['target']}).items() if name != 'target'}
   assert kinds == {
     'image': ('uint8', (6, 8, 8, 3)),
     'label': ('int32', (6,)),
     'mask': ('bool', (6,)),
-    'aspect': ('float32', (6,)),
+    'geometry': ('float32', (6, 6)),
   }
   index = batch['image'][:, 0, 0, 0].astype(int)
-  np.testing.assert_allclose(batch['aspect'], (4 + index % 3) / 4)
-  np.testing.assert_array_equal(batch['label'], Source().labels[index])
+  np.testing.assert_allclose(batch['geometry'][:, 1] / batch['geometry'][:, 0], (4 + index % 3) / 4)
+  np.testing.assert_array_equal(batch['target']['label'], Source().labels[index])
   assert batch['mask'].all()
 
 
@@ -173,7 +177,7 @@ def test_starting_late_is_instant():
 
 
 def test_class_balanced_draws_classes_alike():
-  labels = np.concatenate([b['label'] for b in train(200, class_balanced=True)])
+  labels = np.concatenate([b['target']['label'] for b in train(200, class_balanced=True)])
   assert abs(labels.mean() - 0.5) < 0.05  # 1200 draws: the standard error is 0.014
   drawn = positions(train(200, class_balanced=True))
   assert set(drawn) == set(range(23))

@@ -115,24 +115,29 @@ def test_an_image_that_cannot_be_read_stays_out(finetune, tiny_images, tmp_path)
 
 @pytest.mark.parametrize(('views', 'order'), [(1, [0, 1, 2]), (2, [0, 3, 1, 4, 2, 5])])
 def test_views_of_an_image_stay_together(views, order):
-  batches = [{'index': np.int32([1, 0])}, {'index': np.int32([-1, 2])}]
-  step = lambda _, batch: ((), {**batch, 'mask': batch['index'] != 1, 'features': np.float32(batch['draw'])[:, None]})
+  rest = dict.fromkeys(('image', 'mask', 'geometry'))
+  batches = [rest | {'index': np.int32([1, 0])}, rest | {'index': np.int32([-1, 2])}]
+  found = lambda batch: {'pooled': np.float32(batch['draw'])[:, None]}
+  step = lambda _, b: ((), {'index': b['index'], 'mask': b['index'] != 1, 'features': found(b)})
   parts = boundary.parts(step, None, batches, lambda batch: batch, examples=3, views=views)
   values, mask = boundary.gather(parts, 3 * views)
-  assert values[:, 0].tolist() == order and mask.tolist() == [draw % 3 != 1 for draw in order]
+  assert values['pooled'][:, 0].tolist() == order and mask.tolist() == [draw % 3 != 1 for draw in order]
 
 
 def test_a_batch_of_features_is_taken_by_position():
-  features = boundary.Features(np.arange(3.0)[:, None], np.int32([5, 6, 7]), np.array([True, True, False]))
+  labels = np.int32([5, 6, 7, 0])  # the last one is the padding's
+  values, mask = {'pooled': np.arange(3.0)[:, None]}, np.array([True, True, False])
+  features = boundary.Features(values, mask, lambda positions: {'label': labels[positions]})
   part = features.load(np.array([1, -1, 2]))
-  assert part['features'].shape == (3, 1) and part['features'][[0, 2], 0].tolist() == [1, 2]
-  assert part['label'].tolist() == [6, 0, 7] and part['mask'].tolist() == [True, False, False]
+  assert part['image']['pooled'].shape == (3, 1) and part['image']['pooled'][[0, 2], 0].tolist() == [1, 2]
+  assert part['target']['label'].tolist() == [6, 0, 7] and part['mask'].tolist() == [True, False, False]
 
 
 @pytest.fixture
 def views(tiny_models, tiny_images, tmp_path):
-  """A function of options: the `View` of a phase, without training; its features are computed, not found."""
-  from tlx.prefix.phase_inputs import Views
+  """A function of options: the `PhaseInputs` of a phase, without training; its features are computed, not found."""
+  from tlx.prefix.compute import Settings
+  from tlx.prefix.phase_inputs import Inputs
   from tlx.report import terminal
   from tlx.train import loop
 
@@ -141,16 +146,18 @@ def views(tiny_models, tiny_images, tmp_path):
     e = tlx.Experiment(tiny_models[family], f'folder:{data}', out=str(tmp_path / 'run'), **given)
     prepared = action.prepare(e, terminal.Console(quiet=True))
     recipe, place = action.recipe(prepared), prepared.placement
-    sight = Views(prepared.experiment, prepared.data, recipe, place, tmp_path / 'run/features', print)
+    x = prepared.experiment
+    settings = Settings(x.batch_size, x.seed, x.workers, x.cache, x.cache_views, x.sampling, x.compile)
+    inputs = Inputs(settings, prepared.data.splits, recipe, place, tmp_path / 'run/features', print)
     stretch = loop.stretches(prepared.phases, prepared.steps)[0]
-    return sight.of(stretch, place.put_state(dict(prepared.pretrained.variables))), prepared, recipe
+    return inputs.of(stretch, place.put_state(dict(prepared.pretrained.variables))), prepared, recipe
 
   return call
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_features_have_the_dtype_that_the_layer_gives(views, dtype):
-  of = lambda strategy: next(views(strategy=strategy, dtype=dtype)[0].batches(0))['features'].dtype
+  of = lambda strategy: jax.tree.leaves(next(views(strategy=strategy, dtype=dtype)[0].batches(0))['image'])[0].dtype
   assert of('partial:2') == dtype
   assert of('linear_probe') == 'float32'  # pooling and the head are in float32 whatever the layers compute in
 
@@ -160,30 +167,31 @@ def test_each_batch_draws_one_of_the_views_that_the_training_step_would_make(vie
   """With the same numbers, the step's own augmentation gives these features; all views are drawn, at every restart."""
   view, prepared, recipe = views(augment='light', cache_views=3)
   source, size = prepared.data.splits['train'], prepared.experiment.image_size
-  canvas, key = transforms.canvas(round(size * 8 / 7)), jax.random.fold_in(jax.random.key(0), boundary.STREAM)
-  pixels, aspects = zip(*[canvas(decode.decode(source[i].image, min_size=canvas.size)) for i in range(30)])
+  canvas, key = transforms.canvas((round(size * 8 / 7),) * 2), jax.random.fold_in(jax.random.key(0), boundary.STREAM)
+  photos = [decode.decode(source[i].image, min_size=canvas.min_size // 2) for i in range(30)]
+  pixels, aspects = zip(*[(canvas(x), x.shape[1] / x.shape[0]) for x in photos])
   module, variables = prepared.pretrained.module, prepared.pretrained.variables
   expected = []
   for k in range(3):
     drawn = augment.augment_batch(
-      key, np.stack(pixels), np.float32(aspects), recipe.augment, size, np.arange(30) + 30 * k
-    )
+      key, np.stack(pixels), np.float32(aspects), recipe.augment, (size, size), np.arange(30) + 30 * k
+    )[0]
     expected.append(module.apply(variables, recipe.inputs(drawn), method='features')['pooled'])
   expected = np.stack(expected)  # [view, image, d]
   batches = view.batches(0)
   seen, first = np.zeros((3, 30), int), [next(batches) for _ in range(60)]
   for batch in first:
-    distance = np.abs(expected[:, :, None] - np.asarray(batch['features'])).max(axis=-1)  # [view, image, b]
+    distance = np.abs(expected[:, :, None] - np.asarray(batch['image']['pooled'])).max(axis=-1)  # [view, image, b]
     assert distance.min(axis=(0, 1)).max() < 1e-4
     for row in range(8):
       k, i = np.unravel_index(distance[..., row].argmin(), (3, 30))
-      assert source.labels[i] == batch['label'][row]
+      assert source.labels[i] == batch['target']['label'][row]
       seen[k, i] += 1
   batches.close()
   assert (seen.sum(axis=0) == 16).all()  # epochs
   assert np.abs(seen.sum(axis=1) - 160).max() < 40 and (seen > 0).mean() > 0.95  # 480 draws among 3, 16 for an image
   again = view.batches(17)
-  np.testing.assert_array_equal(next(again)['features'], first[17]['features'])
+  np.testing.assert_array_equal(next(again)['image']['pooled'], first[17]['image']['pooled'])
   again.close()
 
 

@@ -8,11 +8,18 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tlx.report import MetricsLog, page, read, write_json, write_report
+from tlx.report import MetricsLog, html, page, read, write_json
+from tlx.tasks.classification import Task
 from tlx.types import TlxError, UsageError
 
 VOID = {'meta', 'link', 'img', 'br', 'hr', 'input', 'line', 'rect', 'circle', 'path'}
 EVIL = '<script>alert(1)</script>'
+
+
+
+def written(folder):
+  """The report of a classifier's run folder."""
+  return page.write_report(folder, Task())
 
 
 def build_run(folder, k=10, phases=1, steps=300, names=None, seed=0):
@@ -185,7 +192,7 @@ class Page(html.parser.HTMLParser):
 
 @pytest.mark.parametrize(('k', 'phases'), [(2, 1), (10, 3), (102, 1)])
 def test_page_is_whole_and_needs_no_network(tmp_path, k, phases):
-  markup = write_report(build_run(tmp_path, k, phases)).read_text('utf-8')
+  markup = written(build_run(tmp_path, k, phases)).read_text('utf-8')
   page_ = Page(markup)
   assert all(address.startswith(('data:image/', '#')) for address in page_.addresses)
   assert all(address[1:] in page_.ids for address in page_.addresses if address.startswith('#'))
@@ -193,7 +200,7 @@ def test_page_is_whole_and_needs_no_network(tmp_path, k, phases):
   assert len(markup) < 3e6
   result = json.loads((tmp_path / 'result.json').read_text())
   for fact in (
-    page.percent(result['accuracy']),
+    html.percent(result['accuracy']),
     '2 min 14 s',
     'resnet50 on made_up_patches',
     'truncated: 1,024',
@@ -211,13 +218,13 @@ def test_page_is_whole_and_needs_no_network(tmp_path, k, phases):
 
 
 def test_page_is_the_same_when_rebuilt(tmp_path):
-  path = write_report(build_run(tmp_path, 3))
+  path = written(build_run(tmp_path, 3))
   first = path.read_bytes()
-  assert write_report(tmp_path).read_bytes() == first
+  assert written(tmp_path).read_bytes() == first
 
 
 def test_a_thousand_classes_stay_small(tmp_path):
-  assert write_report(build_run(tmp_path, 1000, steps=20)).stat().st_size < 3e6
+  assert written(build_run(tmp_path, 1000, steps=20)).stat().st_size < 3e6
 
 
 def test_text_is_escaped(tmp_path):
@@ -226,7 +233,7 @@ def test_text_is_escaped(tmp_path):
   experiment['command'] = experiment['experiment']['model'] = EVIL
   experiment['learning'][0]['name'] = EVIL
   write_json(folder / 'experiment.json', experiment)
-  page_ = Page(write_report(folder).read_bytes().decode('utf-8'))
+  page_ = Page(written(folder).read_bytes().decode('utf-8'))
   assert page_.tags.count('script') == 1
   assert EVIL in page_.text and 'ñandú 🦩' in page_.text
   assert all(address.startswith(('data:image/', '#')) for address in page_.addresses)
@@ -248,7 +255,7 @@ def test_no_file_is_needed(tmp_path, name, damage):
     path.write_bytes(
       b'\x00 damaged\n\x00\n' if damage == 'damaged' else b'{"step": []}\n' if name == 'metrics.jsonl' else b'7'
     )
-  page_ = Page(write_report(folder).read_text('utf-8'))
+  page_ = Page(written(folder).read_text('utf-8'))
   told = name not in ('mistakes', 'metrics.jsonl') or (name, damage) == ('metrics.jsonl', 'damaged')
   assert damage == 'missing' or not told or name in page_.text
 
@@ -264,7 +271,7 @@ def test_fields_of_other_types_do_not_break_it(tmp_path, junk):
     dict.fromkeys(('accuracy', 'count', 'seconds', 'parameters', 'trainable_parameters', 'macro_f1'), junk),
   )
   write_json(tmp_path / 'mistakes.json', [junk, {'file': junk, 'label': junk, 'confidence': junk}])
-  Page(write_report(tmp_path).read_text('utf-8'))
+  Page(written(tmp_path).read_text('utf-8'))
   write_json(
     tmp_path / 'experiment.json',
     {
@@ -272,13 +279,13 @@ def test_fields_of_other_types_do_not_break_it(tmp_path, junk):
       'learning': [{'rows': junk, 'steps': junk, 'name': junk}],
     },
   )
-  Page(write_report(tmp_path).read_text('utf-8'))
+  Page(written(tmp_path).read_text('utf-8'))
 
 
 def test_an_empty_folder_has_a_page_and_no_folder_has_none(tmp_path):
-  assert 'There is no result yet' in write_report(tmp_path).read_text('utf-8')
+  assert 'There is no result yet' in written(tmp_path).read_text('utf-8')
   with pytest.raises(UsageError, match=r'no run folder at .*gone'):
-    write_report(tmp_path / 'gone')
+    written(tmp_path / 'gone')
 
 
 def test_pictures_outside_the_run_are_not_shown(tmp_path):
@@ -289,16 +296,16 @@ def test_pictures_outside_the_run_are_not_shown(tmp_path):
     folder / 'mistakes.json',
     [{'file': '../secret.png', 'name': 'x', 'label': 'a', 'prediction': 'b', 'confidence': 0.9}],
   )
-  assert 'data:image' not in write_report(folder).read_text('utf-8').partition('<body>')[2]
+  assert 'data:image' not in written(folder).read_text('utf-8').partition('<body>')[2]
 
 
 def test_where_the_model_looked_stands_beside_a_mistake(tmp_path):
   folder = build_run(tmp_path, 3, steps=30)
   records = json.loads((folder / 'mistakes.json').read_text())
-  without = write_report(folder).read_text('utf-8')
+  without = written(folder).read_text('utf-8')
   PIL.Image.new('RGB', (8, 8)).save(folder / 'mistakes' / 'heat.png')
   write_json(folder / 'mistakes.json', [{**records[0], 'heat': 'mistakes/heat.png'}, *records[1:]])
-  beside = write_report(folder).read_text('utf-8')
+  beside = written(folder).read_text('utf-8')
   pictures = lambda markup: sum(address.startswith('data:image/') for address in Page(markup).addresses)
   assert pictures(beside) == pictures(without) + 1
   assert 'Grad-CAM' in beside and 'Grad-CAM' not in without

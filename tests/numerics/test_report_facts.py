@@ -7,23 +7,24 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tlx.report import charts, facts, page
+from tlx.report import charts, facts, html
+from tlx.tasks.classification import sections
 
 
 def test_class_numbers_match_scikit_learn():
   metrics = pytest.importorskip('sklearn.metrics')
   rng = np.random.default_rng(1)
   labels, predictions = rng.integers(0, 5, 200), rng.integers(0, 5, 200)
-  rows = facts.classes(metrics.confusion_matrix(labels, predictions), list('abcde'))
+  rows = sections.classes(metrics.confusion_matrix(labels, predictions), list('abcde'))
   expected = metrics.precision_recall_fscore_support(labels, predictions)
   for key, values in zip(('precision', 'recall', 'f1', 'support'), expected, strict=True):
     np.testing.assert_allclose([row[key] for row in rows], values, rtol=1e-12)
-  absent = facts.classes(np.array([[2, 0, 0], [1, 0, 0], [0, 0, 0]]), list('abc'))
+  absent = sections.classes(np.array([[2, 0, 0], [1, 0, 0], [0, 0, 0]]), list('abc'))
   assert absent[1]['precision'] is None and absent[1]['recall'] == 0 and absent[2]['f1'] is None
 
 
 def test_confused_pairs_are_counted_once_and_sorted():
-  pairs = facts.confused(np.array([[5, 1, 0], [3, 9, 0], [0, 0, 7]]), list('abc'))
+  pairs = sections.confused(np.array([[5, 1, 0], [3, 9, 0], [0, 0, 7]]), list('abc'))
   assert [(p['label'], p['prediction'], p['count']) for p in pairs] == [('b', 'a', 3), ('a', 'b', 1)]
   assert pairs[0]['share'] == 0.25
 
@@ -40,7 +41,7 @@ def test_wilson_interval():
 def test_calibration_speaks_of_the_excess():
   count, confidence, correct = np.zeros(15), np.zeros(15), np.zeros(15)
   count[14], confidence[14], correct[14] = 10, 9.5, 7
-  shown = facts.calibration({'bin_count': count, 'bin_confidence': confidence, 'bin_correct': correct})
+  shown = sections.calibration({'bin_count': count, 'bin_confidence': confidence, 'bin_correct': correct})
   assert shown['excess'] == pytest.approx(0.25) and 'accuracy 70.0%' in shown['svg']
 
 
@@ -80,10 +81,10 @@ def test_numbers_for_people(value, shown):
 
 
 def test_percent_never_rounds_to_certainty():
-  assert [page.percent(v) for v in (0, 1, 0.99999, 0.00001, 0.5)] == [
+  assert [html.percent(v) for v in (0, 1, 0.99999, 0.00001, 0.5)] == [
     f'{v}\u00a0%' for v in ('0', '100', '99.9', '0.1', '50.0')
   ]
-  assert [page.duration(v) for v in (0.04, 12.3, 134.2, 7260)] == ['0.0 s', '12 s', '2 min 14 s', '2 h 1 min']
+  assert [html.duration(v) for v in (0.04, 12.3, 134.2, 7260)] == ['0.0 s', '12 s', '2 min 14 s', '2 h 1 min']
 
 
 def test_the_picture_of_a_large_confusion_shows_hits_and_misses():

@@ -12,10 +12,10 @@ import optax
 import pytest
 from conftest import environment
 from tiny import CLASSES, batch, built, matrix, side
+from tiny import task as classifier
 
 from tlx import catalog, pretrained, trees
 from tlx.data.augment import PRESETS
-from tlx.tasks.classification import Classification
 from tlx.train import optimizer, sharding, state, step
 from tlx.types import Phase, Preprocess
 
@@ -43,7 +43,7 @@ class Frozen:
 
 def recipe(module, task=None, **changes):
   return dataclasses.replace(
-    step.Recipe(module, task or Classification(CLASSES), Preprocess(size=PIXELS, crop=1.0)), **changes
+    step.Recipe(module, task or classifier(), Preprocess(size=PIXELS, crop=1.0)), **changes
   )
 
 
@@ -100,14 +100,13 @@ def test_padding_has_no_influence(kind):
   real = SIZE - 3
   data = batch() | {'mask': np.arange(SIZE) < real}
   other = batch(seed=1)
-  changed = data | {
-    name: np.concatenate([data[name][:real], other[name][real:]]) for name in ('image', 'label', 'aspect')
-  }
+  replaced = lambda a, b: np.concatenate([a[:real], b[real:]])
+  changed = data | {name: jax.tree.map(replaced, data[name], other[name]) for name in ('image', 'target', 'geometry')}
   compiled = jax.jit(step.train_step(made, phase, SGD))
   start = begin(variables, phase)
   (one, numbers), (two, same_numbers) = compiled(start, data), compiled(start, changed)
   assert not np.array_equal(data['image'], changed['image']) and same((one, numbers), (two, same_numbers))
-  short, short_numbers = compiled(start, {name: x[:real] for name, x in data.items()})
+  short, short_numbers = compiled(start, jax.tree.map(lambda x: x[:real], data))
   close(one.params, short.params, 1e-5)
   close(numbers, short_numbers, 1e-5)
   assert numbers['count'] == real
@@ -116,9 +115,9 @@ def test_padding_has_no_influence(kind):
 @pytest.mark.parametrize(
   'task',
   [
-    Classification(CLASSES, label_smoothing=0.2),
-    Classification(CLASSES, focal_gamma=2.0),
-    Classification(CLASSES, class_weights=(0.5, 2.0, 1.0, 0.1, 3.0)),
+    classifier(CLASSES, label_smoothing=0.2),
+    classifier(CLASSES, focal_gamma=2.0),
+    classifier(CLASSES, class_weights=(0.5, 2.0, 1.0, 0.1, 3.0)),
   ],
   ids=['label_smoothing', 'focal_gamma', 'class_weights'],
 )
@@ -135,10 +134,10 @@ def test_the_loss_is_the_tasks(task):
   def loss(bias):
     z = logits + bias
     log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-    hard = np.eye(CLASSES)[data['label']]
+    hard = np.eye(CLASSES)[data['target']['label']]
     targets = hard * (1 - task.label_smoothing) + task.label_smoothing / CLASSES
     each = -(targets * (1 - np.exp(log_p)) ** task.focal_gamma * log_p).sum(-1)
-    weights = np.array(task.class_weights or np.ones(CLASSES))[data['label']]
+    weights = np.array(task.class_weights or np.ones(CLASSES))[data['target']['label']]
     return (each * weights * data['mask']).sum() / data['mask'].sum()
 
   assert float(metrics['loss']) == pytest.approx(loss(0.0), rel=1e-5)
@@ -149,7 +148,7 @@ def test_the_loss_is_the_tasks(task):
 
 def loss_of_plain(logits, data):
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-  return -(log_p[np.arange(SIZE), data['label']] * data['mask']).sum() / data['mask'].sum()
+  return -(log_p[np.arange(SIZE), data['target']['label']] * data['mask']).sum() / data['mask'].sum()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`tlx cost`: what a strategy costs on a model, beside the forward pass and full fine-tuning; nothing is trained."""
+"""`tlx cost`: the cost of a strategy on a model, next to the forward pass and full fine-tuning. It trains nothing."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from tlx import catalog, pretrained, trees
+from tlx.actions import defaults, tasks
 from tlx.cost import certificate
-from tlx.tasks import classification
 from tlx.train import optimizer
 from tlx.train.step import Recipe
 from tlx.types import Preprocess, UsageError
@@ -20,33 +20,55 @@ def certify(
   strategy: str = 'lp_ft',
   *,
   batch_size: int = 32,
-  image_size: int | None = None,
+  image_size: int | str | None = None,
   num_classes: int = 1000,
   dtype: str = 'float32',
   micro_batches: int = 1,
   remat: bool = False,
   optimizer_name: str = 'adamw',
+  task: str | None = None,
+  head: str | None = None,
 ) -> dict[str, Any]:
-  """What `tlx cost --json` prints: of one device of all that JAX has, for the costliest phase and for each.
+  """Computes what `tlx cost --json` prints: the cost per device, over all devices that JAX sees.
 
-  Clipping, norm logging and the NaN check are in the step, as in `tlx finetune`; augmentation is not. image_size: in
-  pixels, the model's own by default. Raises UsageError for a misspelt model or strategy and for sizes that do not fit.
+  The step contains clipping, norm logging and the NaN check, as in `tlx finetune`, but no augmentation.
+
+  Args:
+    model: a variant's name, a folder or hf-hub:OWNER/NAME.
+    strategy: such as 'partial:3'.
+    batch_size: images per step, over all devices.
+    image_size: height and width in pixels; the model's own by default.
+    num_classes: outputs of the head.
+    dtype: of the computation.
+    micro_batches: parts of a batch.
+    remat: whether the backward pass recomputes the inside of each layer.
+    optimizer_name: 'adamw' or 'sgd'.
+
+  Returns:
+    The figures of the costliest phase, and of each phase under 'phases'.
+
+  Raises:
+    UsageError: for an unknown model or strategy, and for sizes that do not fit.
   """
   chosen, full = catalog.strategy(strategy), catalog.strategy('full')
   _check(batch_size, micro_batches, num_classes, image_size)
   found = pretrained.resolve(model)
-  asked = pretrained.Asked(num_classes, image_size, None, 0.0, 0.0)
-  module, size = pretrained.build(asked.variant(found.variant), num_classes), asked.preprocess(found).size
-  variables = pretrained.abstract(module)
+  task = task or found.task
+  names = tuple(f'class {i}' for i in range(num_classes))
+  made = tasks.of_record(task, names)
+  head = head or (found.head if found.task == task else None if made.default_head == 'linear' else made.default_head)
+  asked = pretrained.Asked(num_classes, image_size and defaults.shape(image_size), head=head)
+  module, preprocess = asked.module(asked.variant(found.variant), num_classes, found.head), asked.preprocess(found)
+  variables = pretrained.abstract(module, shape=preprocess.shape)
   recipe = Recipe(
     module,
-    classification.Classification(num_classes),
-    Preprocess(size=size, crop=1.0),
+    made,
+    Preprocess(size=preprocess.size, crop=1.0),
     dtype=jnp.dtype(dtype),
     micro_batches=micro_batches,
     remat=remat,
   )
-  batch, rates = certificate.example_batch(batch_size, size), optimizer.Optimizer(optimizer_name)
+  batch, rates = certificate.example_batch(made, batch_size, preprocess.shape), optimizer.Optimizer(optimizer_name)
   cost = lambda phase: certificate.train_cost(recipe, phase, rates, variables, batch)
   names = module.backbone.names
   phases = {phase.name: cost(phase) for phase in chosen.phases(names)}
@@ -55,7 +77,7 @@ def certify(
     'model': model,
     'strategy': strategy,
     'batch_size': batch_size,
-    'image_size': size,
+    'image_size': preprocess.size,
     'dtype': dtype,
     'platform': jax.default_backend(),
     'devices': jax.device_count(),
@@ -69,10 +91,10 @@ def certify(
   }
 
 
-def _check(batch_size: int, micro_batches: int, num_classes: int, image_size: int | None) -> None:
+def _check(batch_size: int, micro_batches: int, num_classes: int, image_size: int | str | None) -> None:
   given = {'--batch-size': batch_size, '--micro-batches': micro_batches, '--num-classes': num_classes}
-  given |= {'--image-size': image_size} if image_size is not None else {}
-  problems = [f'{name} {value}: must be above 0' for name, value in given.items() if value < 1]
+  problems = defaults.problems_of_size(image_size)
+  problems += [f'{name} {value}: must be above 0' for name, value in given.items() if value < 1]
   parts = micro_batches * jax.device_count()
   if not problems and batch_size % parts:
     problems = [f'--batch-size {batch_size} does not divide into {parts} parts (micro-batches x devices)']

@@ -3,16 +3,21 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+
+import flax.linen as nn
+import numpy as np
 
 from tlx import schedules, words
 from tlx.data import augment, pipeline
-from tlx.types import DatasetInfo, Phase, Preprocess, UsageError
+from tlx.experiment import Experiment
+from tlx.types import DatasetInfo, Phase, Preprocess, Task, UsageError
 
 # Training images below which batch norms keep their stored statistics. On sets of 201 and 244 images, fine-tuning from
 # the same probe ended at 0.959 and 0.928 with stored statistics, at 0.939 and 0.882 with those of the batches.
 FEW = 2000
 STATISTICS = ('frozen', 'batch')
+OF_TASK = ('label_smoothing',)  # options that only some tasks have
+LONGEST = 512  # pixels of a picture whose places are labelled, where nothing is said
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +28,18 @@ class Facts:
   preprocess: Preprocess
   phases: Sequence[Phase]
   pretrained: bool
+  task: Task
+  head: str | nn.Module | None = None  # None = one linear layer
+  square: bool = False  # the model takes square pictures only
 
   @property
   def examples(self) -> int:
-    return sum(self.info.counts['train'])
+    return self.info.examples('train')
+
+  @property
+  def linear(self) -> bool:
+    """Whether the head is a linear layer on what the backbone pools."""
+    return self.head is None
 
   @property
   def probe(self) -> bool:
@@ -34,17 +47,19 @@ class Facts:
     return all(len(phase.rates) == 1 for phase in self.phases)
 
 
-def resolve(experiment: Any, facts: Facts) -> tuple[Any, dict[str, str]]:
+def resolve(experiment: Experiment, facts: Facts) -> tuple[Experiment, dict[str, str]]:
   """The experiment with nothing left open, and {option: 'value (why)'} for what was filled in."""
   filled, why = {}, {}
   for name, choose in CHOICES.items():
-    if getattr(experiment, name) is None:
+    if getattr(experiment, name) is None and (name not in OF_TASK or hasattr(facts.task, name)):
       filled[name], reason = choose(facts)
       why[name] = f'{filled[name]} ({reason})'
   return dataclasses.replace(experiment, **filled), why
 
 
-def image_size(facts: Facts) -> tuple[int, str]:
+def image_size(facts: Facts) -> tuple[int | str, str]:
+  if facts.task.dense:
+    return _whole_picture(facts)
   native, seen = facts.preprocess.size, max(facts.info.resolution)
   if 2 * seen > native:
     return native, "the checkpoint's own"
@@ -52,7 +67,33 @@ def image_size(facts: Facts) -> tuple[int, str]:
   return size, f'the images have about {seen} pixels'
 
 
+def _whole_picture(facts: Facts) -> tuple[int | str, str]:
+  """The pictures' own shape, made smaller until its longer side is LONGEST, in steps of 32 pixels."""
+  height, width = facts.info.resolution
+  shrink = min(1, LONGEST / max(height, width))
+  rows, columns = (max(32, round(side * shrink / 32) * 32) for side in (height, width))
+  if facts.square:  # a table of positions
+    rows = columns = max(rows, columns)
+  reason = f'pictures of {height} x {width}, in steps of 32 pixels, the longer side at most {LONGEST}'
+  return (rows if rows == columns else f'{rows}x{columns}'), reason
+
+
+def shape(image_size: int | str | Sequence[int]) -> tuple[int, int]:
+  """224, '224', '240x320' or (240, 320) -> height and width. Raises UsageError for anything else."""
+  if isinstance(image_size, str):
+    sides = image_size.lower().split('x')
+    if not all(side.isdecimal() for side in sides):
+      raise UsageError(f'--image-size {image_size}: give a side such as 224, or HEIGHTxWIDTH such as 240x320')
+    image_size = [int(side) for side in sides]
+  sides = [image_size] if isinstance(image_size, int) else list(image_size)
+  if len(sides) not in (1, 2) or min(sides) < 1:
+    raise UsageError(f'--image-size {image_size}: give one or two sides above 0, such as 224 or 240x320')
+  return sides[0], sides[-1]
+
+
 def batch_size(facts: Facts) -> tuple[int, str]:
+  if facts.task.dense:
+    return 8, 'every picture has thousands of labels'
   size = 8
   while size < 64 and 2 * size * 10 <= facts.examples:
     size *= 2
@@ -81,7 +122,9 @@ def label_smoothing(facts: Facts) -> tuple[float, str]:
   return (0.0, 'a probe is calibrated without') if facts.probe else (0.1, 'usual for fine-tuning')
 
 
-def dropout(facts: Facts) -> tuple[float, str]:
+def dropout(facts: Facts) -> tuple[float | None, str]:
+  if not facts.linear:
+    return None, "the head's own"
   return (0.0, 'a probe needs none') if facts.probe else (0.2, 'usual for fine-tuning')
 
 
@@ -98,9 +141,11 @@ def norm_statistics(facts: Facts) -> tuple[str, str]:
 
 
 def augmentation(facts: Facts) -> tuple[str, str]:
+  if facts.task.dense:
+    return 'light', 'crops and mirror images move the labels along'
   if facts.info.augment != 'photo':
     return facts.info.augment, 'what suits this data set'
-  if facts.probe:
+  if facts.probe and facts.linear:
     return 'none', 'a probe sees each image as evaluation does'
   return 'medium', 'the backbone learns'
 
@@ -124,15 +169,16 @@ CHOICES = {
 }
 
 
-def check(e: Any) -> None:
+def check(e: Experiment) -> None:
   """All problems of the options at once, before anything slow."""
-  positive = ('epochs', 'batch_size', 'image_size', 'lr', 'micro_batches', 'log_every', 'eval_every', 'save_every')
-  shares = ('warmup', 'ema', 'label_smoothing', 'dropout', 'drop_path', 'erasing')
+  positive = ('epochs', 'batch_size', 'lr', 'head_hidden', 'micro_batches', 'log_every', 'eval_every', 'save_every')
+  shares = ('warmup', 'ema', 'label_smoothing', 'dropout', 'head_dropout', 'drop_path', 'erasing')
   atleast0 = ('weight_decay', 'momentum', 'clip_norm', 'focal_gamma', 'mixup', 'cutmix', 'randaugment')
   atleast0 += ('workers', 'seed', 'cache_views')
-  given = {name: value for name, value in dataclasses.asdict(e).items() if isinstance(value, float | int)}
+  given = {name: value for name, value in vars(e).items() if isinstance(value, float | int)}
   option = lambda name: f'--{name.replace("_", "-")} {given[name]}'
-  problems = [f'{option(n)}: must be finite' for n in given if not math.isfinite(given[n])]
+  problems = problems_of_size(e.image_size)
+  problems += [f'{option(n)}: must be finite' for n in given if not math.isfinite(given[n])]
   problems += [f'{option(n)}: must be above 0' for n in positive if n in given and not given[n] > 0]
   problems += [f'{option(n)}: must lie in [0, 1)' for n in shares if n in given and not 0 <= given[n] < 1]
   problems += [f'{option(n)}: must be 0 or more' for n in atleast0 if n in given and not given[n] >= 0]
@@ -146,7 +192,33 @@ def check(e: Any) -> None:
     raise UsageError('\n'.join(problems))
 
 
-def check_views(e: Any, chosen: augment.Augment | None) -> None:
+def problems_of_size(image_size: int | str | None) -> list[str]:
+  try:
+    shape(1 if image_size is None else image_size)
+  except UsageError as error:
+    return [str(error)]
+  return []
+
+
+def check_task(e: Experiment, task: Task, chosen: augment.Augment | None) -> None:
+  """Raises UsageError for what the options ask of a task that it cannot do."""
+  name, problems = type(task).__module__.split('.')[2:3], []
+  called = name[0] if name else type(task).__name__
+  mixing = [f'--{n} {getattr(chosen, n):g}' for n in ('mixup', 'cutmix') if chosen and getattr(chosen, n)]
+  if mixing and task.mix(task.blank((32, 32)), np.ones(())) is None:
+    why = f'targets of {called} cannot be mixed; leave it out, or choose --augment light'
+    problems += [f'{option}: {why}' for option in mixing]
+  if task.dense and chosen and chosen.randaugment_layers:
+    why = f'it moves pixels and leaves the labels of {called} where they were; give 0'
+    problems.append(f'--randaugment {chosen.randaugment_layers}: {why}')
+  if task.dense and e.cache_views:
+    why = f'the labels of {called} would not move with the views; leave it out'
+    problems.append(f'--cache-views {e.cache_views}: {why}')
+  if problems:
+    raise UsageError('\n'.join(problems))
+
+
+def check_views(e: Experiment, chosen: augment.Augment | None) -> None:
   """Raises UsageError where there cannot be --cache-views of what the experiment's augmentation draws."""
   if not e.cache_views:
     return
@@ -160,12 +232,12 @@ def check_views(e: Any, chosen: augment.Augment | None) -> None:
     raise UsageError('\n'.join(problems))
 
 
-def least_micro_batches(e: Any) -> int:
+def least_micro_batches(e: Experiment) -> int:
   """The number given; 1 where the fewest that fit in memory are to be found."""
   return 1 if e.micro_batches == 'auto' else e.micro_batches
 
 
-def check_batch(e: Any, devices: int) -> None:
+def check_batch(e: Experiment, devices: int) -> None:
   """Raises UsageError unless the batch divides into the devices' micro-batches."""
   micro_batches = least_micro_batches(e)
   parts = devices * micro_batches

@@ -6,10 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tlx.actions.runs import check_classes, data_of, load_run, run_record
+from tlx.actions import runs
 from tlx.data import pipeline, transforms
 from tlx.evaluate import exact
-from tlx.tasks.classification import Classification
 from tlx.train import sharding
 from tlx.train.step import Recipe, eval_step
 from tlx.types import UsageError
@@ -21,17 +20,15 @@ def evaluate(
   """The numbers of result.json for a run on a split of its own data set or of another with the same classes."""
   if batch_size is not None and batch_size < 1:
     raise UsageError(f'--batch-size {batch_size}: must be above 0')
-  model = load_run(run)
-  found, record = data_of(run, data, split), run_record(run)
-  check_classes(found, run, model)
+  model = runs.load_run(run)
+  found, options, task = runs.data_of(run, data, split), runs.options(run), runs.task_of(model)
+  runs.check_classes(found, run, model)
   place = sharding.make('jit')
-  size = -(-(batch_size or record['batch_size']) // jax.device_count()) * jax.device_count()
-  recipe = Recipe(
-    model.module, Classification(len(model.class_names)), model.preprocess, dtype=jnp.dtype(record['dtype'])
-  )
+  size = -(-(batch_size or options['batch_size']) // jax.device_count()) * jax.device_count()
+  recipe = Recipe(model.module, task, model.preprocess, dtype=jnp.dtype(options['dtype']))
   batches = pipeline.eval_batches(
-    found.splits[split], batch_size=size, transform=transforms.evaluation(model.preprocess)
+    found.splits[split], task=task, batch_size=size, transform=transforms.evaluation(model.preprocess)
   )
-  step = place.evaluate(eval_step(recipe))
-  done = exact.evaluate(step, place.put_state(model.variables), batches, place.put_batch, size=len(found.splits[split]))
+  step, variables = place.evaluate(eval_step(recipe)), place.put_state(model.variables)
+  done = exact.evaluate(task, step, variables, batches, place.put_batch, size=len(found.splits[split]))
   return done.numbers()

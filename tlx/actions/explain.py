@@ -1,4 +1,4 @@
-"""Between the tools of `tlx/explain` and a person's files: photographs in, PNGs and a JSON of the figures out."""
+"""Reads images for the tools of `tlx/explain`, and writes their results as PNG, HTML and JSON files."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,18 +14,33 @@ from tlx.report import folder
 from tlx.report.terminal import Console
 from tlx.types import Batch, DataSource, Preprocess, TlxError, UsageError
 
-BATCH = 32  # images
+BATCH = 32  # images per step
 
 
 def photograph(path: Path, preprocess: Preprocess) -> np.ndarray:
-  """An image file as the model sees it, uint8 [s, s, 3]. Raises UsageError for what is none."""
+  """Reads an image file and preprocesses it as in evaluation.
+
+  Args:
+    path: of the file.
+    preprocess: the model's.
+
+  Returns:
+    uint8 [s, s, 3].
+
+  Raises:
+    UsageError: if the file is not an image.
+  """
   return transforms.evaluation(preprocess)(picture(path))
 
 
 def picture(path: Path) -> np.ndarray:
-  """All of an image file, uint8 [h, w, 3]. Raises UsageError for what is none."""
+  """Reads an image file at its own size: uint8 [h, w, 3].
+
+  Raises:
+    UsageError: if the file is not an image.
+  """
   if not path.is_file():
-    raise UsageError(f'{path} is a folder; name one image' if path.is_dir() else f'no such file: {path}')
+    raise UsageError(f'{path} is a folder; choose one image' if path.is_dir() else f'no such file: {path}')
   try:
     return np.asarray(decode.picture(path.read_bytes()))
   except TlxError as error:
@@ -33,19 +48,39 @@ def picture(path: Path) -> np.ndarray:
 
 
 def batches(source: DataSource, preprocess: Preprocess, most: int, seed: int) -> tuple[Iterator[Batch], int]:
-  """Batches of a split, or of so many of its examples drawn at random, as the model sees them; and their number.
+  """Makes evaluation batches of a split, or of a random sample of it.
 
-  `index` is an example's position in the split all the same.
+  Args:
+    source: the split.
+    preprocess: the model's.
+    most: maximum number of images.
+    seed: of the sample.
+
+  Returns:
+    The batches, and how many there are. `index` in a batch is the position in the whole split; -1 marks padding.
   """
   chosen = sample(source, most, seed)
   size = min(BATCH, len(chosen))
   found = pipeline.eval_batches(chosen, batch_size=size, transform=transforms.evaluation(preprocess))
-  padded = np.append(chosen.indices, -1).astype(np.int32)  # where -1 leads
+  padded = np.append(chosen.indices, -1).astype(np.int32)  # the padding's index -1 selects this last entry
   return ({**batch, 'index': padded[batch['index']]} for batch in found), -(-len(chosen) // size)
 
 
 def place(out: Path | None, model: str, tool: str, *subjects: str) -> Path:
-  """Where the files go unless told: below the run, or below explained/ for a pretrained model."""
+  """Chooses the output folder: `out` itself, or RUN/explain/NAME, or explained/MODEL-NAME for a pretrained model.
+
+  Args:
+    out: the user's choice, or None.
+    model: a run folder, or a pretrained model's name.
+    tool: name of the tool.
+    subjects: words that distinguish this result from others of the tool.
+
+  Returns:
+    A path that is a folder or does not exist.
+
+  Raises:
+    UsageError: if a file is in the way.
+  """
   name = '-'.join([tool, *(re.sub(r'[^\w.]+', '_', subject) for subject in subjects)])
   if out is None:
     is_run = (Path(model) / 'experiment.json').is_file()
@@ -56,7 +91,11 @@ def place(out: Path | None, model: str, tool: str, *subjects: str) -> Path:
 
 
 def save(out: Path, found: Explanation) -> list[Path]:
-  """Writes OUT/NAME.png of each picture, OUT/NAME.html of each page and OUT/figures.json; returns their paths."""
+  """Writes OUT/NAME.png for each picture, OUT/NAME.html for each page, and OUT/figures.json.
+
+  Returns:
+    The paths of the files.
+  """
   drawn = {name: picture() if callable(picture) else picture for name, picture in found.pictures.items()}
   contents = {f'{name}.png': pictures.png(picture) for name, picture in drawn.items()}
   contents |= {f'{name}.html': page.encode() for name, page in found.pages.items()}
@@ -67,7 +106,19 @@ def save(out: Path, found: Explanation) -> list[Path]:
 
 
 def follow(what: str, work: Iterable[Explanation], show: Console) -> Explanation:
-  """The last of what a tool yields, or what it had when the user pressed Ctrl-C; before the first there is nothing."""
+  """Runs a tool to its end and shows its progress.
+
+  Args:
+    what: label of the progress bar.
+    work: yields results.
+    show: the console.
+
+  Returns:
+    The last result; after Ctrl-C, the best so far.
+
+  Raises:
+    KeyboardInterrupt: if the user presses Ctrl-C before the first result.
+  """
   found = None
   with show.work(what) as update:
     try:
@@ -77,5 +128,5 @@ def follow(what: str, work: Iterable[Explanation], show: Console) -> Explanation
     except KeyboardInterrupt:
       if found is None:
         raise
-      show.warn(f'interrupted after {found.done} of {found.total}; what was found so far is kept')
+      show.warn(f'interrupted after {found.done} of {found.total}; the result so far is kept')
   return found

@@ -1,4 +1,4 @@
-"""`tlx export`: a run's model as another library reads it."""
+"""`tlx export`: writes a run's model in the layout of another library."""
 
 from pathlib import Path
 
@@ -8,7 +8,19 @@ from tlx.types import UsageError
 
 
 def export(run: Path, out: Path, layout: str | None = None) -> Path:
-  """Writes the run's model to `out` in a layout of its family; by default its source's own, or else timm's."""
+  """Writes a run's model.
+
+  Args:
+    run: the run folder.
+    out: folder to write.
+    layout: a key of the family's LAYOUTS; by default the layout of the source, or else timm's.
+
+  Returns:
+    The folder.
+
+  Raises:
+    UsageError: for an unknown layout, or if a file is in the way.
+  """
   known = {name for family in catalog.names('models') for name in catalog.find('models', family).LAYOUTS}
   if layout is not None and layout not in known:
     raise UsageError(f'no layout {layout!r}{words.suggest(layout, sorted(known))}')

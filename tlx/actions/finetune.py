@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 
 from tlx import catalog, labels, pretrained, processes, schedules, trees
-from tlx.actions import defaults, run_record
+from tlx.actions import defaults, run_record, tasks
 from tlx.cache import compiled_steps, programs
 from tlx.cost import certificate
 from tlx.data import augment
-from tlx.evaluate import exact, mistakes
+from tlx.evaluate import exact
 from tlx.experiment import Experiment
 from tlx.prefix import phase_inputs
+from tlx.prefix.compute import Settings
 from tlx.report import folder, page, terminal
-from tlx.tasks import classification
 from tlx.train import loop, memory, optimizer, sharding
 from tlx.train.checkpoint import Checkpoints
 from tlx.train.step import Recipe
-from tlx.types import Dataset, Phase, Pretrained
+from tlx.types import Dataset, Phase, Pretrained, Strategy, Task
 
 
 class Prepared(NamedTuple):
@@ -33,9 +33,10 @@ class Prepared(NamedTuple):
   experiment: Experiment
   why: Mapping[str, str]
   data: Dataset
+  task: Task
   pretrained: Pretrained
   phases: Sequence[Phase]
-  placement: Any
+  placement: sharding.Jit | sharding.Pmap
   steps: int
 
 
@@ -62,65 +63,74 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   if (out / 'result.json').exists():
     show.line(f'{out} is complete; choose another --out to train again')
     metrics = folder.read_json(out / 'result.json')
-    show.result(metrics, out)
+    show.result(metrics, prepared.task, out)
     return Result(metrics, pretrained.load(str(out / 'model')), out)
   rows = _learning(prepared)
   show.learning(rows)
   run_record.write(out / 'experiment.json', run_record.describe(prepared, rows))
-  outcome, sight = _train(prepared, out, show)
+  outcome, inputs = _train(prepared, out, show)
   trained = prepared.pretrained._replace(variables=jax.device_get(outcome.state.averaged))
-  metrics = _finish(prepared, trained, outcome, sight, out, started)
-  show.result(metrics, out)
+  metrics = _finish(prepared, trained, outcome, inputs, out, started)
+  show.result(metrics, prepared.task, out)
   return Result(metrics, trained, out)
 
 
 def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
   """Loads what the experiment names and fills in what it leaves open; prints the data set and the defaults."""
-  strategy = catalog.strategy(experiment.strategy)
+  strategy = _strategy(experiment)
   place = sharding.make(experiment.compile)
   defaults.check(experiment)
   from_pretrained = getattr(strategy, 'pretrained', True)
   found = pretrained.resolve(experiment.model)  # a misspelt model is found before a data set is read
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)
+  task = tasks.of_experiment(experiment, data.info)
+  head = tasks.head_of(experiment, task, found)
   if from_pretrained:
     found = pretrained.locate(found, experiment.weights)
   # All that the defaults depend on is known before the weights, which are read once, at the size that was chosen.
   phases = strategy.phases([layer.name for layer in found.variant.config.layers()])
-  facts = defaults.Facts(data.info, found.preprocess, phases, from_pretrained)
+  facts = defaults.Facts(data.info, found.preprocess, phases, from_pretrained, task, head, _square(found))
   experiment, why = defaults.resolve(
     dataclasses.replace(experiment, out=experiment.out or run_record.folder_name(experiment)), facts
   )
   show.defaults(why)
   defaults.check_batch(experiment, jax.device_count())
-  defaults.check_views(experiment, augmentation(experiment))
+  task = tasks.with_defaults(task, experiment)
+  chosen = augmentation(experiment)
+  defaults.check_task(experiment, task, chosen)
+  defaults.check_views(experiment, chosen)
+  shape = defaults.shape(experiment.image_size)
   loaded = pretrained.load(
     found,
     num_classes=len(data.info.class_names),
-    image_size=experiment.image_size,
+    image_size=shape if shape[0] != shape[1] else shape[0],
+    head=head,
     pretrained=from_pretrained,
     dropout=experiment.dropout,
     drop_path=experiment.drop_path,
     seed=experiment.seed,
-  )._replace(class_names=data.info.class_names)
+  )
+  loaded = tasks.trained_for(task, loaded, data.info)
   phases = strategy.phases(loaded.module.backbone.names)  # weights of one variant are published with and without `aux`
   steps = schedules.steps(experiment.epochs, facts.examples, experiment.batch_size)
-  return Prepared(experiment, why, data, loaded, phases, place, steps)
+  return Prepared(experiment, why, data, task, loaded, phases, place, steps)
+
+
+def _square(found: pretrained.Found) -> bool:
+  return getattr(found.variant.config, 'size', None) is not None
+
+
+def _strategy(experiment: Experiment) -> Strategy:
+  return catalog.strategy(experiment.strategy) if isinstance(experiment.strategy, str) else experiment.strategy
 
 
 def recipe(prepared: Prepared) -> Recipe:
   """The part of the experiment that the pure step needs."""
   e = prepared.experiment
-  counts = prepared.data.info.counts['train']
-  task = classification.Classification(
-    num_classes=len(prepared.data.info.class_names),
-    label_smoothing=e.label_smoothing,
-    focal_gamma=e.focal_gamma,
-    class_weights=classification.balanced_weights(counts) if e.class_weights == 'balanced' else None,
-  )
   return Recipe(
     prepared.pretrained.module,
-    task,
+    prepared.task,
     prepared.pretrained.preprocess,
     augmentation(e),
     jnp.dtype(e.dtype),
@@ -148,10 +158,13 @@ def _train(prepared: Prepared, out: Path, show: terminal.Console):
   """The loop with its log, event files, progress bar and checkpoints."""
   e = prepared.experiment
   whole = recipe(prepared)
-  sight = phase_inputs.Views(e, prepared.data, whole, prepared.placement, out / 'features', show.line)
+  settings = Settings(e.batch_size, e.seed, e.workers, e.cache, e.cache_views, e.sampling, e.compile)
+  inputs = phase_inputs.Inputs(
+    settings, prepared.data.splits, whole, prepared.placement, out / 'features', show.line
+  )
   checkpoints = Checkpoints(out / 'checkpoints', warn=show.warn)
   log = run_record.Log(out)
-  batch = certificate.example_batch(e.batch_size, e.image_size)
+  batch = certificate.example_batch(prepared.task, e.batch_size, whole.preprocess.shape)
   abstract = compiled_steps.shapes((prepared.pretrained.variables, batch))
   count = lambda: certificate.forward_flops_uncompiled(whole, prepared.pretrained.variables, batch)
   forward = functools.cache(lambda: compiled_steps.number(count, whole, abstract))
@@ -162,15 +175,15 @@ def _train(prepared: Prepared, out: Path, show: terminal.Console):
     fitting = memory.fit(kept, seen, e.batch_size, choose=e.micro_batches == 'auto')
     return show.program(stretch.phase.name, *fitting, forward)
 
-  with show.progress(prepared.steps) as progress:
+  with show.progress(prepared.steps, prepared.task.primary) as progress:
     plan = loop.Plan(
       stretches=loop.stretches(prepared.phases, prepared.steps),
       recipe=whole,
       optimizer=rates(prepared),
       placement=prepared.placement,
       checkpoints=checkpoints,
-      view=sight.of,
-      expected=sight.expected,
+      inputs=inputs.of,
+      expected=inputs.expected,
       program=program,
       log=lambda line: (log.append(line), progress.log(line)),
       resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),
@@ -185,15 +198,15 @@ def _train(prepared: Prepared, out: Path, show: terminal.Console):
     finally:
       checkpoints.close()
       log.close()
-  return outcome, sight
+  return outcome, inputs
 
 
 def _finish(
-  prepared: Prepared, trained: Pretrained, outcome: loop.Outcome, sight: phase_inputs.Views, out: Path, started: float
+  prepared: Prepared, trained: Pretrained, outcome: loop.Outcome, inputs: phase_inputs.Inputs, out: Path, started: float
 ) -> dict[str, Any]:
   """Evaluates, exports and reports what the loop left; nothing of it touches the checkpoints."""
   variables = prepared.placement.put_state(trained.variables)
-  evaluation = sight.evaluator('validation')(variables)
+  evaluation = inputs.evaluator('validation')(variables)
   learning = {name for phase in prepared.phases for name in phase.rates}
   params = trees.flatten(trained.variables['params'])
   metrics = {
@@ -209,25 +222,23 @@ def _finish(
     'prefix_seconds': outcome.seconds['prefix'],
   }
   if 'test' in prepared.data.splits:
-    metrics['test'] = sight.evaluator('test')(variables).numbers()
+    metrics['test'] = inputs.evaluator('test')(variables).numbers()
   if jax.process_index() == 0:
     _write_evaluation(prepared, trained, evaluation, out)
     pretrained.export(out / 'model', trained)
     folder.write_json(out / 'result.json', metrics)
     shutil.rmtree(out / 'features', ignore_errors=True)
-    page.write_report(out)
+    page.write_report(out, prepared.task)
   return metrics
 
 
 def _write_evaluation(prepared: Prepared, trained: Pretrained, evaluation: exact.Evaluation, out: Path) -> None:
-  """evaluation.npz, and the pictures of the most confident mistakes with where the model looked."""
+  """evaluation.npz, and the pictures that a person should look at."""
   exact.write(out / 'evaluation.npz', evaluation)
-  source, names = prepared.data.splits['validation'], prepared.data.info.class_names
-  mistakes.write(out, evaluation.records, source, names)
   try:
-    mistakes.add_heat(out, evaluation.records, source, trained)
-  except Exception as error:  # no memory for the gradient, say: a trained model is worth more than its pictures
-    terminal.Console().warn(f'the report has no Grad-CAM of the mistakes: {error}')
+    prepared.task.pictures(out, evaluation.records, prepared.data.splits['validation'], trained)
+  except Exception as error:  # no memory for a gradient, say: a trained model is worth more than its pictures
+    terminal.Console().warn(f'the report has no pictures of the mistakes: {error}')
 
 
 def _learning(prepared: Prepared) -> list[tuple[str, int, list[optimizer.Row]]]:

@@ -1,4 +1,4 @@
-"""`tlx models`: what models there are, and what each layer of one costs."""
+"""`tlx models`: lists the models, or the layers of one model with their cost."""
 
 import fnmatch
 import math
@@ -14,20 +14,29 @@ from tlx.types import Preprocess, UsageError
 def model_table(
   pattern: str = '*', *, sort: str = 'name', max_parameters: float | None = None, license: str | None = None
 ) -> list[dict[str, Any]]:
-  """One row a model: what its family states of it, its licence, and where its weights come from; None = unknown.
+  """Lists models, one row per model: their figures, licence and source of weights. None means unknown.
 
-  sort: a key of the rows; the most accurate comes first, else the smallest, and what is unknown last. license: a shell
-  pattern, whatever the case. Raises UsageError where no model fits.
+  Args:
+    pattern: shell pattern of names.
+    sort: key of the rows. 'top1' puts the most accurate first, other keys the smallest; unknown values come last.
+    max_parameters: leaves out larger models.
+    license: shell pattern of licences; upper and lower case are equal.
+
+  Returns:
+    The rows.
+
+  Raises:
+    UsageError: if no model matches.
   """
   names = catalog.list_models(pattern)
   if not names:
-    raise UsageError(f'no model fits {pattern!r}{words.suggest(pattern, catalog.list_models())}')
+    raise UsageError(f'no model matches {pattern!r}{words.suggest(pattern, catalog.list_models())}')
   rows = [_model_row(catalog.variant(name)) for name in names]
   if license:
     known = {row['license'] or 'none' for row in rows}
     rows = [row for row in rows if fnmatch.fnmatch((row['license'] or 'none').lower(), license.lower())]
     if not rows:
-      raise UsageError(f'no model fits --license {license}{words.suggest(license, sorted(known))}')
+      raise UsageError(f'no model matches --license {license}{words.suggest(license, sorted(known))}')
   if max_parameters is not None:
     least = min(row['parameters'] or math.inf for row in rows)
     rows = [row for row in rows if (row['parameters'] or math.inf) <= max_parameters]
@@ -37,7 +46,7 @@ def model_table(
 
 
 def layer_table(name: str) -> list[dict[str, Any]]:
-  """One row a layer of a model, in order, the head last: its output for one image of the native size, and its cost."""
+  """Lists the layers of a model in order, the head last: output shape and cost for one image of the native size."""
   variant = catalog.variant(name)
   costs = flops.layers(pretrained.build(variant, 1000), _model_row(variant)['size'])
   return [
@@ -60,7 +69,7 @@ def _model_row(variant: catalog.Variant) -> dict[str, Any]:
 
 
 def _rank(row: Mapping[str, Any], key: str) -> tuple:
-  """Of a row among others: by the value, then by the name with its numbers read as numbers."""
+  """Sort key of a row: the value, then the name, with its numbers compared as numbers."""
   value = row[key] if key != 'name' else 0
   name = [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', row['name'])]
   return value is None, -(value or 0) if key == 'top1' else value or 0, name

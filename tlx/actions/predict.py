@@ -1,5 +1,6 @@
 """`tlx predict`: what a model sees in image files."""
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,41 +8,73 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
-from tlx.actions.runs import load_any
+from tlx.actions import runs
 from tlx.data import augment, decode, transforms
-from tlx.types import TlxError, UsageError
+from tlx.report import folder
+from tlx.types import Geometry, Pretrained, TlxError, UsageError
 
 
-def predict(run: str, images: Sequence[Path], *, top: int = 5, batch_size: int = 16) -> Iterator[dict[str, Any]]:
-  """{'image', 'classes': [{'id', 'name', 'probability'}]} of each image, best first, or {'image', 'error'}."""
+def predict(
+  run: str, images: Sequence[Path], *, top: int = 5, batch_size: int = 16, out: Path | None = None
+) -> Iterator[dict[str, Any]]:
+  """One prediction an image, as its task makes it: {'image', 'classes', ...}, or {'image', 'error'}.
+
+  Args:
+    run: a run folder, or a model by its name, hub id or folder.
+    images: files, and folders of them.
+    top: how many classes a classifier names.
+    batch_size: images at once.
+    out: the folder for the pictures of tasks that draw; their paths come in place of them. None writes none.
+  Raises: UsageError for what is not a run, a model or a file.
+  """
   if top < 1:
     raise UsageError(f'--top {top}: must be 1 or more')
   files = _files(images)
-  model = load_any(run)
-  names = model.class_names or [f'class {i}' for i in range(model.module.head.num_classes)]
-  transform = transforms.evaluation(model.preprocess)
-
-  @jax.jit
-  def probabilities(variables, pixels):
-    inputs = augment.normalise(augment.to_float(pixels), model.preprocess.mean, model.preprocess.std)
-    return jax.nn.softmax(model.module.apply(variables, inputs))
-
+  model = runs.load_any(run)
+  task, transform = runs.task_of(model), transforms.evaluation(model.preprocess)
+  forward = jax.jit(lambda pixels: _outputs(model, pixels))
   batch_size = min(batch_size, len(files))
   for start in range(0, len(files), batch_size):
     part = files[start : start + batch_size]
     decoded = [_decode(file, transform) for file in part]
-    pixels = np.zeros((batch_size, model.preprocess.size, model.preprocess.size, 3), np.uint8)
-    for i, image in enumerate(decoded):
-      if not isinstance(image, str):
-        pixels[i] = image
-    rows = np.asarray(probabilities(model.variables, pixels))
-    for file, image, row in zip(part, decoded, rows):
-      yield (
-        {'image': str(file), 'error': image}
-        if isinstance(image, str)
-        else {'image': str(file), 'classes': _top(row, names, top)}
-      )
+    pixels = np.zeros((batch_size, *model.preprocess.shape, 3), np.uint8)
+    for i, found in enumerate(decoded):
+      if not isinstance(found, str):
+        pixels[i] = found[1]
+    rows = np.asarray(forward(pixels))
+    for file, found, row in zip(part, decoded, rows):
+      if isinstance(found, str):
+        yield {'image': str(file), 'error': found}
+      else:
+        photograph, _, geometry = found
+        yield {'image': str(file), **_written(task, photograph, task.decode(row, geometry, top), file, out)}
+
+
+def _outputs(model: Pretrained, pixels: jax.Array) -> jax.Array:
+  inputs = augment.normalise(augment.to_float(pixels), model.preprocess.mean, model.preprocess.std)
+  return model.module.apply(model.variables, inputs)
+
+
+def _written(task, photograph: np.ndarray, prediction: dict[str, Any], file: Path, out: Path | None) -> dict[str, Any]:
+  """The prediction with the paths of its pictures in place of them."""
+  pictures = {name: value for name, value in prediction.items() if isinstance(value, np.ndarray)}
+  plain = {name: value for name, value in prediction.items() if name not in pictures}
+  if out is None:
+    return plain
+  if (drawn := task.draw(photograph, prediction)) is not None:
+    pictures['overlay'] = drawn
+  for name, picture in pictures.items():
+    plain[name] = str(out / f'{file.stem}-{name}.png')
+    folder.write_bytes(plain[name], _png(picture))
+  return plain
+
+
+def _png(picture: np.ndarray) -> bytes:
+  encoded = io.BytesIO()
+  Image.fromarray(picture).save(encoded, 'PNG')
+  return encoded.getvalue()
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -67,16 +100,12 @@ def _files(paths: Sequence[Path]) -> list[Path]:
   return files
 
 
-def _decode(file: Path, transform) -> np.ndarray | str:
-  """Pixels, or why there are none."""
+def _decode(file: Path, transform: transforms.Evaluation) -> tuple[np.ndarray, np.ndarray, Geometry] | str:
+  """(the photograph, what the model sees, its geometry), or why there is none."""
   try:
-    return transform(decode.picture(file.read_bytes()))
+    picture = decode.picture(file.read_bytes())
+    return np.asarray(picture), transform(picture), transform.geometry(picture.height, picture.width)
   except TlxError as error:
     return str(error)
   except OSError as error:
     return error.strerror or str(error)
-
-
-def _top(row: np.ndarray, names: Sequence[str], top: int) -> list[dict[str, Any]]:
-  order = np.argsort(-row, kind='stable')[:top]
-  return [{'id': int(i), 'name': names[i], 'probability': float(row[i])} for i in order]

@@ -1,4 +1,4 @@
-"""What a run writes of itself: experiment.json, the command that reproduces it, metrics.jsonl and event files."""
+"""Writes a run's records: experiment.json with the command that reproduces it, metrics.jsonl, and event files."""
 
 import dataclasses
 import platform
@@ -10,28 +10,42 @@ from typing import Any
 
 import jax
 
-from tlx import __version__, trees
+from tlx import __version__, trees, words
+from tlx.actions import tasks
+from tlx.experiment import Experiment
 from tlx.report import events, folder
 from tlx.train.optimizer import Row
 from tlx.types import UsageError
 
-# Options that say how to run, not what comes out: a resumed run may change them. The last two are what a phase that
-# does not fit in memory asks for, when earlier ones are trained already.
+# Options that do not change the result, so a resumed run may change them. The last two can make a phase fit in
+# memory after earlier phases have been trained.
 RUNNING = ('out', 'compile', 'workers', 'log_every', 'micro_batches', 'remat')
+
+# What runs did before there was such an option.
+OLDER = {'norm_statistics': 'batch'}
 
 
 def describe(prepared: Any, rows: Sequence[tuple[str, int, Sequence[Row]]]) -> dict[str, Any]:
-  """experiment.json: all that reproduces the run."""
+  """Makes the content of experiment.json: everything that reproduces the run.
+
+  Args:
+    prepared: the run, ready to start.
+    rows: (phase, steps, table of what learns) of each phase.
+
+  Returns:
+    A dict to write as JSON.
+  """
   e, info, source = prepared.experiment, prepared.data.info, prepared.pretrained.source
   packages = {name: sys.modules[name].__version__ for name in ('jax', 'flax', 'optax', 'numpy')}
   return {
-    'experiment': dataclasses.asdict(e),
+    'experiment': plain(e),
     'command': command(e),
     'environment': {
       'tlx': __version__, 'python': platform.python_version(), **packages,
       'platform': platform.platform(), 'device': jax.devices()[0].device_kind, 'backend': jax.default_backend(),
       'devices': jax.device_count(), 'processes': jax.process_count(),
     },
+    'task': tasks.spec_of(prepared.task),
     'data': info._asdict(),
     'model': {
       'variant': source.variant, 'location': source.location, 'license': source.license,
@@ -45,26 +59,47 @@ def describe(prepared: Any, rows: Sequence[tuple[str, int, Sequence[Row]]]) -> d
   }  # fmt: skip
 
 
-def command(e: Any) -> str:
+def plain(e: Experiment) -> dict[str, Any]:
+  """The options as JSON holds them; objects go by their text, or by their class where they have none."""
+  return {field.name: _text(field.name, getattr(e, field.name)) for field in dataclasses.fields(e)}
+
+
+def _text(name: str, value: Any) -> Any:
+  if isinstance(value, str | int | float | bool | None):
+    return value
+  if name == 'task':
+    return tasks.spec_of(value)
+  parts = type(value).__module__.split('.')
+  if parts[0] == 'tlx':
+    return words.text(parts[-1], value, leave_out=('levels',))
+  return f'{type(value).__module__}.{type(value).__qualname__}'
+
+
+def command(e: Experiment) -> str:
   """The command line that gives this experiment again, whatever the defaults become."""
-  options = []
+  options, values = [], plain(e)
   for field in dataclasses.fields(e):
-    value = getattr(e, field.name)
+    value = values[field.name]
     if value is not None and (value != field.default or field.name in ('model', 'data', 'strategy')):
       options += [f'--{field.name.replace("_", "-")}', *([] if value is True else [str(value)])]
   return shlex.join(['tlx', 'finetune', *options])
 
 
-def claim(out: Path, experiment: Any) -> None:
-  """Refuses a folder that is something else, or the run of another experiment."""
+def claim(out: Path, experiment: Experiment) -> None:
+  """Checks that a folder can hold this run.
+
+  Raises:
+    UsageError: if it is a file, holds something else, or holds the run of another experiment.
+  """
   record = out / 'experiment.json'
   if out.exists() and not out.is_dir():
     raise UsageError(f'--out {out} is a file; choose a folder')
   if not record.exists():
     if out.is_dir() and any(out.iterdir()):
-      raise UsageError(f'--out {out} is no run folder and not empty; choose another')
+      raise UsageError(f'--out {out} is not empty and is not a run folder; choose another')
     return
-  there, here = folder.read_json(record)['experiment'], folder.plain(dataclasses.asdict(experiment))
+  there, here = folder.read_json(record)['experiment'], folder.plain(plain(experiment))
+  there = OLDER | there
   differ = [name for name in here if name not in RUNNING and there.get(name) != here[name]]
   if differ:
     changes = ', '.join(f'{name} {there.get(name)} there, {here[name]} here' for name in differ)
@@ -74,14 +109,19 @@ def claim(out: Path, experiment: Any) -> None:
 
 
 class Log:
-  """metrics.jsonl and TensorBoard events, written by the first process alone."""
+  """Writes metrics.jsonl and TensorBoard events, in the first process only."""
 
   def __init__(self, out: Path):
     self._lines = self._events = None
     self._out = out
 
   def resume(self, step: int, evaluate: bool = False) -> None:
-    """Opens both; what was logged after `step` never happened, nor its evaluation if that is to come."""
+    """Opens both files and deletes the records after `step`.
+
+    Args:
+      step: last step to keep.
+      evaluate: whether the evaluation at `step` will run again; its records are then deleted too.
+    """
     if jax.process_index() == 0:
       self._lines = folder.MetricsLog(self._out / 'metrics.jsonl')
       self._lines.truncate(step, evaluate)
@@ -98,13 +138,13 @@ class Log:
       self._events.close()
 
 
-def folder_name(e: Any) -> str:
-  """runs/photo_patches-efficientnet_lite0-lp_ft"""
+def folder_name(e: Experiment) -> str:
+  """The default run folder, such as runs/photo_patches-efficientnet_lite0-lp_ft."""
   clean = lambda text: ''.join(c if c.isalnum() or c in '._' else '-' for c in text.rstrip('/').split('/')[-1])
-  return f'runs/{clean(e.data)}-{clean(e.model)}-{clean(e.strategy)}'
+  return f'runs/{clean(e.data)}-{clean(e.model)}-{clean(plain(e)["strategy"])}'
 
 
 def write(path: Path, value: Any) -> None:
-  """JSON, written by the first process alone."""
+  """Writes a JSON file, in the first process only."""
   if jax.process_index() == 0:
     folder.write_json(path, value)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tlx import catalog, pretrained, weights, words
-from tlx.types import Dataset, Pretrained, UsageError
+from tlx.actions import tasks
+from tlx.types import Dataset, Pretrained, Task, UsageError
 
 
 def run_folder(path: str | Path) -> Path:
@@ -46,9 +47,15 @@ def load_any(name: str) -> Pretrained:
   return load_run(name)
 
 
-def run_record(run: str | Path) -> dict[str, Any]:
+def options(run: str | Path) -> dict[str, Any]:
   """The options of a finished run, none of them open."""
   return json.loads((run_folder(run) / 'experiment.json').read_text())['experiment']
+
+
+def task_of(model: Pretrained) -> Task:
+  """The task that a model's head is for, with its classes."""
+  names = model.class_names or [f'class {i}' for i in range(getattr(model.module.head, 'num_classes', 0))]
+  return tasks.of_record(model.source.task, names)
 
 
 def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
@@ -56,7 +63,7 @@ def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
   is_run = (Path(name) / 'experiment.json').exists()
   if data is None and not is_run:
     raise UsageError(f'{name} has no data set of its own: name one with --data')
-  record = run_record(name) if is_run else {'seed': 0}
+  record = options(name) if is_run else {'seed': 0}
   found = catalog.dataset(data or record['data'], seed=record['seed'])
   if split not in found.splits:
     raise UsageError(f'{found.info.name} has no split {split!r}{words.suggest(split, found.splits)}')

@@ -1,1 +1,1 @@
-"""What is kept between two processes: the identity of a result, compiled programs, compiled steps."""
+"""Results that outlive the process: compiled programs and compiled steps, and the keys that identify them."""

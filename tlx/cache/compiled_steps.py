@@ -1,8 +1,8 @@
-"""Compiled steps outlive the process whole: a later run of the same step neither traces nor lowers it again.
+"""Stores compiled steps on disk, so that a later run of the same step needs neither tracing nor lowering.
 
-JAX's own cache (`programs`) is asked with a program's text, which takes longer to make than to load what it stands
-for: EfficientNet-Lite0's full step at 96 pixels, 3.4 s against 1.1. So the step itself is kept here, under all that it
-is made from: recipe, phase, optimizer, shapes, and everything in `identity`.
+JAX's own cache (`programs`) uses the program's text as its key, so it needs the lowered program. For
+EfficientNet-Lite0's full step at 96 pixels, tracing and lowering take 3.4 s; loading the executable takes 1.1 s. This
+cache uses the inputs of the step as its key instead: recipe, phase, optimizer, shapes, and everything in `identity`.
 """
 
 import contextlib
@@ -19,23 +19,30 @@ from jax.experimental import serialize_executable
 from tlx import files
 from tlx.cache import identity, programs
 
-LARGEST = 2**30  # bytes; what was used longest ago goes first
-DIGEST = 32  # bytes of SHA-256 ahead of what they speak of
-ADDRESS = re.compile(r' at 0x[0-9a-f]+')  # in the repr of what has none of its own: it says nothing of what it is
+LARGEST = 2**30  # maximum bytes of the folder; the least recently used entries are deleted first
+DIGEST = 32  # bytes of SHA-256 at the start of an entry
+ADDRESS = re.compile(r' at 0x[0-9a-f]+')  # a memory address in a repr makes it unusable as a key
 
 
 def kept(build: Callable[[], Any], *facts: Any) -> Any:
-  """What `build` compiles, from the cache if it is there; facts: all it is made from, each with a repr that says so.
+  """Loads a compiled step from the cache, or builds and stores it.
 
-  Where nothing can be kept (an accelerator, several processes, pmap, a folder that cannot be written, a user's own JAX
-  cache) it is simply built.
+  It only builds where storing is not possible: on an accelerator, with several processes, with pmap, with an unwritable
+  folder, or if the user has set up JAX's cache.
+
+  Args:
+    build: compiles the step.
+    facts: everything that the step depends on; the repr of each must identify it.
+
+  Returns:
+    The compiled step.
   """
   entry = _entry(facts)
   if entry is None:
     return build()
-  with contextlib.suppress(Exception):  # whatever it is that cannot be loaded is built again
+  with contextlib.suppress(Exception):  # an entry that cannot be loaded, for any reason, is built again
     return serialize_executable.deserialize_and_load(*_take(entry))
-  with programs.paused():  # what XLA has loaded from there on a CPU it writes down without its functions
+  with programs.paused():  # on a CPU, XLA serialises a program from JAX's cache without its functions
     built = build()
   if isinstance(built, jax.stages.Compiled):
     _put(entry, serialize_executable.serialize(built))
@@ -43,7 +50,7 @@ def kept(build: Callable[[], Any], *facts: Any) -> Any:
 
 
 def number(count: Callable[[], float | None], *facts: Any) -> float | None:
-  """What `count` finds, likewise."""
+  """Loads a number from the cache, or computes it with `count` and stores it. `facts` as in `kept`."""
   entry = _entry(('number', facts))
   with contextlib.suppress(LookupError):
     return _take(entry)
@@ -53,25 +60,25 @@ def number(count: Callable[[], float | None], *facts: Any) -> float | None:
 
 
 def shapes(tree: Any) -> tuple:
-  """Of a pytree of arrays: its structure, and of each leaf shape, dtype and where it lies."""
+  """Facts about a pytree of arrays: its structure, and the shape, dtype and sharding of each leaf."""
   leaves, structure = jax.tree.flatten(tree)
   return str(structure), [(x.shape, str(x.dtype), str(getattr(x, 'sharding', None))) for x in leaves]
 
 
 def folder() -> Path:
-  """Beside what JAX keeps of this machine."""
+  """The folder of compiled steps, next to that of compiled programs."""
   return programs.folder().with_name(programs.folder().name + '-steps')
 
 
 def _entry(facts: Any) -> Path | None:
-  alone = jax.default_backend() == 'cpu' and jax.process_count() == 1  # all else is untried
+  alone = jax.default_backend() == 'cpu' and jax.process_count() == 1  # other platforms are not tested
   if not alone or not programs.is_ours() or ADDRESS.search(repr(facts)):
     return None
   return folder() / identity.key(facts)
 
 
 def _take(entry: Path | None) -> Any:
-  """Raises LookupError where it is not there, or not what was written: pickle never sees it then."""
+  """Loads an entry. Raises LookupError if it is missing or damaged; pickle never sees a damaged entry."""
   with contextlib.suppress(OSError):
     content = entry.read_bytes() if entry else b''
     if hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]:
@@ -81,13 +88,13 @@ def _take(entry: Path | None) -> Any:
 
 
 def _put(entry: Path | None, value: Any) -> None:
-  """Keeps it where that is possible; nobody who trains needs to hear where it is not."""
+  """Stores a value if possible. It reports no failure, because training does not depend on it."""
   if entry is None:
     return
   content = pickle.dumps(value)
   content = hashlib.sha256(content).digest() + content
   with contextlib.suppress(OSError):
-    entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # programs of others would run as this user
+    entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a program from others would run as this user
     _make_room(len(content))
     with files.replacing(entry) as file:
       file.write(content)

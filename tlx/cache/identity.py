@@ -1,4 +1,4 @@
-"""What the bits of a result depend on beside its inputs: this program, its libraries, this machine, its settings."""
+"""What the bits of a result depend on besides its inputs: tlx's code, its libraries, the machine, and settings."""
 
 import functools
 import hashlib
@@ -12,17 +12,17 @@ import jax
 
 LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'dm-pix', 'numpy', 'pillow')
 FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
-HARMLESS = ('cache', 'async_dispatch')  # in the names of JAX's settings: where and when, not what is computed
+HARMLESS = ('cache', 'async_dispatch')  # JAX settings with these words in their names do not change results
 
 
 def key(*facts: Any) -> str:
-  """A hash of facts, by their repr, of this program and of this machine: a name for what is computed from them."""
+  """Makes a name for a result: a hash of the facts' reprs, of tlx's code and libraries, and of the machine."""
   return hashlib.sha256(repr((facts, _program(), _machine())).encode()).hexdigest()[:32]
 
 
 @functools.cache
 def _program() -> tuple:
-  """Every line of this package, so that nobody who changes a layer takes what the old one gave; what it stands on."""
+  """A hash of every line of this package, and the versions of its libraries. Any change of the code gives a new key."""
   root, digest = Path(__file__).parents[1], hashlib.sha256()
   for path in sorted(root.rglob('*.py')):
     digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
@@ -30,7 +30,7 @@ def _program() -> tuple:
 
 
 def _machine() -> tuple:
-  """What another number of devices, another kind of them, or other settings would compute with other bits."""
+  """The kind and number of devices and JAX's settings: with others, results have other bits."""
   device = jax.devices()[0]
   share = jax.process_index(), jax.process_count(), jax.device_count()
   chosen = {name: value for name, value in jax.config.values.items() if not any(h in name for h in HARMLESS)}
@@ -42,13 +42,13 @@ def _machine() -> tuple:
 
 @functools.cache
 def processor() -> str:
-  """A hash of what this machine's processor can do: machines that share a home may differ in it.
+  """A hash of the processor's instruction sets, because machines that share a home folder may have different ones.
 
-  JAX's own keys tell accelerators apart, but not processors.
+  JAX's own keys distinguish accelerators, but not processors.
   """
   try:
     lines = Path('/proc/cpuinfo').read_text().splitlines()
     kind = next(line for line in lines if line.startswith(('flags', 'Features')))
-  except (OSError, StopIteration):  # not on this system
+  except (OSError, StopIteration):  # this system has no /proc/cpuinfo
     kind = platform.processor()
   return hashlib.sha256(f'{platform.machine()} {kind}'.encode()).hexdigest()[:12]

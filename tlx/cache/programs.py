@@ -1,4 +1,4 @@
-"""Compiled programs outlive the process: JAX's persistent cache, on unless somebody chose otherwise."""
+"""Compiled programs outlive the process in JAX's persistent cache, which tlx turns on by default."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from tlx.cache import identity
 from tlx.weights.download import cache_folder
 
-LARGEST = 2 * 2**30  # bytes; what was used longest ago goes first
-WORTH = 0.1  # seconds of compilation; what takes less is compiled again
-WAIT = 10  # seconds for another process that holds the lock
+LARGEST = 2 * 2**30  # maximum bytes of the folder; the least recently used programs are deleted first
+WORTH = 0.1  # seconds; a program that compiles faster is not stored
+WAIT = 10  # seconds to wait for another process that holds the lock
 
 
 def keep() -> None:
-  """Keeps what this process compiles in `folder()`, and takes what lies there.
+  """Stores the programs that this process compiles in `folder()`, and loads those that are there.
 
-  A program from there is the one that was compiled, so the numbers stay the same to the bit. Whoever has set JAX's own
-  options (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false, or jax.config) keeps them; a folder that
-  cannot be written is left alone.
+  A stored program is the compiled one, so the numbers stay the same bit for bit. Settings of the user have priority
+  (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false, or jax.config). It does nothing if the folder is not
+  writable.
   """
   if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
     return
@@ -28,11 +28,11 @@ def keep() -> None:
 
   try:
     here = folder()
-    here.mkdir(mode=0o700, parents=True, exist_ok=True)  # programs of others would run as this user
-    with filelock.FileLock(here / '.lockfile', timeout=WAIT):  # JAX's, which it takes to read and to write
+    here.mkdir(mode=0o700, parents=True, exist_ok=True)  # a program from others would run as this user
+    with filelock.FileLock(here / '.lockfile', timeout=WAIT):  # JAX takes this lock to read and to write
       for entry in here.glob('*-cache'):
         if not entry.with_name(entry.name.removesuffix('-cache') + '-atime').exists():
-          entry.unlink()  # its writer was killed; JAX would warn of it for ever, and never write it again
+          entry.unlink()  # its writer was killed; JAX would warn about it each time, and never replace it
   except (OSError, filelock.Timeout):
     return
   jax.config.update('jax_compilation_cache_max_size', LARGEST)
@@ -42,10 +42,10 @@ def keep() -> None:
 
 @contextlib.contextmanager
 def paused() -> Iterator[None]:
-  """What is compiled in this block is neither taken from JAX's cache nor put there."""
+  """Turns JAX's cache off inside the block."""
   was = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)
-  reset_cache()  # JAX asks once whether there is one
+  reset_cache()  # JAX checks only once whether there is a cache
   try:
     yield
   finally:
@@ -54,10 +54,10 @@ def paused() -> Iterator[None]:
 
 
 def is_ours() -> bool:
-  """Whether `keep` has chosen the folder, and nobody since has turned it off."""
+  """Whether JAX's cache is on and in the folder that `keep` sets."""
   return bool(jax.config.jax_enable_compilation_cache) and jax.config.jax_compilation_cache_dir == str(folder())
 
 
 def folder() -> Path:
-  """$XDG_CACHE_HOME/tlx/compiled/MACHINE."""
+  """The folder of compiled programs: $XDG_CACHE_HOME/tlx/compiled/MACHINE."""
   return cache_folder() / 'compiled' / identity.processor()

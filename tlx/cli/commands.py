@@ -38,7 +38,8 @@ def _groups(cls: type, firsts: dict[str, str]) -> dict[str, type]:
   for field in dataclasses.fields(cls):
     group = firsts[field.name] if field.name in firsts else list(found)[-1]
     option = arg(help=texts.get(field.name), help_behavior_hint=_default(field, group))
-    found.setdefault(group, []).append((field.name, Annotated[field.type, option], field.default))
+    kind = str | None if field.name in ('task', 'head') else field.type  # objects are for Python
+    found.setdefault(group, []).append((field.name, Annotated[kind, option], field.default))
   return {name: dataclasses.make_dataclass(name, fields, frozen=True) for name, fields in found.items()}
 
 
@@ -250,10 +251,11 @@ class Report:
   run: Run
 
   def __call__(self) -> None:
-    from tlx.actions.runs import run_folder
+    from tlx.actions.runs import load_run, run_folder, task_of
     from tlx.report.page import write_report
 
-    terminal.Console().line(f'report: {write_report(run_folder(self.run))}')
+    task = task_of(load_run(self.run))
+    terminal.Console().line(f'report: {write_report(run_folder(self.run), task)}')
 
 
 def positive(**given: float) -> None:

@@ -1,4 +1,4 @@
-"""The commands of `tlx explain`: as in `commands`, a dataclass each; every one writes pictures and figures.json."""
+"""The commands of `tlx explain`, one dataclass each (see `commands`). Every one writes pictures and figures.json."""
 
 import dataclasses
 from typing import ClassVar
@@ -9,6 +9,6 @@ from tlx.cli.explain_look import Deletion, Exciting, Features, Gradcam, Map
 
 @dataclasses.dataclass(frozen=True)
 class Explain:
-  """See what a backbone sees: feature maps, where it looks, and what gradients of pixels bring about."""
+  """Explain what a model sees: feature maps, heat maps, ideal pictures, style transfer and adversarial attacks."""
 
   TOOLS: ClassVar[tuple[type, ...]] = (Features, Exciting, Gradcam, Deletion, Map, Ideal, Style, Attack, Robustness)

@@ -1,4 +1,4 @@
-"""Commands that change pixels: ideal pictures, styles, and what a model takes for something else."""
+"""Commands that change pixels: ideal pictures, style transfer and adversarial attacks."""
 
 import dataclasses
 import math
@@ -29,33 +29,33 @@ CURVES = {'linf': '0,0.5/255,1/255,2/255,4/255,8/255', 'l2': '0,0.1,0.25,0.5,1,3
 
 @dataclasses.dataclass(frozen=True)
 class Ideal:
-  """Pictures, from noise, that a class, a channel or a direction answers to most."""
+  """Make pictures that maximise a class, a channel or a direction, starting from noise."""
 
   model: Annotated[Model, arg(metavar='[MODEL]', help='A pretrained model, or the folder of a run.')] = DEFAULT
   classes: Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
-    arg(name='class', metavar='NAME', help='A class by name or number; repeat it, or put commas between several.'),
+    arg(name='class', metavar='NAME', help='A class by name or number; repeat the option, or separate them by commas.'),
   ] = ()
   layer: Annotated[str | None, arg(help_behavior_hint='')] = None
   """Instead of a class, a layer (`tlx models NAME` lists them), with --channel or --towards."""
   channel: Annotated[int | None, arg(help_behavior_hint='')] = None
-  """The channel of --layer."""
+  """Channel of --layer, by number."""
   towards: Annotated[Path | None, arg(metavar='IMAGE', help_behavior_hint='')] = None
-  """What --layer makes of this photograph, compared with a plain picture of its colour."""
+  """A photograph. The pictures maximise the direction to it from a plain picture of its mean colour, in --layer."""
   steps: int = 512
-  """Of descent."""
+  """Gradient steps."""
   variation: Annotated[float | None, arg(help_behavior_hint='(default: 2000 for classes, 50 for a layer)')] = None
-  """Weight of total variation against one standard deviation of what is aimed at; 0 leaves it out."""
+  """Weight of the total variation, relative to one standard deviation of the objective; 0 turns it off."""
   parametrisation: Literal['fourier', 'pixels'] = 'fourier'
   """What descent changes: Fourier coefficients of decorrelated colours, or the pixels themselves."""
   no_transforms: Annotated[bool, arg(help_behavior_hint='')] = False
-  """Without the random shifts, scales and turns that keep the picture legible."""
+  """Turn off the random shifts, scales and rotations that keep the picture legible."""
   size: Annotated[int | None, arg(help_behavior_hint="(default: the model's own)")] = None
   """Height and width in pixels."""
   judge: Annotated[str | None, arg(metavar='MODEL', help_behavior_hint='')] = None
-  """A second model of the same classes, asked what it sees in the finished pictures."""
+  """A second model with the same classes, which classifies the finished pictures."""
   seed: int = 0
-  """Of the noise and the transforms."""
+  """Random seed for the noise and the transforms."""
   out: Out = None
   json: commands.Json = False
 
@@ -89,13 +89,13 @@ class Ideal:
     finish(self, explain.place(self.out, self.model, 'ideal', *(goal.name for goal in goals)), work)
 
   def _one_subject(self) -> None:
-    """Raises UsageError unless there are classes, or a layer with one of its two, and not both."""
+    """Raises UsageError unless the options name either classes, or a layer with a channel or a photograph."""
     if bool(self.classes) == bool(self.layer):
       raise UsageError('name either --class, or --layer with --channel or --towards')
     if bool(self.layer) != ((self.channel is None) != (self.towards is None)):
       raise UsageError('--layer needs one of --channel and --towards, and they need it')
     if self.judge and self.layer:
-      raise UsageError('--judge looks at classes; there is none to judge of a --layer')
+      raise UsageError('--judge looks at classes, not at a --layer; name a --class, or leave --judge out')
 
   def _goals(self, model: Pretrained) -> list:
     from tlx.actions import explain
@@ -106,7 +106,7 @@ class Ideal:
     if self.towards is not None:
       photo = explain.photograph(self.towards, model.preprocess)
       return [ideal.of_direction(model, self.layer, photo, self.towards.stem)]
-    known = [name.lower() for name in model.class_names]  # of which some have a comma in them
+    known = [name.lower() for name in model.class_names]  # some names contain a comma
     words = [part for text in self.classes for part in ([text] if text.lower() in known else text.split(','))]
     goals = [ideal.of_class(model, word.strip()) for word in words]
     return list({goal.index: goal for goal in goals}.values())
@@ -114,34 +114,35 @@ class Ideal:
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """A photograph's content in the style of another picture, coarse to fine."""
+  """Draw the content of a photograph in the style of another picture."""
 
   pictures: Annotated[
     Positional[tuple[str, ...]],
     arg(
       metavar='[MODEL] CONTENT STYLE',
-      help='The photograph, and a painting, a pattern or another photograph; before them a model or a run.',
-      help_behavior_hint='(default: vgg19 where its weights are on this machine, else efficientnet_lite0)',
+      help='A photograph for the content and a picture for the style; a model or a run may come first.',
+      help_behavior_hint='(default: vgg19 if its weights are on this machine, else efficientnet_lite0)',
     ),
   ]
-  size: Annotated[int | None, arg(help_behavior_hint='(default: 512, or the only one the model takes)')] = None
-  """Pixels of the longer side of the result; reached in up to three doublings."""
+  size: Annotated[int | None, arg(help_behavior_hint="(default: 512, or the model's only size)")] = None
+  """Longer side of the result in pixels. It is reached in up to three sizes, each twice the one before."""
   steps: int = 80
-  """At each size."""
+  """Optimizer steps at each size."""
   style_layers: Annotated[str | None, arg(help_behavior_hint='(default: the first at each resolution)')] = None
-  """Layers whose Gram matrices are the style, with commas between them."""
+  """Layers whose Gram matrices define the style, separated by commas."""
   content_layer: Annotated[str | None, arg(help_behavior_hint='(default: the second at stride 8)')] = None
-  """The layer that keeps the content."""
+  """Layer that defines the content."""
   style_weight: float = 1000.0
-  """Against the content's weight of 1."""
+  """Weight of the style; the content has weight 1."""
   variation: float = 3.0
-  """Weight of total variation."""
+  """Weight of the total variation."""
   colours: Literal['style', 'luminance', 'histogram'] = 'style'
-  """Whose: luminance keeps the photograph's and transfers light and dark; histogram gives them to the style first."""
+  """Source of the colours. luminance keeps those of the photograph and transfers brightness only; histogram first gives
+  the style picture the colours of the photograph."""
   optimizer: Literal['lbfgs', 'adam'] = 'lbfgs'
-  """lbfgs gets further in a step, adam takes less time for one."""
+  """Optimizer. lbfgs gets further in each step, adam takes less time per step."""
   seed: int = 0
-  """Of the shuffled photograph that the figures compare with."""
+  """Random seed for the shuffled photograph that the figures compare with."""
   out: Out = None
   json: commands.Json = False
 
@@ -175,26 +176,27 @@ class Style:
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-  """Change a photograph as little as it takes for the model to call it something else."""
+  """Change a photograph slightly, so that the model gives another answer."""
 
   photo: Photo
   target: Annotated[str | None, arg(help_behavior_hint='(default: any other class)')] = None
-  """The class that it is to be taken for, by name or number."""
+  """Class that the model should see instead, by name or number."""
   method: Literal['pgd', 'fgsm', 'descent'] = 'pgd'
   """pgd: projected gradient descent; fgsm: one step; descent: plain gradient descent, then the smallest such change."""
   norm: Literal['linf', 'l2'] = 'linf'
-  """Size of the change: the greatest of one value, or the length of all."""
+  """How the size of the change is measured: the largest change of one value, or the length of all changes."""
   epsilon: Annotated[str | None, arg(help_behavior_hint='(default: 8/255, or 3 for l2)')] = None
-  """Greatest size of the change, for pixels in [0, 1]."""
+  """Maximum size of the change, for pixels in [0, 1]."""
   steps: Annotated[int | None, arg(help_behavior_hint='(default: 20 for pgd, 500 for descent)')] = None
-  """At most."""
+  """Maximum number of gradient steps."""
   step_size: Annotated[str | None, arg(help_behavior_hint='(default: 2.5 epsilon / steps; descent 0.002)')] = None
-  """Length of a step in the unit of epsilon; for descent what the gradient is multiplied by."""
+  """Length of a step, in the unit of epsilon. For descent it is the learning rate."""
   momentum: Annotated[float | None, arg(help_behavior_hint='(default: 0)')] = None
-  """Share of the direction that a step of pgd keeps."""
+  """Momentum of the steps of pgd."""
   restarts: Annotated[int | None, arg(help_behavior_hint='(default: 1)')] = None
-  """Random starts of pgd; the best is kept."""
+  """Number of random starts of pgd; the best result is kept."""
   seed: int = 0
+  """Random seed."""
   out: Out = None
   json: commands.Json = False
 
@@ -232,26 +234,27 @@ class Attack:
 
 @dataclasses.dataclass(frozen=True)
 class Robustness:
-  """Attack every photograph of a split: the accuracy that is left, by the size of the change."""
+  """Attack every photograph of a split, and plot the accuracy over the size of the change."""
 
   model: Model
   data: Data = None
   split: Split = 'validation'
   epsilons: Annotated[str | None, arg(help_behavior_hint='(default: 0,0.5/255,1/255,2/255,4/255,8/255)')] = None
-  """Sizes of the change, for pixels in [0, 1], with commas between them; for l2 0,0.1,0.25,0.5,1,3 by default."""
+  """Sizes of the change for pixels in [0, 1], separated by commas; for l2 0,0.1,0.25,0.5,1,3 by default."""
   norm: Literal['linf', 'l2'] = 'linf'
-  """Size of a change: the greatest of one value, or the length of all."""
+  """How the size of a change is measured: the largest change of one value, or the length of all changes."""
   steps: int = 20
-  """Of projected gradient descent, at most."""
+  """Maximum number of steps of projected gradient descent."""
   momentum: float = 0.0
-  """Share of the direction that a step keeps."""
+  """Momentum of the steps."""
   restarts: int = 1
-  """Random starts, for the photographs that withstood those before."""
+  """Number of random starts. Each one runs only on the photographs that withstood the ones before it."""
   count: Annotated[int | None, arg(help_behavior_hint='(default: all)')] = None
-  """Only so many photographs, drawn by the seed."""
+  """Number of photographs, drawn from the split at random."""
   batch_size: int = 32
-  """Images at once."""
+  """Images per step."""
   seed: int = 0
+  """Random seed."""
   out: Out = None
   json: commands.Json = False
 
@@ -274,7 +277,23 @@ class Robustness:
 
 
 def fraction(option: str, text: str, least: float = 0) -> float:
-  """'8/255' or '0.03'. Raises UsageError for what is neither, or below the least."""
+  """Parses a number such as '8/255' or '0.03'.
+
+  Args:
+    option: named in the error.
+    text: the number.
+    least: minimum.
+
+  Returns:
+    The number.
+
+  Raises:
+    UsageError: if the text is not a number, or the number is below the minimum or not finite.
+
+  Examples:
+    >>> fraction('--epsilon', '1/4')
+    0.25
+  """
   try:
     above, _, below = text.partition('/')
     value = float(above) / float(below or 1)

@@ -1,4 +1,4 @@
-"""Commands that look: what a model sees, where, and how a data set lies before it."""
+"""Commands that show what a model sees: feature maps, heat maps and maps of data sets."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -9,13 +9,13 @@ from tlx.cli.explain_shared import Data, Model, Out, Photo, Split, arg, finish, 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """What each channel of the named layers answers to a photograph, the most active first."""
+  """Show the channels of the named layers for a photograph, the most active channels first."""
 
   photo: Photo
   layer: Annotated[str | None, arg(help_behavior_hint='(default: every layer)')] = None
   """A layer by name (`tlx models NAME` lists them)."""
   most: int = 16
-  """Channels shown of each layer."""
+  """Number of channels to show for each layer."""
   out: Out = None
   json: commands.Json = False
 
@@ -33,7 +33,7 @@ class Features:
 
 @dataclasses.dataclass(frozen=True)
 class Exciting:
-  """The photographs of a data set that excite the channels of a layer most, with where in them they do."""
+  """Show the photographs of a data set that activate the channels of a layer most, and where in them."""
 
   model: Model
   layer: str
@@ -41,13 +41,13 @@ class Exciting:
   data: Data = None
   split: Split = 'validation'
   channel: Annotated[int | None, arg(help_behavior_hint='(default: the most selective ones)')] = None
-  """One channel by number."""
+  """Channel, by number."""
   most: int = 8
-  """Channels shown."""
+  """Number of channels to show."""
   photographs: int = 8
-  """Shown of each channel."""
+  """Number of photographs to show for each channel."""
   batch_size: int = 32
-  """Images a step."""
+  """Images per step."""
   out: Out = None
   json: commands.Json = False
 
@@ -70,7 +70,7 @@ class Exciting:
 
 @dataclasses.dataclass(frozen=True)
 class Gradcam:
-  """Where a model looks for a class: Grad-CAM and integrated gradients over a photograph."""
+  """Show where a model looks for a class: Grad-CAM and integrated gradients over a photograph."""
 
   photo: Photo
   class_: Annotated[str | None, arg(name='class', help_behavior_hint='(default: the most probable)')] = None
@@ -78,7 +78,7 @@ class Gradcam:
   layer: Annotated[str | None, arg(help_behavior_hint='(default: the last map that the class depends on)')] = None
   """The layer of Grad-CAM (`tlx models NAME` lists them)."""
   steps: int = 64
-  """Of integrated gradients."""
+  """Steps of integrated gradients."""
   out: Out = None
   json: commands.Json = False
 
@@ -100,25 +100,25 @@ class Gradcam:
 
 @dataclasses.dataclass(frozen=True)
 class Deletion:
-  """Check where a model looks: take the hottest places out, and see how fast the class goes."""
+  """Check where a model looks: remove the hottest positions, and measure how the probability of the class falls."""
 
   model: Model
   data: Data = None
   split: Split = 'validation'
   count: int = 100
-  """Photographs, drawn from the split."""
-  layer: Annotated[str | None, arg(help_behavior_hint='(default: as of gradcam)')] = None
+  """Number of photographs, drawn from the split at random."""
+  layer: Annotated[str | None, arg(help_behavior_hint='(default: the same as for `tlx explain gradcam`)')] = None
   """The layer of Grad-CAM."""
-  cells: Annotated[int | None, arg(help_behavior_hint="(default: as the layer's map)")] = None
-  """Of a side of the grid whose cells are taken out one by one."""
+  cells: Annotated[int | None, arg(help_behavior_hint="(default: the size of the layer's map)")] = None
+  """Cells per side of the grid. The cells are removed one by one."""
   fill: Literal['blur', 'mean'] = 'blur'
-  """What stands for a cell: the blurred photograph, or the mean colour that the model expects."""
+  """What replaces a cell: the blurred photograph, or the mean colour that the model expects."""
   steps: int = 32
-  """Of integrated gradients."""
+  """Steps of integrated gradients."""
   seed: int = 0
-  """Of the photographs and of the random cells."""
+  """Random seed for the photographs and for the random order of cells."""
   batch_size: int = 16
-  """Images a step."""
+  """Images per step."""
   out: Out = None
   json: commands.Json = False
 
@@ -137,15 +137,15 @@ class Deletion:
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-  """Draw a data set as the backbone sees it: like pictures lie together, on a page that zooms."""
+  """Draw a data set as a map on a page that zooms: images with similar features lie close together."""
 
   model: Model
   data: Data = None
   split: Split = 'validation'
   count: int = 2000
-  """Images at most; of more, so many are drawn at random."""
+  """Maximum number of images; a larger split is sampled at random."""
   seed: int = 0
-  """Of everything random."""
+  """Random seed."""
   out: Out = None
   json: commands.Json = False
 

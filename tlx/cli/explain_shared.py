@@ -1,4 +1,4 @@
-"""What the commands of `tlx explain` have in common."""
+"""What the commands of `tlx explain` share."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,21 +17,39 @@ Model = Annotated[
 ]
 Photo = Annotated[
   Positional[tuple[str, ...]],
-  arg(metavar='[MODEL] IMAGE', help='A photograph; before it a pretrained model, or the folder of a run.',
+  arg(metavar='[MODEL] IMAGE', help='A photograph; a pretrained model or the folder of a run may come first.',
       help_behavior_hint='(default: efficientnet_lite0)'),
 ]  # fmt: skip
 DEFAULT = 'efficientnet_lite0'
 Out = Annotated[
-  Path | None, arg(help='The folder to write.', help_behavior_hint='(default: RUN/explain/..., or explained/...)')
+  Path | None, arg(help='Folder to write.', help_behavior_hint='(default: RUN/explain/..., or explained/...)')
 ]
-Data = Annotated[str | None, arg(help='folder:PATH, tfds:NAME, ...', help_behavior_hint="(default: the run's own)")]
-Split = Annotated[str, arg(help='validation, train, or test where there is one.')]
+Data = Annotated[
+  str | None, arg(help='Data set: folder:PATH, tfds:NAME, ...', help_behavior_hint="(default: the run's own)")
+]
+Split = Annotated[str, arg(help='Split: validation, train, or test if the data set has one.')]
 
 
 def model_and(
   words: Sequence[str], *kinds: str, default: Callable[[], str] = lambda: DEFAULT
 ) -> tuple[str, list[Path]]:
-  """The model's name and the files of '[MODEL] IMAGE'; raises UsageError where words are missing or too many."""
+  """Splits the words of '[MODEL] IMAGE'.
+
+  Args:
+    words: as typed.
+    kinds: names of the files that must come, for the error.
+    default: makes the model's name if it is left out.
+
+  Returns:
+    (the model's name, the files).
+
+  Raises:
+    UsageError: if there are too few or too many words.
+
+  Examples:
+    >>> model_and(['resnet50', 'cat.jpg'], 'IMAGE')[0]
+    'resnet50'
+  """
   if len(words) not in (len(kinds), len(kinds) + 1):
     raise UsageError(f'expected [MODEL] {" ".join(kinds)}, got {" ".join(words) or "nothing"}')
   model, files = (words[0], words[1:]) if len(words) > len(kinds) else (default(), words)
@@ -39,12 +57,18 @@ def model_and(
 
 
 def given(**options: Any) -> dict[str, Any]:
-  """Those that are not None."""
+  """Keeps the options that are not None."""
   return {name: value for name, value in options.items() if value is not None}
 
 
 def finish(command: Any, out: Path, work: Iterable[Explanation]) -> None:
-  """Follows the work, writes what came of it and says where it lies."""
+  """Runs the work, writes its result, and prints the figures and the files.
+
+  Args:
+    command: the dataclass of the command.
+    out: folder to write.
+    work: yields results; the last one counts.
+  """
   from tlx.actions import explain
 
   show = terminal.Console(quiet=command.json)
@@ -61,7 +85,7 @@ def finish(command: Any, out: Path, work: Iterable[Explanation]) -> None:
 
 
 def _rows(show: terminal.Console, name: str, rows: list[dict[str, Any]]) -> None:
-  """Figures that come as a table, a line each."""
+  """Prints a table of figures, one line per row."""
   text = lambda value: f'{value:.4g}' if isinstance(value, float) else str(value)
   for row in rows:
     show.line(f'{name:<24} ' + '  '.join(f'{key} {text(value)}' for key, value in row.items()))

@@ -1,1 +1,1 @@
-"""What a model and a training step cost, found without running them."""
+"""The cost of a model and of a training step, found without running them."""

@@ -1,7 +1,7 @@
-"""The cost certificate: what one training step costs, read off the compiled program, which never runs.
+"""The cost certificate: the cost of one training step, read from the compiled program, which never runs.
 
-Numbers are of one device. FLOPs, memory and all-reduces are the compiler's own; what is kept for the backward pass is
-counted in the program that the compiler is given, which may yet compute some of it twice instead.
+All numbers are per device. FLOPs, memory and all-reduces are the compiler's own. The bytes stored for the backward pass
+are counted in the program before compilation; the compiler may store less and compute more.
 """
 
 import dataclasses
@@ -19,34 +19,42 @@ from tlx.data import augment
 from tlx.train import optimizer, sharding, state
 from tlx.train.memory import peak_bytes
 from tlx.train.step import Recipe, loss_function, train_step
-from tlx.types import Batch, Phase, Variables
+from tlx.types import Batch, Geometry, Phase, Target, Task, Variables
 
-# On a CPU, XLA's passes decide what is computed and kept; LLVM, which only makes it fast, is most of the wait.
+# On a CPU, XLA's passes decide what is computed and stored. LLVM only makes it fast, and takes most of the time.
 QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
 class Cost(NamedTuple):
-  """Of one training step on one device."""
+  """The cost of one training step on one device."""
 
   flops: float
-  peak_bytes: int  # everything alive at once: state, batch, activations, scratch
+  peak_bytes: int  # maximum memory in use: state, batch, activations, scratch
   optimizer_bytes: int
   allreduce_bytes: int
-  activation_bytes: int  # kept from the forward for the backward pass, of one micro-batch
+  activation_bytes: int  # stored by the forward pass for the backward pass, per micro-batch
   trainable_parameters: int
 
 
 def train_cost(recipe: Recipe, phase: Phase, rates: optimizer.Optimizer, variables: Variables, batch: Batch) -> Cost:
-  """Of the trainer's own step in one phase, over all devices.
+  """Computes the cost of the trainer's own step in one phase, over all devices.
 
-  variables, batch: arrays or jax.ShapeDtypeStruct; the batch is the global one, as `step.train_step` takes it.
+  Args:
+    recipe: model, task and settings of the step.
+    phase: what learns.
+    rates: the optimizer.
+    variables: arrays or jax.ShapeDtypeStruct.
+    batch: the global batch, as `step.train_step` takes it; arrays or jax.ShapeDtypeStruct.
+
+  Returns:
+    The cost.
   """
   program, start = train_program(recipe, phase, rates, variables, batch)
   whole = program
-  if recipe.micro_batches > 1:  # a loop, whose body the compiler may count once
+  if recipe.micro_batches > 1:  # a loop; the compiler may count its body once
     whole, _ = train_program(dataclasses.replace(recipe, micro_batches=1), phase, rates, variables, batch)
   trainable, _ = state.split(start.params, phase)
-  examples = batch['label'].shape[0] // (recipe.micro_batches * jax.device_count())
+  examples = batch['mask'].shape[0] // (recipe.micro_batches * jax.device_count())
   return Cost(
     flops=flops(whole),
     peak_bytes=peak_bytes(program),
@@ -58,7 +66,11 @@ def train_cost(recipe: Recipe, phase: Phase, rates: optimizer.Optimizer, variabl
 
 
 def train_program(recipe: Recipe, phase: Phase, rates: optimizer.Optimizer, variables: Variables, batch: Batch):
-  """(the compiled step, the shapes of the state that it takes)."""
+  """Compiles the trainer's step in one phase; arguments as in `train_cost`.
+
+  Returns:
+    (the compiled step, the shapes of its state).
+  """
   variables, batch = jax.tree.map(_shape, (dict(variables), batch))
   tx = rates.build(phase, 100, state.split(variables['params'], phase)[0])
   begin = lambda variables: state.create(variables, phase, tx, seed=0, ema=recipe.ema > 0)
@@ -67,14 +79,17 @@ def train_program(recipe: Recipe, phase: Phase, rates: optimizer.Optimizer, vari
 
 
 def forward_flops(recipe: Recipe, variables: Variables, batch: Batch) -> float:
-  """Of an evaluation pass over the same batch, on each device."""
+  """FLOPs of an evaluation pass over the batch, per device."""
   return flops(_forward(recipe, variables, batch).compile(_options()))
 
 
 def forward_flops_uncompiled(recipe: Recipe, variables: Variables, batch: Batch) -> float | None:
-  """The same before the compiler's passes, in a second instead of many; None where the platform does not count.
+  """FLOPs of an evaluation pass before the compiler's passes, in a second instead of many.
 
-  On a CPU 0.8 % above the compiled count for EfficientNet-Lite0 (2.326 and 2.308 GFLOPs, 16 images of 96 pixels).
+  On a CPU it is 0.8 % above the compiled count for EfficientNet-Lite0 (2.326 and 2.308 GFLOPs, 16 images of 96 pixels).
+
+  Returns:
+    FLOPs per device; None if the platform does not count them.
   """
   try:
     counted = _forward(recipe, variables, batch).cost_analysis() or {}
@@ -90,26 +105,38 @@ def _forward(recipe: Recipe, variables: Variables, batch: Batch) -> jax.stages.L
   return _everywhere().evaluate(forward).lower(variables, image)
 
 
-def example_batch(count: int, size: int) -> Batch:
-  """Shapes of a training batch of `count` images [size, size, 3]."""
+def example_batch(task: Task, count: int, shape: tuple[int, int]) -> Batch:
+  """Shapes of a training batch of `count` images of that height and width."""
   return {
-    'image': jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8),
-    'label': jax.ShapeDtypeStruct((count,), jnp.int32),
+    'image': jax.ShapeDtypeStruct((count, *shape, 3), jnp.uint8),
     'mask': jax.ShapeDtypeStruct((count,), bool),
-    'aspect': jax.ShapeDtypeStruct((count,), jnp.float32),
+    'geometry': jax.ShapeDtypeStruct((count, len(Geometry._fields)), jnp.float32),
+    'target': example_target(task, count, shape),
   }
 
 
+def example_target(task: Task, count: int, shape: tuple[int, int]) -> Target:
+  """Shapes of the targets of `count` images of that height and width."""
+  return {name: jax.ShapeDtypeStruct((count, *x.shape), x.dtype) for name, x in task.blank(shape).items()}
+
+
 def allreduce_bytes(program: jax.stages.Compiled) -> int:
-  """Bytes that every device gives to all-reduces, by the program's text."""
+  """Bytes that each device contributes to all-reduces, found in the program's text."""
   shapes = re.findall(r'= (.*?) all-reduce(?:-start)?\(', program.as_text())
   return sum(_bytes(*array) for shape in shapes for array in re.findall(r'([a-z]+\d*)\w*\[([\d,]*)\]', shape))
 
 
 def kept_bytes(loss: Callable, *arguments: Any) -> int:
-  """What the forward pass of `loss` (a function with an auxiliary output) keeps for its gradient in argument 0.
+  """Bytes that the forward pass of `loss` stores for its gradient with respect to argument 0.
 
-  Arguments that are kept as they are, such as kernels, lie in memory anyway and do not count.
+  Stored arguments, such as kernels, are in memory anyway and do not count.
+
+  Args:
+    loss: returns (value, auxiliary output).
+    arguments: of `loss`; arrays or jax.ShapeDtypeStruct.
+
+  Returns:
+    Bytes.
   """
 
   def residuals(first, *rest):
@@ -122,17 +149,16 @@ def kept_bytes(loss: Callable, *arguments: Any) -> int:
 
 
 def _activation_bytes(recipe: Recipe, phase: Phase, start: state.TrainState, examples: int) -> int:
-  """Of one micro-batch of that many examples."""
+  """Bytes stored for one micro-batch of that many examples."""
   trainable, frozen = state.split(start.params, phase)
   part = {
     'image': jax.ShapeDtypeStruct((examples, *_pixels(recipe)), jnp.float32),
-    'target': jax.ShapeDtypeStruct((examples, recipe.model.head.num_classes), jnp.float32),
-    'label': jax.ShapeDtypeStruct((examples,), jnp.int32),
+    'target': example_target(recipe.task, examples, recipe.preprocess.shape),
     'mask': jax.ShapeDtypeStruct((examples,), bool),
   }
 
   def loss(trainable, frozen, batch_stats, part, key):
-    return loss_function(recipe, phase, frozen)(trainable, batch_stats, part, key, examples)
+    return loss_function(recipe, phase, frozen)(trainable, batch_stats, part, key)
 
   key = jax.eval_shape(lambda: jax.random.key(0))
   return kept_bytes(loss, trainable, frozen, start.batch_stats, part, key)
@@ -147,7 +173,7 @@ def _options() -> Mapping[str, Any] | None:
 
 
 def _pixels(recipe: Recipe) -> tuple[int, int, int]:
-  return recipe.preprocess.size, recipe.preprocess.size, 3
+  return *recipe.preprocess.shape, 3
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""FLOPs of a compiled program: the compiler's count, which takes the body of a loop once, and what loops add to it."""
+"""FLOPs of a compiled program. The compiler counts the body of a loop once; this file adds the other iterations."""
 
 import math
 import re
@@ -15,20 +15,20 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 class Computation(NamedTuple):
-  """A function of the program."""
+  """One function of the program."""
 
   products: int  # FLOPs of its own matrix products
-  calls: tuple[tuple[str, int], ...]  # (other computation, how often)
+  calls: tuple[tuple[str, int], ...]  # (computation it calls, number of calls)
 
 
 def flops(program: jax.stages.Compiled) -> float:
-  """Of one device. Of a loop with a known number of trips, the matrix products count as often as they are done."""
+  """FLOPs per device. The matrix products in loops of known length count once per iteration."""
   found = program.cost_analysis()
   return (found[0] if isinstance(found, list) else found)['flops'] + repeated_products(program.as_text())
 
 
 def repeated_products(text: str) -> int:
-  """FLOPs of the matrix products of all loop bodies in an HLO module's text, in the trips after the first."""
+  """FLOPs of matrix products in all loop iterations after the first, found in the text of an HLO module."""
   computations, entry = {}, ''
   for is_entry, name, lines in _computations(text):
     computations[name] = _read(lines)
@@ -42,7 +42,7 @@ def repeated_products(text: str) -> int:
 
 
 def _computations(text: str) -> Iterator[tuple[bool, str, list[str]]]:
-  """(whether it is the entry, name, instructions)."""
+  """Yields (whether it is the entry, name, instructions) of each computation."""
   header, lines = None, []
   for line in text.splitlines():
     if found := _COMPUTATION.match(line):

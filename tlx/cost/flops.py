@@ -1,7 +1,7 @@
-"""Multiply-adds of a function, read off its jaxpr: nothing is compiled and nothing runs.
+"""Multiply-adds of a function, counted in its jaxpr: nothing is compiled or run.
 
-Matrix products and convolutions count, as everywhere in the literature; sums, norms and activations do not, and zeros
-of a padding count like pixels. XLA's FLOPs are about twice this number plus the elementwise work.
+Matrix products and convolutions count, as usual in the literature; sums, norms and activations do not. Zeros of the
+padding count like pixels. XLA's FLOPs are about twice this number plus the elementwise operations.
 """
 
 import math
@@ -16,36 +16,51 @@ from tlx import trees
 from tlx.labels import HEAD
 from tlx.nn.model import TransferModel
 
-LOGITS = slice(1)  # of what init_with_output returns: not the second head that some networks have for training
+LOGITS = slice(1)  # the first output of init_with_output; leaves out the auxiliary head of some networks
 
 
 class LayerCost(NamedTuple):
-  """What one layer of a model costs for one image."""
+  """The cost of one layer for one image."""
 
   name: str
-  shape: tuple[int, ...]  # of its output, without the batch
+  shape: tuple[int, ...]  # output shape without the batch axis
   parameters: int
   multiply_adds: int
 
 
 def multiply_adds(function: Callable, *abstract_args: Any) -> int:
-  """Of one call, in what its results depend on; arguments are arrays or jax.ShapeDtypeStruct, or trees of them.
+  """Counts the multiply-adds of one call, as far as its results depend on them.
 
-  A scan counts its body times its length, `lax.cond` its costliest branch, `lax.platform_dependent` its default (so
-  the form that tlx.nn.conv prefers on a CPU does not change the number), `shard_map` what one device does. Raises
-  ValueError where a while loop multiplies matrices: how often it does is known only when it runs.
+  A scan counts its body times its length. `lax.cond` counts its costliest branch. `lax.platform_dependent` counts its
+  default, so the CPU forms of tlx.nn.conv do not change the number. `shard_map` counts the work of one device.
+
+  Args:
+    function: any function that JAX can trace.
+    abstract_args: arrays, jax.ShapeDtypeStruct, or trees of them.
+
+  Returns:
+    The number of multiply-adds.
+
+  Raises:
+    ValueError: if a while loop multiplies matrices, because its length is known only at run time.
+
+  >>> multiply_adds(jnp.dot, jnp.zeros((8, 16)), jnp.zeros((16, 4)))
+  512
   """
   return _total(jax.make_jaxpr(function)(*abstract_args))
 
 
 def model_cost(module: TransferModel, size: int, channels: int = 3) -> tuple[int, int]:
-  """(parameters, multiply-adds of one image [size, size, channels]), in evaluation mode, from one trace."""
+  """Counts (parameters, multiply-adds) for one image [size, size, channels], in evaluation mode, with one trace."""
   jaxpr, (_, variables) = _trace(module.init_with_output, jax.random.key(0), _image(size, channels))
   return trees.count(variables['params']), _total(jaxpr, LOGITS)
 
 
 def layers(module: TransferModel, size: int, channels: int = 3) -> list[LayerCost]:
-  """Every layer in order for one image [size, size, channels], the head last; sums are `model_cost`."""
+  """Counts the cost of every layer in order for one image [size, size, channels]; the head comes last.
+
+  The sums over layers equal `model_cost`.
+  """
   x = _image(size, channels)
   whole, (logits, variables) = _trace(module.init_with_output, jax.random.key(0), x)
   backbone = {collection: tree['backbone'] for collection, tree in variables.items() if 'backbone' in tree}
@@ -60,7 +75,7 @@ def layers(module: TransferModel, size: int, channels: int = 3) -> list[LayerCos
 
 
 def _trace(function: Callable, *arguments: Any) -> tuple[Any, Any]:
-  """(jaxpr, shapes of what it returns)."""
+  """(jaxpr, shapes of the outputs)."""
   return jax.make_jaxpr(function, return_shape=True)(*arguments)
 
 
@@ -69,7 +84,7 @@ def _image(size: int, channels: int) -> jax.ShapeDtypeStruct:
 
 
 def _total(jaxpr: Any, outputs: slice = slice(None)) -> int:
-  """Of a jaxpr, closed or not, in what these of its outputs depend on."""
+  """Multiply-adds of a jaxpr, closed or not, that these of its outputs depend on."""
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
   total, wanted = 0, {id(variable) for variable in jaxpr.outvars[outputs]}
   for eqn in reversed(jaxpr.eqns):
@@ -80,7 +95,7 @@ def _total(jaxpr: Any, outputs: slice = slice(None)) -> int:
 
 
 def _nested(eqn: Any) -> int:
-  """Of whatever an equation calls once: jit, custom derivatives, remat; nothing for a plain operation."""
+  """Multiply-adds of the functions that an equation calls once (jit, custom derivatives, remat); 0 if it calls none."""
   return sum(_total(jaxpr) for jaxpr in _jaxprs(eqn.params.values()))
 
 
@@ -99,9 +114,9 @@ def _product(eqn: Any) -> int:
 
 
 def _convolution(eqn: Any) -> int:
-  """Output values times the kernel values behind each; a transposed convolution, seen from its input's places.
+  """Output values times kernel values per output. A transposed convolution counts its input's positions instead.
 
-  A kernel's own input axis holds the channels of one group, so groups need no division.
+  The kernel's input axis holds the channels of one group only, so groups need no division.
   """
   x, kernel, y = (v.aval.shape for v in (*eqn.invars, *eqn.outvars))
   numbers, dilations = eqn.params['dimension_numbers'], eqn.params['lhs_dilation']

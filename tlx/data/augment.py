@@ -19,6 +19,7 @@ import numpy as np
 from scipy import special  # a dependency of jax
 
 from tlx.data import pixels
+from tlx.data.geometry import Warp
 from tlx.types import UsageError
 
 
@@ -85,23 +86,32 @@ PRESETS = {
 _CROP, _FLIP, _SHIFT, _ROTATION, _COLOUR, _RANDAUGMENT, _ERASING = range(7)  # so that one option never moves another
 
 
-@partial(jax.jit, static_argnames=('config', 'size'))
-def augment_batch(key, images, aspect, config: Augment, size: int, first_index=0):
-  """Random training pictures: uint8 [b, c, c, 3] -> float32 [b, size, size, 3] in [0, 1].
+@partial(jax.jit, static_argnames=('config', 'shape'))
+def augment_batch(key, images, aspect, config: Augment, shape: tuple[int, int], first_index=0):
+  """Random training pictures: uint8 [b, H, W, 3] -> (float32 [b, h, w, 3] in [0, 1], their Warp).
 
-  images: each a whole picture squashed into a square canvas. aspect: float32 [b], its true width / height.
+  images: each a whole picture squashed into a canvas. aspect: float32 [b], its true width / height.
   first_index: position of images[0] in the whole batch, over all devices and micro-batches; may be traced. Or int [b]:
     the number that each image draws by, whatever its position.
   """
   keys = _keys(key, len(images), first_index)
-  images = jax.vmap(partial(_geometry, config=config, size=size))(keys, images, aspect)
+  warp = draw_warp(keys, aspect, config, shape)
+  images = warp.images(images)
   for layer in range(config.randaugment_layers):
     images = _randaugment(keys, images, layer, config.randaugment_magnitude / 10)
   if config.brightness or config.contrast or config.saturation or config.hue:
     images = jax.vmap(partial(_colour, config=config))(keys, images)
   if config.erasing:
     images = jax.vmap(partial(_erase, probability=config.erasing))(keys, images)
-  return jnp.clip(images, 0, 1)  # resampling rounds one ulp beyond 1
+  return jnp.clip(images, 0, 1), warp  # resampling rounds one ulp beyond 1
+
+
+def draw_warp(keys, aspect, config: Augment, shape: tuple[int, int]) -> Warp:
+  """Crop, mirror and shift as one box, and the rotation, of every picture; keys: [b]."""
+  largest = math.radians(config.rotation)
+  turn = lambda key: jax.random.uniform(jax.random.fold_in(key, _ROTATION), minval=-largest, maxval=largest)
+  boxes = jax.vmap(partial(_box, config=config))(keys, aspect)
+  return Warp(boxes, jax.vmap(turn)(keys) if config.rotation else None, largest, shape)
 
 
 def _keys(key, count, first_index):
@@ -109,9 +119,9 @@ def _keys(key, count, first_index):
   return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
-def _geometry(key, image, aspect, config, size):
-  """Crop, mirror and shift as one box; then the rotation, within the crop, as torchvision's chain of both would."""
-  box = jnp.array([0.0, 1.0, 0.0, 1.0])  # top, bottom, left, right, as shares
+def _box(key, aspect, config):
+  """float32 [4]: top, bottom, left, right, as shares of the canvas."""
+  box = jnp.array([0.0, 1.0, 0.0, 1.0])
   if config.crop_scale != (1, 1):
     box = crop_box(jax.random.fold_in(key, _CROP), aspect, config.crop_scale, config.crop_ratio)
   if config.shift:
@@ -122,19 +132,7 @@ def _geometry(key, image, aspect, config, size):
     box = jnp.where(horizontal < config.flip, box[jnp.array([0, 1, 3, 2])], box)
   if config.vertical_flip:
     box = jnp.where(vertical < config.vertical_flip, box[jnp.array([1, 0, 2, 3])], box)
-  scale = jnp.array([image.shape[0], image.shape[0], image.shape[1], image.shape[1]], jnp.float32)
-  image = image.astype(jnp.float32) / 255
-  if not config.rotation:
-    return pixels.resample(image, box * scale, size)
-  # The corners that turn into view come from the picture around the crop, so the grid is larger by what they need.
-  radians = math.radians(config.rotation)
-  reach = math.sqrt(2) if config.rotation >= 45 else math.cos(radians) + math.sin(radians)
-  margin = math.ceil((reach - 1) * size / 2)
-  height, width = (box[1] - box[0]) * margin / size, (box[3] - box[2]) * margin / size
-  box = box + jnp.stack([-height, height, -width, width])
-  image = pixels.resample(image, box * scale, size + 2 * margin)
-  angle = jax.random.uniform(jax.random.fold_in(key, _ROTATION), minval=-radians, maxval=radians)
-  return pixels.affine(image, pixels.rotation_matrix(angle, size, margin), size)
+  return box
 
 
 def crop_box(key, aspect, scale, ratio):
@@ -200,31 +198,36 @@ def _box_mask(shape, start, stop):
 
 
 @partial(jax.jit, static_argnames='config')
-def mix_batch(key, images, targets, config: Augment, first_index=0):
+def mix_batch(key, images, config: Augment, first_index=0):
   """Mixup (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899) within pairs (2i, 2i + 1).
 
   Batches are shuffled, so a neighbour is a random partner, and no pixel crosses devices. One share and one box a pair,
   keyed by the pair's place in the whole batch; with both on, each pair takes either with probability 1/2.
-  images: float [b, h, w, 3]; targets: float [b, k]; the last one of an odd batch stays as it is.
+  images: float [b, h, w, 3]; the last one of an odd batch stays as it is.
   first_index: as in `augment_batch`, and even.
+  Returns: (images, share float32 [b] of its own pixels in each).
   """
-  if not (config.mixup or config.cutmix) or len(images) < 2:
-    return images, targets
-  pairs = len(images) // 2
-  keys = _keys(key, pairs, first_index // 2)
-  paired = jax.tree.map(lambda x: x[: 2 * pairs].reshape(pairs, 2, *x.shape[1:]), (images, targets))
-  mixed = jax.vmap(partial(_mix_pair, config=config))(keys, *paired)
-  mixed = jax.tree.map(lambda x: x.reshape(2 * pairs, *x.shape[2:]), mixed)
-  if len(images) == 2 * pairs:
-    return mixed
-  return jax.tree.map(lambda new, old: jnp.concatenate([new, old[2 * pairs :]]), mixed, (images, targets))
+  keys = _keys(key, len(images) // 2, first_index // 2)
+  keep, share = jax.vmap(partial(_mix_pair, shape=images.shape[1:3], config=config))(keys)
+  both = lambda x: jnp.repeat(x, 2, axis=0)
+  if len(images) % 2:
+    both = lambda x: jnp.concatenate([jnp.repeat(x, 2, axis=0), jnp.ones((1, *x.shape[1:]), x.dtype)])
+  keep = both(keep)[..., None].astype(images.dtype)
+  return keep * images + (1 - keep) * partners(images), both(share)
 
 
-def _mix_pair(key, images, targets, config):
-  """images: [2, h, w, 3]; targets: [2, k]."""
+def partners(x):
+  """[b, ...] with the two of each pair (2i, 2i + 1) in each other's place; the last one of an odd batch stays."""
+  even = len(x) // 2 * 2
+  swapped = x[:even].reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(even, *x.shape[1:])
+  return jnp.concatenate([swapped, x[even:]]) if even < len(x) else swapped
+
+
+def _mix_pair(key, shape, config):
+  """(each pixel's own share [h, w], their mean)."""
   choose, *keys = jax.random.split(key, 4)
   use_cutmix = jax.random.bernoulli(choose) if config.mixup and config.cutmix else bool(config.cutmix)
-  keep = jnp.ones(images.shape[1:3])  # each pixel's own share
+  keep = jnp.ones(shape)
   share = jnp.ones(())
   if config.mixup:
     share = _symmetric_beta(keys[0], config.mixup)
@@ -232,10 +235,9 @@ def _mix_pair(key, images, targets, config):
   if config.cutmix:
     half = jnp.sqrt(1 - _symmetric_beta(keys[1], config.cutmix)) / 2
     centre = jax.random.uniform(keys[2], (2,))
-    outside = 1.0 - _box_mask(images.shape[1:], centre - half, centre + half)
+    outside = 1.0 - _box_mask(shape, centre - half, centre + half)
     keep, share = jnp.where(use_cutmix, outside, keep), jnp.where(use_cutmix, outside.mean(), share)
-  keep = keep[None, :, :, None].astype(images.dtype)
-  return keep * images + (1 - keep) * images[::-1], share * targets + (1 - share) * targets[::-1]
+  return keep, share
 
 
 def _symmetric_beta(key, alpha):

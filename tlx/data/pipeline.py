@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from tlx.data import decode
-from tlx.types import Batch, DataSource, TlxError, UsageError
+from tlx.types import Batch, DataSource, Geometry, Target, Task, TlxError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ AHEAD = 2  # batches in the making at once, so that no thread is idle while the 
 def train_batches(
   source: DataSource,
   *,
+  task: Task | None = None,
   batch_size: int,
   seed: int,
   transform: Callable | None = None,
@@ -44,6 +45,7 @@ def train_batches(
   """Endless shuffled batches; every epoch has its own order, and a batch may cross the border of two epochs.
 
   Args:
+    task: what makes targets of the annotations; None = class ids alone, as target label int32 [b].
     batch_size: of the global batch, over all shards.
     transform: `transforms.evaluation(...)` or `transforms.canvas(...)`.
     load: positions in the split, -1 for padding -> their part of a batch; in place of `transform`.
@@ -53,9 +55,10 @@ def train_batches(
     workers: threads that make pictures ahead; 0 makes each batch when it is asked for.
     shard: (index, count); this iterator gives the index-th slice of every global batch.
   Returns: an iterator with get_state() and set_state() (a dict that JSON can hold) over dicts of image uint8
-    [b, s, s, 3], label int32 [b], mask bool [b] (False and zero pixels where an image could not be decoded) and
-    aspect float32 [b] (width / height).
-  Raises: UsageError for an empty split or a batch size that the shards do not divide.
+    [b, h, w, 3], mask bool [b] (False, zero pixels and a blank target where an image could not be decoded), geometry
+    float32 [b, 6] (the fields of a `Geometry`) and target.
+  Raises: UsageError for an empty split, for a batch size that the shards do not divide, and for balanced classes where
+    an image has not one class.
   """
   import grain
 
@@ -65,12 +68,14 @@ def train_batches(
   # grain adds the epoch to its seed: hashed, or epoch 1 of seed 0 would be epoch 0 of seed 1.
   grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
   positions = grain.MapDataset.range(len(source)).seed(grain_seed)
+  if class_balanced and not hasattr(source, 'labels'):
+    raise UsageError('--sampling balanced: it draws by the class of an image, and these images have more than one')
   if class_balanced:
     members = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
     order = positions.repeat().random_map(lambda _, rng: rng.choice(members[rng.integers(len(members))]))
   else:
     order = positions.shuffle().repeat()
-  load = load or _Loader(source, transform, workers)
+  load = load or _Loader(source, task or ClassIds(), transform, workers)
   chosen = order.batch(batch_size)
   if views > 1:
     chosen = chosen.random_map(lambda indices, rng: indices * views + rng.integers(views, size=batch_size))
@@ -83,6 +88,7 @@ def train_batches(
 def eval_batches(
   source: DataSource,
   *,
+  task: Task | None = None,
   batch_size: int,
   transform: Callable | None = None,
   load: Callable[[np.ndarray], Batch] | None = None,
@@ -93,13 +99,13 @@ def eval_batches(
 
   Batches are those of `train_batches` and also have index int32 [b]: the position in the split, -1 for padding. An
   image that cannot be decoded has mask False and its own index. Every shard gives the same number of batches.
-  workers: as there; None = `cores()`.
+  task: as there. workers: as there; None = `cores()`.
   """
   import grain
 
   part = _slice(batch_size, shard)
   workers = cores() if workers is None else workers
-  load = load or _Loader(source, transform, workers)
+  load = load or _Loader(source, task or ClassIds(), transform, workers)
 
   def batch(step):
     indices = np.arange(step * batch_size, (step + 1) * batch_size)[part]
@@ -208,44 +214,83 @@ def device_prefetch(iterator: Iterable, put: Callable[[Any], Any], depth: int = 
   return Prefetch(iterator, put, depth)
 
 
+class ClassIds:
+  """Stands for a task where a tool wants nothing but class ids; -1 where an image has not one class."""
+
+  dense = False
+
+  def encode(self, annotation: Any, geometry: Geometry, shape: tuple[int, int]) -> Target:
+    return {'label': np.int32(annotation if isinstance(annotation, int | np.integer) else -1)}
+
+  def blank(self, shape: tuple[int, int]) -> Target:
+    return {'label': np.int32(0)}
+
+
+class Targets:
+  """Positions in a split -> their targets alone, [b, ...] each, without reading an image; -1 is padding."""
+
+  def __init__(self, source: DataSource, task: Task, transform: Callable):
+    self.source, self.task, self.transform = source, task, transform
+    self.blank = task.blank(transform.shape)
+
+  def __call__(self, positions: Sequence[int]) -> dict[str, np.ndarray]:
+    return self.stack([self.of(i) if i >= 0 else self.blank for i in positions])
+
+  def held(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """The same, with the targets of all positions made at once and kept in memory."""
+    everything = self([*range(len(self.source)), -1])  # the last one is the padding's
+    return lambda positions: {name: x[positions] for name, x in everything.items()}
+
+  def of(self, index: int) -> Target:
+    size = self.source.size(index) if self.task.dense else self.transform.shape
+    return self.task.encode(self.source.annotation(index), self.transform.geometry(*size), self.transform.shape)
+
+  def stack(self, targets: Sequence[Target]) -> dict[str, np.ndarray]:
+    return {name: np.stack([target[name] for target in targets]).astype(x.dtype) for name, x in self.blank.items()}
+
+
 class _Loader:
   """Positions in a split -> one batch; a position of -1 is padding."""
 
-  def __init__(self, source: DataSource, transform: Callable, workers: int):
+  def __init__(self, source: DataSource, task: Task, transform: Callable, workers: int):
     self.source, self.transform = source, transform
+    self.targets = Targets(source, task, transform)
     self.failed = set()  # positions already reported
     self.map = concurrent.futures.ThreadPoolExecutor(workers, 'tlx-load').map if workers > 1 else map
 
-  def __call__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    count, size = len(indices), self.transform.size
+  def __call__(self, indices: np.ndarray) -> dict[str, Any]:
+    count, shape, targets = len(indices), self.transform.shape, []
     batch = {
-      'image': np.zeros((count, size, size, 3), np.uint8),
-      'label': np.where(indices >= 0, self.source.labels[indices], 0).astype(np.int32),
+      'image': np.zeros((count, *shape, 3), np.uint8),
       'mask': np.zeros(count, bool),
-      'aspect': np.ones(count, np.float32),
+      'geometry': np.tile(np.float32([*shape, 0, 0, *shape]), (count, 1)),
     }
     for row, result in enumerate(self.map(self._load, indices.tolist())):
       if result is not None:
-        batch['image'][row], batch['aspect'][row] = result
+        batch['image'][row], batch['geometry'][row], target = result
         batch['mask'][row] = True
-    return batch
+      targets.append(self.targets.blank if result is None else target)
+    return batch | {'target': self.targets.stack(targets)}
 
-  def _load(self, index: int) -> tuple[np.ndarray, float] | None:
+  def _load(self, index: int) -> tuple[np.ndarray, Geometry, Target] | None:
     if index < 0:
       return None
     try:
-      image = self.source[index].image
+      example = self.source[index]
+      image = example.image
       if isinstance(image, bytes):
         image = decode.picture(image, min_size=self.transform.min_size)
       else:
         image = Image.fromarray(image)
+      height, width = self.source.size(index) if self.targets.task.dense else (image.height, image.width)
+      geometry = self.transform.geometry(height, width)
+      target = self.targets.task.encode(example.annotation, geometry, self.transform.shape)
+      return self.transform(image), geometry, target
     except (TlxError, OSError) as error:  # one bad file must not end a run of hours
       if index not in self.failed:
         self.failed.add(index)
         log.warning('example %d is left out: %s', index, error)
       return None
-    result = self.transform(image)
-    return result if isinstance(result, tuple) else (result, image.width / image.height)
 
 
 def _slice(batch_size: int, shard: tuple[int, int]) -> slice:

@@ -14,14 +14,16 @@ import jax.numpy as jnp
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's grey
 
 
-def resample(image, box, size):
-  """Cuts `box` out and scales it to size x size with a triangle filter that antialiases, as Pillow's BILINEAR does.
+def resample(image, box, shape):
+  """Cuts `box` out and scales it to `shape` with a triangle filter that antialiases, as Pillow's BILINEAR does.
+
+  shape: height and width of the result.
 
   box: float [4] (top, bottom, left, right) in pixels; top > bottom or left > right mirrors, which so costs nothing.
   Beyond the picture its edge pixels go on. Two matrix products, hence fast on every device.
   """
   height, width, _ = image.shape
-  rows, columns = _weights(height, size, box[0], box[1]), _weights(width, size, box[2], box[3])
+  rows, columns = _weights(height, shape[0], box[0], box[1]), _weights(width, shape[1], box[2], box[3])
   # Full float32: the default would round pixels to bfloat16 on TPU, to TF32 on GPU.
   return jnp.einsum('hwc,yh,xw->yxc', image, rows, columns, precision=jax.lax.Precision.HIGHEST)
 
@@ -34,14 +36,14 @@ def _weights(length, size, start, stop):
   return weights / weights.sum(axis=1, keepdims=True)
 
 
-def affine(image, matrix, size=None, fill=None):
+def affine(image, matrix, shape=None, fill=None):
   """Bilinear lookup without antialiasing; output pixel (x, y) is read at `matrix` @ (x, y, 1) of the input.
 
-  matrix: float [2, 3] in pixel edges, as Pillow's `Image.transform(AFFINE)`. size: side of the output, the input's if
-  None. fill: value beyond the picture; None = its edge pixels go on.
+  matrix: float [2, 3] in pixel edges, as Pillow's `Image.transform(AFFINE)`. shape: height and width of the output, the
+  input's if None. fill: value beyond the picture; None = its edge pixels go on.
   """
   height, width, _ = image.shape
-  rows, columns = (size, size) if size else (height, width)
+  rows, columns = shape or (height, width)
   x, y = jnp.arange(columns) + 0.5, jnp.arange(rows)[:, None] + 0.5
   x, y = (a * x + b * y + c for a, b, c in matrix)
   left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
@@ -59,11 +61,10 @@ def affine(image, matrix, size=None, fill=None):
   return jnp.where(inside[..., None], values, fill)
 
 
-def rotation_matrix(radians, size, margin=0):
-  """Counter-clockwise turn about the centre of a square of `size` pixels that lies `margin` pixels inside the input."""
-  c, s, half = jnp.cos(radians), jnp.sin(radians), size / 2
-  shift = half + margin
-  return jnp.array([[c, -s, shift - c * half + s * half], [s, c, shift - s * half - c * half]])
+def rotation_matrix(radians, shape, margins=(0, 0)):
+  """Counter-clockwise turn about the centre of a picture of that shape, `margins` pixels inside the input."""
+  c, s, y, x = jnp.cos(radians), jnp.sin(radians), shape[0] / 2, shape[1] / 2
+  return jnp.array([[c, -s, x + margins[1] - c * x + s * y], [s, c, y + margins[0] - s * x - c * y]])
 
 
 def grey(image):

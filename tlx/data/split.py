@@ -2,10 +2,20 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tlx.types import DataSource, Example
+
+
+class Labelled:
+  """Base of the sources whose annotation is one class an image."""
+
+  labels: np.ndarray  # int32 [n]
+
+  def annotation(self, index: int) -> int:
+    return int(self.labels[index])
 
 
 class Subset:
@@ -13,13 +23,20 @@ class Subset:
 
   def __init__(self, source: DataSource, indices: Sequence[int] | np.ndarray):
     self.source, self.indices = source, np.asarray(indices, np.int64)
-    self.labels = np.asarray(source.labels, np.int32)[self.indices]
+    if hasattr(source, 'labels'):
+      self.labels = np.asarray(source.labels, np.int32)[self.indices]
 
   def __len__(self) -> int:
     return len(self.indices)
 
   def __getitem__(self, index: int) -> Example:
     return self.source[int(self.indices[index])]
+
+  def annotation(self, index: int) -> Any:
+    return self.source.annotation(int(self.indices[index]))
+
+  def size(self, index: int) -> tuple[int, int]:
+    return self.source.size(int(self.indices[index]))
 
   def fingerprint(self) -> str | None:
     whole = fingerprint(self.source)

@@ -1,1 +1,1 @@
-"""Data sets: one file each, found by listing this folder; `load(argument, *, seed)` returns a tlx.types.Dataset."""
+"""Data sets, one file each. `load(argument, *, seed)` returns a tlx.types.Dataset."""

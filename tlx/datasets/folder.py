@@ -1,9 +1,9 @@
-"""Your own images: PATH/train/CLASS/* with PATH/validation/CLASS/* and PATH/test/CLASS/*, or PATH/CLASS/* alone.
+"""The user's own images: PATH/train/CLASS/*, PATH/validation/CLASS/* and PATH/test/CLASS/*, or PATH/CLASS/* alone.
 
-The validation folder may be called validation, val or valid. Where there is none, 'test' is used for validation, and
-where there is neither, 20 % of the training images are held back, stratified and seeded. Files may lie in sub-folders
-of a class; hidden files and files whose extension Pillow does not read are skipped. Images that cannot be decoded are
-left out and listed in `info.rejected`.
+The validation folder may be called validation, val or valid. Without one, 'test' is used for validation. Without both,
+20 % of the training images are held back, stratified and seeded. Files may lie in sub-folders of a class. Hidden files
+and files with an extension that Pillow does not read are skipped. Images that cannot be decoded are left out and listed
+in `info.rejected`.
 """
 
 import concurrent.futures
@@ -15,19 +15,19 @@ import numpy as np
 
 from tlx import words
 from tlx.data import decode
-from tlx.data.split import Subset, class_counts, holdout
+from tlx.data.split import Labelled, Subset, class_counts, holdout
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, Example, UsageError
 
-SHARE = 0.2  # held back for validation
+SHARE = 0.2  # share of each class that is held back for validation
 FOLDERS = {'train': ('train',), 'validation': ('validation', 'val', 'valid'), 'test': ('test',)}
-FULL_CHECK = 20_000  # images; above this many only header and end marker are looked at, so that a start takes seconds
+FULL_CHECK = 20_000  # images; with more, only headers and end markers are checked, so that the start takes seconds
 
 Files = Mapping[str, Sequence[pathlib.Path]]  # class name -> its images
 
 
-class FolderSource:
-  """Encoded files, read when asked for."""
+class FolderSource(Labelled):
+  """One split of encoded files. It reads a file when an example is needed."""
 
   def __init__(self, root: pathlib.Path, paths: Sequence[pathlib.Path], labels: np.ndarray):
     self.root, self.paths, self.labels = root, list(paths), labels
@@ -44,10 +44,18 @@ class FolderSource:
 
 
 def load(argument: str, *, seed: int) -> Dataset:
-  """Splits 'train' and 'validation', and 'test' where all three have folders; classes are the folder names, sorted.
+  """Loads the splits 'train' and 'validation', and 'test' if all three have folders. The class names are sorted.
 
-  Raises: UsageError listing all problems, one a line: no such folder, no images, a class that is empty, the only one,
-    or absent in training.
+  Args:
+    argument: path of the folder.
+    seed: of the split, if images are held back.
+
+  Returns:
+    The data set.
+
+  Raises:
+    UsageError: it lists all problems, one per line: no such folder, no images, a class that is empty, is the only one,
+      or is missing from the training folder.
   """
   root = _root(argument)
   folders, note = _layout(root)
@@ -77,11 +85,11 @@ def load(argument: str, *, seed: int) -> Dataset:
 
 def _root(argument: str) -> pathlib.Path:
   if not argument:
-    raise UsageError("data set 'folder' needs a path; next: --data folder:PATH")
+    raise UsageError("data set 'folder' needs a path; write --data folder:PATH")
   root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
   if root.is_file():
     raise UsageError(
-      f'{argument} is a file, not a folder; next: unpack it, or name the folder that holds one folder a class'
+      f'{argument} is a file, not a folder; unpack it, or choose a folder that holds one folder per class'
     )
   if not root.is_dir():
     parent = next(p for p in root.parents if p.is_dir())
@@ -102,15 +110,15 @@ def _layout(root: pathlib.Path) -> tuple[dict[str, pathlib.Path], str]:
   for split, names in FOLDERS.items():
     hits = [present[name] for name in names if name in present]
     if len(hits) > 1:
-      raise UsageError(f'{root} has {len(hits)} folders for {split}: {", ".join(h.name for h in hits)}; next: keep one')
+      raise UsageError(f'{root} has {len(hits)} folders for {split}: {", ".join(h.name for h in hits)}; keep one')
     found |= {split: hits[0]} if hits else {}
   other = len(present) - len(found)
   if 'train' not in found or (
     other and not _subfolders(found['train'])
-  ):  # 'train' may be a class, beside 'bus' and 'car'
+  ):  # 'train' may be a class, next to 'bus' and 'car'
     if found and not other and 'train' not in found:
       raise UsageError(
-        f'{root} has {", ".join(d.name for d in found.values())} but no train; next: add {root / "train"}'
+        f'{root} has {", ".join(d.name for d in found.values())} but no train; add {root / "train"}'
       )
     return {'train': root}, f' ({SHARE:.0%} of each class held back for validation)'
   if 'validation' in found:
@@ -155,28 +163,28 @@ def _problems(folders: Mapping[str, pathlib.Path], files: Mapping[str, Files]) -
       f'{loose} lie directly in it, without a class folder' if loose else f'{len(train)} folders, none with an image'
     )
     return [
-      f'no images found in the class folders of {folder}: {where}; next: one folder a class: {folder / "CLASS/1.jpg"}'
+      f'no images found in the class folders of {folder}: {where}; make one folder per class: {folder / "CLASS/1.jpg"}'
     ]
   problems = [
-    f'class {name!r} is empty: no image in {folders[split] / name}; next: add images, or remove the folder'
+    f'class {name!r} is empty: no image in {folders[split] / name}; add images, or remove the folder'
     for split in files
     for name, paths in files[split].items()
     if not paths
   ]
   if len(train) == 1:
     problems.append(
-      f'only one class, {next(iter(train))!r}, in {folders["train"]}; next: at least two folders of images'
+      f'only one class, {next(iter(train))!r}, in {folders["train"]}; add at least one more folder of images'
     )
   for split in set(files) - {'train'}:
     unknown = sorted(set(files[split]) - set(train))
     close = {name: words.near(name, train)[:1] for name in unknown}
     problems += [
       f'class {name!r} in {folders[split]} is not in {folders["train"]}, which has {", ".join(train)}'
-      + (f'; did you mean {close[name][0]!r}?' if close[name] else '; next: add it there, or remove it here')
+      + (f'; did you mean {close[name][0]!r}?' if close[name] else '; add it there, or remove it here')
       for name in unknown
     ]
     if not any(files[split].values()):
-      problems.append(f'no images found in {folders[split]}; next: one folder a class there, or remove the folder')
+      problems.append(f'no images found in {folders[split]}; make one folder per class there, or remove the folder')
   return problems
 
 

@@ -1,14 +1,14 @@
-"""Few-shot crops of real photographs inside the wheels of scikit-image and scikit-learn; needs no network.
+"""Few-shot crops of real photographs from the wheels of scikit-image and scikit-learn; it needs no network.
 
-One class a photograph, 18 in all. Every photograph is cut into a checkerboard of regions with a gap between them:
-training crops come from the one colour, validation crops from the other, so no pixel is in both. Position, scale,
-quarter turns, mirroring, exposure and white balance are drawn from (seed, split, index), which leaves raw pixels little
-to go by and a pretrained backbone a lot.
+Each of the 18 photographs is a class. A checkerboard with gaps divides a photograph into regions: training crops come
+from one colour, validation crops from the other, so no pixel is in both. Position, scale, quarter turns, mirroring,
+exposure and white balance are drawn from (seed, split, index). Raw pixels then tell little about the class, and
+features of a pretrained backbone tell a lot.
 
-Measured, validation accuracy of scikit-learn's LogisticRegression (better C of 0.01 and 1) for seeds 0, 1, 2: raw
-pixels box-reduced to 32 x 32: 25 %, 25 %, 22 %; pooled features of EfficientNet-Lite0 (ImageNet) in PyTorch,
-standardised: at 96 px 92 %, 88 %, 90 %, at 224 px (bicubic) 93 %, 91 %, 92 %. The raw-pixel part is repeated by
-`pytest tests/contracts/test_datasets.py -k raw_pixels`.
+Measured validation accuracy of scikit-learn's LogisticRegression (better C of 0.01 and 1) for seeds 0, 1, 2: raw pixels
+box-reduced to 32 x 32: 25 %, 25 %, 22 %; pooled features of EfficientNet-Lite0 (ImageNet) in PyTorch, standardised: at
+96 px 92 %, 88 %, 90 %, at 224 px (bicubic) 93 %, 91 %, 92 %. `pytest tests/contracts/test_datasets.py -k raw_pixels`
+repeats the raw-pixel part.
 """
 
 import functools
@@ -21,13 +21,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from tlx.data.split import Labelled
 from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
 
-SIZE = 96  # pixels, height = width of every crop
-CELL = 110  # pixels, smallest side of a region
-GAP = 8  # pixels left unused between two regions
+SIZE = 96  # height and width of every crop, pixels
+CELL = 110  # minimum height and width of a region with its gaps, pixels
+GAP = 8  # unused pixels between two regions
 SHOTS = {'train': 16, 'validation': 20}  # crops of each class
-COLOURS = {'train': 0, 'validation': 1}  # of the checkerboard
+COLOURS = {'train': 0, 'validation': 1}  # the split's colour on the checkerboard
 
 PHOTOGRAPHS = {
   'astronaut': 'skimage/data/astronaut.png',
@@ -52,33 +53,44 @@ PHOTOGRAPHS = {
 
 
 class Crop(NamedTuple):
-  """What turns a photograph into one example: a square, then its orientation, then its exposure."""
+  """How to make one example from a photograph: crop a square, then rotate and mirror it, then change its exposure."""
 
   top: int
   left: int
   side: int  # pixels
   turns: int  # quarter turns
   mirror: bool
-  gain: tuple[float, float, float]  # of red, green and blue
-  offset: float  # grey levels
+  gain: tuple[float, float, float]  # factors of red, green and blue
+  offset: float  # added to all channels, grey levels
 
 
 @functools.cache
 def photograph(name: str) -> np.ndarray:
-  """The whole photograph, uint8 RGB [h, w, 3]; TlxError when the installed wheel has no such file."""
+  """Loads a whole photograph, uint8 RGB [h, w, 3].
+
+  Raises:
+    UsageError: if the package is not installed.
+    TlxError: if the installed package does not contain the file.
+  """
   package, _, rest = PHOTOGRAPHS[name].partition('/')
-  spec = importlib.util.find_spec(package)  # finds the folder without the cost of importing the package
+  spec = importlib.util.find_spec(package)  # find_spec is faster than an import
   if spec is None:
-    raise UsageError(f'photo_patches: {package} is not installed; next: pip install scikit-image scikit-learn')
+    raise UsageError(f'photo_patches: {package} is not installed; run: pip install scikit-image scikit-learn')
   path = pathlib.Path(spec.origin).parent / rest
   if not path.is_file():
-    raise TlxError(f'photo_patches: {package} has no {rest}; next: pip install -U scikit-image scikit-learn')
+    raise TlxError(f'photo_patches: {package} has no {rest}; run: pip install -U scikit-image scikit-learn')
   with Image.open(path) as image:
     return np.asarray(image.convert('RGB'))
 
 
 def regions(height: int, width: int, split: str) -> list[tuple[int, int, int, int]]:
-  """The (top, left, bottom, right) rectangles of a photograph that belong to a split; two splits share no pixel."""
+  """The rectangles (top, left, bottom, right) of a photograph that belong to a split. Two splits share no pixel.
+
+  >>> regions(220, 220, 'train')
+  [(4, 4, 106, 106), (114, 114, 216, 216)]
+  >>> regions(220, 220, 'validation')
+  [(4, 114, 106, 216), (114, 4, 216, 106)]
+  """
   rows, columns = max(1, height // CELL), max(1, width // CELL)
   y, x = np.linspace(0, height, rows + 1).astype(int).tolist(), np.linspace(0, width, columns + 1).astype(int).tolist()
   half = GAP // 2
@@ -91,7 +103,18 @@ def regions(height: int, width: int, split: str) -> list[tuple[int, int, int, in
 
 
 def draw(height: int, width: int, split: str, index: int, *, seed: int) -> Crop:
-  """The crop that (seed, split, index) stands for, inside one region of the split."""
+  """Draws the crop of (seed, split, index), inside one region of the split.
+
+  Args:
+    height: of the photograph, pixels.
+    width: of the photograph, pixels.
+    split: 'train' or 'validation'.
+    index: position of the example in the split.
+    seed: of the data set.
+
+  Returns:
+    The crop.
+  """
   rng = np.random.default_rng((seed, COLOURS[split], index))
   boxes = regions(height, width, split)
   top, left, bottom, right = boxes[rng.integers(len(boxes))]
@@ -105,7 +128,7 @@ def draw(height: int, width: int, split: str, index: int, *, seed: int) -> Crop:
 
 
 def cut(image: np.ndarray, crop: Crop) -> np.ndarray:
-  """uint8 [h, w, 3] -> uint8 [SIZE, SIZE, 3]."""
+  """Cuts a crop out of a photograph: uint8 [h, w, 3] -> uint8 [SIZE, SIZE, 3]."""
   patch = image[crop.top : crop.top + crop.side, crop.left : crop.left + crop.side]
   patch = np.rot90(patch, crop.turns)
   patch = patch[:, ::-1] if crop.mirror else patch
@@ -113,8 +136,8 @@ def cut(image: np.ndarray, crop: Crop) -> np.ndarray:
   return np.clip(np.rint(np.asarray(patch) * np.array(crop.gain) + crop.offset), 0, 255).astype(np.uint8)
 
 
-class Patches:
-  """The crops of one split, class after class."""
+class Patches(Labelled):
+  """The crops of one split, class by class."""
 
   def __init__(self, names: Sequence[str], split: str, seed: int):
     self.names, self.split, self.seed = tuple(names), split, seed
@@ -130,16 +153,27 @@ class Patches:
     return Example(cut(image, crop), label, f'{self.names[label]}/{shot}')
 
   def fingerprint(self) -> str:
-    digest = hashlib.sha256(repr((self.names, self.split, self.seed)).encode())  # all that `draw` draws from
+    digest = hashlib.sha256(repr((self.names, self.split, self.seed)).encode())  # everything that `draw` depends on
     for name in self.names:
       digest.update(photograph(name).tobytes())
     return digest.hexdigest()
 
 
 def load(argument: str, *, seed: int) -> Dataset:
-  """Splits 'train' (16 crops a class) and 'validation' (20); takes no argument: UsageError when one is given."""
+  """Loads the splits 'train' (16 crops per class) and 'validation' (20 crops per class).
+
+  Args:
+    argument: must be empty.
+    seed: of the crops.
+
+  Returns:
+    The data set.
+
+  Raises:
+    UsageError: if there is an argument, or a package is not installed.
+  """
   if argument:
-    raise UsageError(f"data set 'photo_patches' takes no argument, got {argument!r}; next: --data photo_patches")
+    raise UsageError(f"data set 'photo_patches' takes no argument, got {argument!r}; write --data photo_patches")
   names = sorted(PHOTOGRAPHS)
   for name in names:
     photograph(name)

@@ -1,9 +1,9 @@
-"""TensorFlow Datasets without TensorFlow: tfds:NAME[/CONFIG][:SPLITS] reads data prepared as array_record.
+"""TensorFlow Datasets without TensorFlow: tfds:NAME[/CONFIG][:SPLITS] reads data that was prepared as array_record.
 
-SPLITS is TRAIN,VALIDATION[,TEST] in the slicing language of tfds, as in `tfds:cifar10:train[:90%],train[90%:],test`.
-Left out, they are train and validation, or train and test where there is no validation, or a seeded part of train. Data
-lie in TFDS_DATA_DIR (default ~/tensorflow_datasets). Preparing a data set needs no TensorFlow either when its builder
-yields encoded images; most builders of the catalogue do need it.
+SPLITS is TRAIN,VALIDATION[,TEST] in tfds's slicing language, such as `tfds:cifar10:train[:90%],train[90%:],test`. By
+default it is train and validation; without validation it is train and test; without both, a seeded part of train is
+held back. The data lie in TFDS_DATA_DIR (default ~/tensorflow_datasets). Preparing a data set needs no TensorFlow if
+its builder yields encoded images, but most builders of the catalogue need it.
 """
 
 import pathlib
@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 
 from tlx import words
-from tlx.data.split import Subset, class_counts, holdout
+from tlx.data.split import Labelled, Subset, class_counts, holdout
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
 
-CHUNK = 1000  # records read at once
-SHARE = 0.2  # held back for validation where only 'train' exists
+CHUNK = 1000  # records to read at once
+SHARE = 0.2  # share of train that is held back, if train is the only split
 KEYS = ('image', 'label')
 GLYPHS = frozenset(
   {'mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot', 'cmaterdb'}
-)  # a mirror image means something else
+)  # a mirrored image has another meaning
 PREPARE = 'pip install "tlx[tfds-prepare]"'
 
 
-class TfdsSource:
-  """One split; images stay encoded until a worker decodes them. Labels are read once, at the start."""
+class TfdsSource(Labelled):
+  """One split. Labels are read once at the start; a worker decodes an image when it is needed."""
 
   def __init__(self, records: Any, name: str, folder: pathlib.Path):
     self.records, self.name, self.folder = records, name, folder
@@ -47,13 +47,21 @@ class TfdsSource:
 
 
 def load(argument: str, *, seed: int) -> Dataset:
-  """Splits 'train' and 'validation', and 'test' where there is one.
+  """Loads the splits 'train' and 'validation', and 'test' if there is one.
 
-  Raises: UsageError when it is unknown or not prepared, has no features 'image' and 'label', or lacks a split.
+  Args:
+    argument: NAME[/CONFIG][:SPLITS].
+    seed: of the split, if examples are held back.
+
+  Returns:
+    The data set.
+
+  Raises:
+    UsageError: if the data set is unknown, is not prepared, lacks the features 'image' and 'label', or lacks a split.
   """
   name, _, spec = argument.partition(':')
   if not name:
-    raise UsageError("data set 'tfds' needs a name; next: --data tfds:NAME, such as tfds:cifar10")
+    raise UsageError("data set 'tfds' needs a name; write --data tfds:NAME, such as tfds:cifar10")
   builder = _builder(name)
   names = _features(builder, name)
   splits = {}
@@ -79,7 +87,7 @@ def _builder(name: str) -> Any:
     import importlib_resources  # noqa: F401 - tfds 4.9.10 needs it and does not declare it
     import tensorflow_datasets as tfds
   except ImportError as error:
-    raise UsageError(f'data set \'tfds\' needs {error.name}; next: pip install "tlx[tfds]"') from error
+    raise UsageError(f'data set \'tfds\' needs {error.name}; run: pip install "tlx[tfds]"') from error
   try:
     builder = tfds.builder(name)
   except tfds.core.DatasetNotFoundError as error:
@@ -92,7 +100,7 @@ def _builder(name: str) -> Any:
   if not builder.info.splits:
     raise UsageError(
       f'tfds data set {name!r} is not prepared in {builder.data_dir}; preparing needs TensorFlow, reading does not; '
-      f'next: {PREPARE} and then: tfds build {name} --file_format=array_record, or set TFDS_DATA_DIR to where it is'
+      f'run: {PREPARE} and then: tfds build {name} --file_format=array_record, or set TFDS_DATA_DIR to its folder'
     )
   return builder
 
@@ -104,7 +112,7 @@ def _features(builder: Any, name: str) -> tuple[str, ...]:
       f'tfds data set {name!r} has no feature {" and ".join(missing)}; its features: {", ".join(features)}'
     )
   if not hasattr(features['label'], 'names'):
-    raise UsageError(f"feature 'label' of tfds data set {name!r} is no ClassLabel but {features['label']!r}")
+    raise UsageError(f"feature 'label' of tfds data set {name!r} is not a ClassLabel but {features['label']!r}")
   return tuple(features['label'].names)
 
 
@@ -113,14 +121,14 @@ def _parts(spec: str, builder: Any, name: str) -> dict[str, str]:
   if not spec:
     if 'train' not in available:
       have = ', '.join(available)
-      raise UsageError(f'tfds data set {name!r} has no split train, only {have}; next: tfds:{name}:TRAIN,VALIDATION')
+      raise UsageError(f'tfds data set {name!r} has no split train, only {have}; write tfds:{name}:TRAIN,VALIDATION')
     validation = next((s for s in ('validation', 'test') if s in available), None)
     test = 'test' if validation == 'validation' and 'test' in available else None
     parts = {'train': 'train', 'validation': validation, 'test': test}
     return {split: part for split, part in parts.items() if part}
   parts = [part.strip() for part in spec.split(',')]
   if not 2 <= len(parts) <= 3 or not all(parts):
-    raise UsageError(f'splits {spec!r} of tfds data set {name!r}: need TRAIN,VALIDATION or TRAIN,VALIDATION,TEST')
+    raise UsageError(f'splits {spec!r} of tfds data set {name!r}: write TRAIN,VALIDATION or TRAIN,VALIDATION,TEST')
   unknown = [part for part in parts if part.partition('[')[0] not in available]
   if unknown:
     raise UsageError(f'tfds data set {name!r} has no split {" or ".join(unknown)}; available: {", ".join(available)}')
@@ -132,10 +140,10 @@ def _read(builder: Any, part: str, name: str) -> Any:
 
   try:
     return builder.as_data_source(split=part, decoders={'image': tfds.decode.SkipDecoding()})
-  except NotImplementedError as error:  # prepared as tfrecord, which has no random access
+  except NotImplementedError as error:  # the data are tfrecord files, which have no random access
     raise UsageError(
       f'tfds data set {name!r} is prepared as {builder.info.file_format.value} in {builder.data_dir}, '
-      f'which has no random access; next: {PREPARE} and then: '
+      f'which has no random access; run: {PREPARE} and then: '
       f'tfds convert_format --root_data_dir={builder.data_dir} --out_file_format=array_record'
     ) from error
   except (ValueError, OSError) as error:

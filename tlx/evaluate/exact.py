@@ -10,24 +10,27 @@ import jax
 import numpy as np
 
 from tlx.report import folder
-from tlx.types import Batch, TlxError, Variables
+from tlx.types import Batch, Task, TlxError, Variables
 
 
 class Evaluation(NamedTuple):
   """Metrics of a split, and one record an example in the order of the split."""
 
-  metrics: Any  # metrics.Classification on the host
-  records: Mapping[str, np.ndarray]  # index, label, prediction int32 [n]; confidence, probability_of_label float32 [n]
+  task: Task
+  sums: Any  # the task's, on the host
+  records: Mapping[str, np.ndarray]  # the task's rows [n], and index int32 [n]
 
   def summary(self) -> dict[str, Any]:
-    return self.metrics.compute()
+    return self.task.summary(self.sums, self.records)
 
   def numbers(self) -> dict[str, float]:
     """The summary without its tables."""
     return {name: value for name, value in self.summary().items() if isinstance(value, float | int)}
 
 
-def evaluate(step: Callable, variables: Variables, batches: Iterable[Batch], put: Callable, *, size: int) -> Evaluation:
+def evaluate(
+  task: Task, step: Callable, variables: Variables, batches: Iterable[Batch], put: Callable, *, size: int
+) -> Evaluation:
   """Runs the compiled `eval_step` over `batches`, placed on the devices by `put`.
 
   size: the examples the split has; unreadable ones are masked, and come out as fewer records.
@@ -39,7 +42,7 @@ def evaluate(step: Callable, variables: Variables, batches: Iterable[Batch], put
     done, running = running, step(variables, put(batch)) if batch is not None else None
     if done is not None:
       sums, records = jax.device_get(done)  # merged on the host, in float64
-      total = sums if total is None else total.merge(sums)
+      total = sums if total is None else merge(total, sums)
       parts.append(records)
   records = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
   kept = np.flatnonzero(records.pop('mask'))
@@ -49,22 +52,17 @@ def evaluate(step: Callable, variables: Variables, batches: Iterable[Batch], put
     raise TlxError(
       f'evaluation counted {len(kept)} examples of a split of {size}, some of them twice: please report this'
     )
-  return Evaluation(total, records)
+  return Evaluation(task, total, records)
+
+
+def merge(a: Any, b: Any) -> Any:
+  """The sums of both, on the host: counts as int64, all others as float64."""
+  widest = lambda x: np.asarray(x, np.int64 if np.issubdtype(np.asarray(x).dtype, np.integer) else np.float64)
+  return jax.tree.map(lambda x, y: widest(x) + widest(y), a, b)
 
 
 def write(path: Path, evaluation: Evaluation) -> None:
-  """Confusion matrix, calibration bins and records as one .npz."""
-  metrics, records = evaluation.metrics, evaluation.records
+  """What the task keeps of an evaluation, as one .npz."""
   encoded = io.BytesIO()
-  np.savez_compressed(
-    encoded,
-    confusion=metrics.confusion,
-    bin_count=metrics.bin_count,
-    bin_confidence=metrics.bin_confidence,
-    bin_correct=metrics.bin_correct,
-    labels=records['label'],
-    predictions=records['prediction'],
-    confidences=records['confidence'],
-    indices=records['index'],
-  )
+  np.savez_compressed(encoded, **evaluation.task.arrays(evaluation.sums, evaluation.records))
   folder.write_bytes(path, encoded.getvalue())

@@ -1,5 +1,5 @@
-"""What a backbone sees: pure functions of pixels over its named layers, one file a tool.
+"""Tools that explain what a backbone sees. Every tool addresses the layers of a frozen backbone by name.
 
-Pixels are float32 [b, h, w, 3] in [0, 1], and stay there. An objective names layers, never models. A tool returns
-`Explanation`s, or yields them, each with the best that it has found so far, where the work is long.
+Pixels are float32 [b, h, w, 3] in [0, 1] and stay in that range. A tool returns an `Explanation`; a slow tool yields
+several, each with the best result so far.
 """

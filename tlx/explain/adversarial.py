@@ -1,4 +1,4 @@
-"""One photograph, changed until a model calls it something else: before, after, and the change between them."""
+"""Changes one photograph until a model gives another answer, and draws it before, after, and the difference."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,16 +12,28 @@ from tlx.explain.attack import Attack, Attacked, descend_to, perturb, shrunk, si
 from tlx.explain.outputs import LOGITS, Explanation, check_head, class_name, look
 from tlx.types import Pretrained, UsageError
 
-TILE = 256  # pixels, of each picture in the grid
-TOP = 3  # classes told under a picture
+TILE = 256  # height and width of each picture in the grid, pixels
+TOP = 3  # classes listed below a picture
 
 
 def by_attack(
   model: Pretrained, picture: np.ndarray, attack: Attack, epsilon: float, target: int | None = None, seed: int = 0
 ) -> Explanation:
-  """A change within a ball: see `attack.perturb`. picture: uint8 [s, s, 3], as the model sees it.
+  """Attacks within a ball of size epsilon (see `attack.perturb`).
 
-  Raises UsageError where the target is the answer already, or the model has no classes.
+  Args:
+    model: with a head.
+    picture: uint8 [s, s, 3], at the model's input size.
+    attack: the method.
+    epsilon: size of the ball, in the attack's norm, for pixels in [0, 1].
+    target: class to reach; None = any class but the present answer.
+    seed: of the random starts.
+
+  Returns:
+    The figures, and the pictures 'attack' (a grid), 'original', 'adversarial' and 'difference'.
+
+  Raises:
+    UsageError: if the model already answers the target, or has no classes.
   """
   pixels, label = _begin(model, picture, target)
   program = perturb(look(model), attack)
@@ -32,9 +44,20 @@ def by_attack(
 def by_descent(
   model: Pretrained, picture: np.ndarray, target: int | None = None, *, steps: int = 500, rate: float = 0.002
 ) -> Explanation:
-  """Plain gradient descent until the answer is another, then the least share of that change which still suffices.
+  """Follows the gradient until the answer changes, then finds the smallest share of that change that still suffices.
 
-  Raises as `by_attack`.
+  Args:
+    model: with a head.
+    picture: uint8 [s, s, 3], at the model's input size.
+    target: class to reach; None = any class but the present answer.
+    steps: maximum gradient steps.
+    rate: step size, for pixels in [0, 1].
+
+  Returns:
+    As `by_attack`.
+
+  Raises:
+    UsageError: as `by_attack`.
   """
   (pixels, label), looks = _begin(model, picture, target), look(model)
   reached = descend_to(looks, steps=steps, rate=rate, targeted=target is not None)(model.variables, pixels, label)
@@ -45,19 +68,22 @@ def by_descent(
 
 
 def _begin(model: Pretrained, picture: np.ndarray, target: int | None) -> tuple[jax.Array, jax.Array]:
-  """Pixels [1, s, s, 3], and the class to get away from, or to reach, [1]."""
+  """Pixels [1, s, s, 3], and the class [1] to reach or to leave."""
   check_head(model)
   pixels = jnp.asarray(pictures.to_floats(picture))[None]
   answer = int(_probabilities(model, pixels)[0].argmax())
   if target == answer:
-    raise UsageError(f'target {class_name(model, target)!r} is what the model answers already; name another class')
+    raise UsageError(f'target {class_name(model, target)!r} is what the model answers already; choose another class')
   return pixels, jnp.array([answer if target is None else target])
 
 
 def _told(
   model: Pretrained, picture: np.ndarray, found: Attacked, target: int | None, given: Mapping[str, Any]
 ) -> Explanation:
-  """Figures and pictures of what was found. A PNG has 256 levels: what the model makes of it is told as well."""
+  """Figures and pictures of the result.
+
+  A PNG has 256 levels, so the figures also hold the model's answer for the rounded picture.
+  """
   pixels, saved = pictures.to_floats(picture)[None], pictures.to_bytes(found.pixels[0])
   rows = _probabilities(model, np.concatenate([pixels, found.pixels, pictures.to_floats(saved)[None]]))
   answers = rows.argmax(1)
@@ -73,7 +99,7 @@ def _told(
     'success': bool(reached[1]),
     'saved': class_name(model, answers[2]),
     'saved_probability': float(rows[2].max()),
-    'saved_success': bool(reached[2]),  # whether the change survives the rounding to 256 levels
+    'saved_success': bool(reached[2]),  # whether the attack survives the rounding to 256 levels
     'steps': int(found.steps[0]),
     **{name: float(size[0]) for name, size in sizes(jnp.asarray(pixels), found.pixels).items()},
     **given,
@@ -85,7 +111,7 @@ def _told(
   shown = {'original': picture, 'adversarial': saved, 'difference': difference}
   texts = [f'{name}\n{_lines(model, row)}' for name, row in zip(('original', 'adversarial'), rows)]
   texts[1] += f'\nsaved as PNG: {figures["saved_probability"]:.1%} {figures["saved"]}'
-  size = f'greatest change of a value {figures["linf"] * 255:.2f} / 255\nlength {figures["l2"]:.3f}'
+  size = f'L-infinity norm {figures["linf"] * 255:.2f} / 255\nL2 norm {figures["l2"]:.3f}'
   texts.append(f'difference, {times} times\n{size}')
   tiles = [pictures.resized(tile, TILE, TILE, smooth=False) for tile in shown.values()]
   return Explanation(figures, {'attack': pictures.grid(tiles, texts), **shown})

@@ -1,8 +1,8 @@
-"""Adversarial examples: changes of the pixels, each too small to see, that change a model's answer.
+"""Adversarial examples: small changes of the pixels that change a model's answer.
 
-All of it is pure and batched: no image's change depends on the others beside it. Pixels are float [b, h, w, 3] in
-[0, 1] and stay there; epsilon is in these units, the greatest change of a value ('linf') or the length of the whole
-change ('l2'). The change is kept within epsilon as the numbers are, not merely up to rounding.
+All functions are pure and batched; the result for an image does not depend on the others in its batch. Pixels are float
+[b, h, w, 3] in [0, 1] and stay in that range. Epsilon is in the same unit: the largest change of any value ('linf'), or
+the L2 norm of the whole change ('l2'). The change stays within epsilon exactly, not only up to rounding.
 """
 
 import dataclasses
@@ -19,59 +19,68 @@ from tlx.explain.outputs import LOGITS, Look
 from tlx.types import UsageError
 
 NORMS = ('linf', 'l2')
-TINY = 1e-12  # below it a length is taken for it, so that nothing is divided by zero
+TINY = 1e-12  # lower bound on norms; avoids division by zero
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-  """Projected gradient descent (Madry et al. 2018, https://arxiv.org/abs/1706.06083) and what it contains.
+  """Projected gradient descent (Madry et al. 2018, https://arxiv.org/abs/1706.06083) and its special cases.
 
-  One step without a random start is FGSM (Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572); with momentum it is
-  MI-FGSM (Dong et al. 2018, Alg. 1, https://arxiv.org/abs/1710.06081), for 'l2' its Eq. 9. Raises UsageError for values
-  out of range, all of them at once.
+  One step without a random start is FGSM (Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572). With momentum it is
+  MI-FGSM (Dong et al. 2018, https://arxiv.org/abs/1710.06081: Alg. 1, and Eq. 9 for 'l2').
+
+  Raises:
+    UsageError: it lists all values that are out of range.
   """
 
   norm: str = 'linf'
   steps: int = 20
-  step: float | None = None  # length of one, as a share of epsilon; None: 2.5 / steps, but not above 1
-  targeted: bool = False  # towards a label rather than away from it
-  momentum: float = 0.0  # share of the direction so far that a step keeps
-  random_start: bool = False  # anywhere in the ball, evenly; each restart elsewhere
-  restarts: int = 1  # starts in all; the best is kept for each image
-  stop: bool = False  # an image that has succeeded stays as it is, and all ends with the last
+  step: float | None = None  # step size, as a share of epsilon; None = min(1, 2.5 / steps)
+  targeted: bool = False  # whether to approach the label or to leave it
+  momentum: float = 0.0  # decay of the accumulated direction
+  random_start: bool = False  # start from a uniform draw in the ball; each restart draws anew
+  restarts: int = 1  # number of starts; each image keeps its best result
+  stop: bool = False  # whether an image stops at its first success
 
   def __post_init__(self):
     checks = (
-      (f'norm is {self.norm!r}; there are {", ".join(NORMS)}', self.norm in NORMS),
-      (f'steps is {self.steps}; at least 1 is needed', self.steps >= 1),
+      (f'norm is {self.norm!r}; choose one of {", ".join(NORMS)}', self.norm in NORMS),
+      (f'steps is {self.steps}; give at least 1', self.steps >= 1),
       (f'step is {self.step}; give a share of epsilon above 0', self.step is None or 0 < self.step < math.inf),
       (f'momentum is {self.momentum}; give 0 or more', 0 <= self.momentum < math.inf),
-      (f'restarts is {self.restarts}; at least 1 is needed', self.restarts >= 1),
-      ('restarts need random_start: from one place all find the same', self.random_start or self.restarts == 1),
+      (f'restarts is {self.restarts}; give at least 1', self.restarts >= 1),
+      ('restarts need random_start: from one start all give the same result', self.random_start or self.restarts == 1),
     )
     if problems := [f'attack: {what}' for what, right in checks if not right]:
       raise UsageError('\n'.join(problems))
 
   @property
   def share(self) -> float:
-    """Of epsilon, that one step goes."""
+    """Step size as a share of epsilon."""
     return min(1.0, 2.5 / self.steps) if self.step is None else self.step
 
 
 class Attacked(NamedTuple):
-  """What became of each image."""
+  """The result for each image."""
 
   pixels: jax.Array  # float [b, h, w, 3] in [0, 1]
-  success: jax.Array  # bool [b]: the answer is the label (targeted), or no longer the label
-  steps: jax.Array  # int32 [b]: updates behind these pixels, of the start that was kept
+  success: jax.Array  # bool [b]: the answer is the label (targeted), or is not the label
+  steps: jax.Array  # int32 [b]: updates from the best start to these pixels
 
 
 def perturb(look: Look, attack: Attack) -> Callable[..., Attacked]:
-  """(variables, pixels, labels int [b], epsilon, key, numbers int [b]) -> `Attacked`, as one compiled program.
+  """Compiles an attack.
 
-  epsilon: float [] or [b]; where it is 0, nothing changes, bit for bit. numbers: what each image draws its starts by,
-  so that neither its place in a batch nor the batch's size matters. labels: to get away from, or to reach.
-  Without `stop` the last step's pixels are returned, whether or not an earlier step's were better.
+  Without `attack.stop` it returns the pixels of the last step, even if an earlier step was better.
+
+  Args:
+    look: the model.
+    attack: the method.
+
+  Returns:
+    A function (variables, pixels, labels, epsilon, key, numbers) -> `Attacked`. `labels` int [b] are the classes to
+    reach or to leave. `epsilon` is float [] or [b]; with epsilon 0 an image stays the same bit for bit. `numbers` int
+    [b] identify the images: an image's random starts depend on its number, not on its position in the batch.
   """
 
   @jax.jit
@@ -94,10 +103,19 @@ def perturb(look: Look, attack: Attack) -> Callable[..., Attacked]:
 
 
 def descend_to(look: Look, *, steps: int, rate: float, targeted: bool) -> Callable[..., Attacked]:
-  """(variables, pixels, labels) -> `Attacked`: plain gradient descent on the pixels until the answer is another.
+  """Compiles plain gradient descent on the pixels, until the answer changes.
 
-  pixels <- clip(pixels - rate * gradient of the cross-entropy to the label, 0, 1), or + away from it; at most `steps`
-  times. No ball holds the change: `smallest` shrinks it afterwards.
+  Each step computes pixels <- clip(pixels - rate * gradient of the cross-entropy to the label, 0, 1), or + to leave the
+  label. No ball limits the change; `smallest` shrinks it afterwards.
+
+  Args:
+    look: the model.
+    steps: maximum gradient steps.
+    rate: step size, for pixels in [0, 1].
+    targeted: whether to approach the labels or to leave them.
+
+  Returns:
+    A function (variables, pixels, labels int [b]) -> `Attacked`.
   """
 
   @jax.jit
@@ -110,11 +128,18 @@ def descend_to(look: Look, *, steps: int, rate: float, targeted: bool) -> Callab
 
 
 def smallest(look: Look, *, targeted: bool, halvings: int = 10) -> Callable[..., jax.Array]:
-  """(variables, pixels, changed, labels) -> scale float [b]: the least share of each change that still succeeds.
+  """Compiles a bisection for the smallest share of each change that still succeeds.
 
-  By bisection between 0 and 1, to 2 ** -halvings: at `scale` the answer is as wanted, at scale - 2 ** -halvings it is
-  not. The whole change has to succeed, or the scale is 1. `shrunk` makes the pixels. With many more halvings than the
-  default the answer hangs on the last bits of the scores, and is another in a batch of another size.
+  With many more halvings than the default, the result depends on the last bits of the scores, and so on the batch size.
+
+  Args:
+    look: the model.
+    targeted: whether the change approaches the labels or leaves them.
+    halvings: number of bisection steps; the result is exact to 2 ** -halvings.
+
+  Returns:
+    A function (variables, pixels, changed, labels) -> scale float [b]. The attack succeeds at `scale` and fails at
+    scale - 2 ** -halvings; the scale is 1 if the whole change fails. `shrunk` makes the pixels.
   """
 
   @jax.jit
@@ -134,18 +159,18 @@ def smallest(look: Look, *, targeted: bool, halvings: int = 10) -> Callable[...,
 
 
 def shrunk(pixels: jax.Array, changed: jax.Array, scale: jax.Array) -> jax.Array:
-  """Pixels with a share, float [b], of their change."""
+  """Applies a share, float [b], of each change to the pixels."""
   return jnp.clip(pixels + _wide(scale, pixels) * (changed - pixels), 0, 1)
 
 
 def sizes(pixels: jax.Array, changed: jax.Array) -> dict[str, jax.Array]:
-  """The change of each image, float [b]: its length, its greatest value, and the mean of its magnitudes."""
+  """The size of each image's change, float [b]: its L2 norm, its largest value, and its mean magnitude."""
   change = jnp.abs(changed - pixels).reshape(len(pixels), -1)
   return {'l2': jnp.sqrt((change**2).sum(1)), 'linf': change.max(1), 'mean_abs': change.mean(1)}
 
 
 def _judge(look: Look, targeted: bool, variables, labels):
-  """x -> (merit summed, (success, merit)); the merit is what an attack increases, one number an image."""
+  """x -> (sum of merits, (success, merit)). An attack increases the merit, one number per image."""
   sign = 1 if targeted else -1
 
   def judge(x):
@@ -157,7 +182,7 @@ def _judge(look: Look, targeted: bool, variables, labels):
 
 
 def _one_start(attack, judge, pixels, begin, epsilon, done):
-  """(`Attacked` from one start, its merit); `done` images stay where they begin."""
+  """(`Attacked` from one start, its merit). Images in `done` stay at their start."""
 
   def update(x, slope, velocity):
     total = jnp.abs(slope).sum((1, 2, 3), keepdims=True)
@@ -171,7 +196,7 @@ def _one_start(attack, judge, pixels, begin, epsilon, done):
 
 
 def _climb(judge, update, begin, memory, runs, steps, stop=True):
-  """At most `steps` updates of the images that run; with `stop` those that have succeeded run no more."""
+  """Makes at most `steps` updates of the images in `runs`. With `stop`, an image stops once it has succeeded."""
 
   def step(carry):
     number, x, memory, runs, taken = carry
@@ -187,13 +212,13 @@ def _climb(judge, update, begin, memory, runs, steps, stop=True):
 
 
 def _start(attack, pixels, epsilon, keys):
-  """Where an attack begins: at the pixels, or evenly anywhere in the ball around them."""
+  """The start of an attack: the pixels, or a uniform draw in the ball around them."""
   if not attack.random_start:
     return pixels
   shape, reach = pixels.shape[1:], _wide(epsilon, pixels)
   if attack.norm == 'linf':
     away = jax.vmap(lambda key: jax.random.uniform(key, shape, pixels.dtype, -1, 1))(keys)
-  else:  # a direction, by a radius that gives every volume its share
+  else:  # a uniform direction; the radius has the density of the volume
     away = jax.vmap(lambda key: jax.random.normal(key, shape, pixels.dtype))(keys)
     radius = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), (), pixels.dtype))(keys)
     away = away / jnp.maximum(_length(away), TINY) * _wide(radius ** (1 / math.prod(shape)), pixels)
@@ -201,10 +226,19 @@ def _start(attack, pixels, epsilon, keys):
 
 
 def project(norm: str, x: jax.Array, pixels: jax.Array, epsilon: jax.Array) -> jax.Array:
-  """The nearest point of the ball of radius epsilon [b] around the pixels, then clipped to [0, 1], which stays inside.
+  """Projects onto the ball of radius epsilon [b] around the pixels, and clips to [0, 1]. The result is inside the ball.
 
-  A sum is rounded to the nearest number, which may lie outside: for 'linf' the next one within is taken, and for 'l2'
-  the ball is smaller by what the rounding of a length, and of every value, can add.
+  Floating-point rounding could put a sum just outside. For 'linf' it takes the next number inside; for 'l2' it shrinks
+  the ball by the largest rounding error of a norm and of every value.
+
+  Args:
+    norm: 'linf' or 'l2'.
+    x: pixels to project, [b, h, w, 3].
+    pixels: centre of the ball, [b, h, w, 3].
+    epsilon: radius, [b].
+
+  Returns:
+    [b, h, w, 3].
   """
   reach = _wide(epsilon, x)
   if norm == 'linf':
@@ -221,5 +255,5 @@ def _length(x: jax.Array) -> jax.Array:
 
 
 def _wide(values: jax.Array, like: jax.Array) -> jax.Array:
-  """[b] -> [b, 1, ...], as many axes as `like` has."""
+  """Reshapes [b] to [b, 1, ...], with as many axes as `like`."""
   return values.reshape(len(values), *[1] * (like.ndim - 1))

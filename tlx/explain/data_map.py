@@ -1,4 +1,4 @@
-"""A map of a data set: the backbone's features of a split in two dimensions, where like pictures lie together."""
+"""A map of a data set: its features in two dimensions, where similar images lie close together."""
 
 import base64
 import colorsys
@@ -18,18 +18,18 @@ from tlx.nn.model import POOLED
 from tlx.report import html
 from tlx.types import Batch, Pretrained, TlxError, UsageError
 
-TILE, SHEET = 64, 32  # pixels of a thumbnail; thumbnails in a row of the sheet that holds them all
-SIDE = 900  # pixels of the picture
-NEIGHBOURS = 15  # of the figures
-FEWEST = 4  # images
-# Told apart by those who see no red or green too (Okabe and Ito 2008, https://jfly.uni-koeln.de/color), but for black.
+TILE, SHEET = 64, 32  # height and width of a thumbnail, pixels; thumbnails in a row of their common sheet
+SIDE = 900  # height and width of the picture, pixels
+NEIGHBOURS = 15  # that the figures compare
+FEWEST = 4  # minimum number of images
+# Safe for colour-blind readers (Okabe and Ito 2008, https://jfly.uni-koeln.de/color); their black is left out.
 COLOURS = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
 
 
 class Points(NamedTuple):
-  """What is drawn, an example a row."""
+  """The examples to draw, one per row."""
 
-  features: np.ndarray  # float32 [n, d], of length 1
+  features: np.ndarray  # float32 [n, d], of L2 norm 1
   labels: np.ndarray  # int32 [n]
   predictions: np.ndarray  # int32 [n]
   confidence: np.ndarray  # float32 [n]
@@ -40,23 +40,37 @@ class Points(NamedTuple):
 def data_map(
   model: Pretrained, batches: Iterable[Batch], names: Sequence[str], *, total: int, seed: int = 0
 ) -> Iterator[Explanation]:
-  """A page that zooms and a picture: PCA first, then t-SNE (van der Maaten and Hinton 2008) of the same features.
+  """Draws a page that zooms, and a picture: first with PCA, then with t-SNE (van der Maaten and Hinton 2008).
 
-  batches: of `pipeline.eval_batches`. names: of the data's classes; where they are the model's too, mistakes are
-  marked. total: batches.
-  Figures: the share of examples whose label their nearest 15 others vote for, each with a vote of 1 / its rank, in the
-  features (by cosine) and on each map; and of each map its trustworthiness (Venna and Kaski 2001): 1 where nobody lies
-  near who was not near before.
+  The figures hold:
+
+  - `neighbours_agree`: the share of examples whose nearest 15 neighbours vote for their label, with a vote of 1 / rank
+    each; in the features (by cosine) and on each map.
+  - `trustworthiness` of each map (Venna and Kaski 2001): 1 if all neighbours on the map are neighbours in the features.
+
+  Args:
+    model: with a head.
+    batches: from `pipeline.eval_batches`.
+    names: class names of the data set. If the model has the same, the map marks mistakes.
+    total: number of batches.
+    seed: of PCA and t-SNE.
+
+  Yields:
+    The result so far, after each batch and after each map.
+
+  Raises:
+    TlxError: if scikit-learn is not installed.
+    UsageError: for fewer than 4 images.
   """
   if importlib.util.find_spec('sklearn') is None:
-    raise TlxError('a map needs scikit-learn; next: pip install scikit-learn')
+    raise TlxError('a map needs scikit-learn; run: pip install scikit-learn')
   parts = []
   for part in _parts(model, batches):
     parts.append(part)
     yield Explanation({'images': sum(len(p.labels) for p in parts)}, done=len(parts), total=total + 2)
   points = Points(*map(np.concatenate, zip(*parts)))
   if len(points.labels) < FEWEST:
-    raise UsageError(f'{len(points.labels)} images are too few for a map: it takes {FEWEST}')
+    raise UsageError(f'{len(points.labels)} images are too few for a map; it needs at least {FEWEST}')
   points = points._replace(features=points.features / np.linalg.norm(points.features, axis=1, keepdims=True))
   known = list(names) == list(model.class_names)
   wrong = points.predictions != points.labels if known else np.zeros(len(points.labels), bool)
@@ -83,7 +97,7 @@ def _parts(model: Pretrained, batches: Iterable[Batch]) -> Iterator[Points]:
   for batch in batches:
     pooled, probabilities = map(np.asarray, see(model.variables, batch['image']))
     tiles = np.stack([pictures.resized(image, TILE, TILE) for image in batch['image']])
-    columns = pooled, batch['label'], probabilities.argmax(1), probabilities.max(1), batch['index'], tiles
+    columns = pooled, batch['target']['label'], probabilities.argmax(1), probabilities.max(1), batch['index'], tiles
     yield Points(*(column[batch['mask']] for column in columns))
 
 
@@ -116,7 +130,7 @@ def _faithful(points: Points, places: np.ndarray) -> dict[str, float]:
 
 
 def _agreement(values: np.ndarray, labels: np.ndarray) -> float:
-  """Share of examples whose nearest others vote for their label."""
+  """Share of examples whose nearest neighbours vote for their label."""
   from sklearn.neighbors import NearestNeighbors
 
   count = min(NEIGHBOURS, len(values) - 1)
@@ -127,21 +141,24 @@ def _agreement(values: np.ndarray, labels: np.ndarray) -> float:
 
 
 def colour(index: int) -> tuple[int, int, int]:
-  """Of a class."""
+  """The colour of a class, RGB in 0 to 255."""
   if index < len(COLOURS):
     return COLOURS[index]
-  hue = (index * 0.618034) % 1  # the golden ratio spreads any number of them
+  hue = (index * 0.618034) % 1  # the golden ratio spreads any number of hues evenly
   return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.35 + 0.25 * (index % 2), 0.7))
 
 
 def _unit(places: np.ndarray) -> np.ndarray:
-  """Both axes by one factor into [0, 1], the middle of what they span at 0.5."""
+  """Scales both axes by one factor into [0, 1], centred at 0.5."""
   low, high = places.min(0), places.max(0)
   return 0.5 + (places - (low + high) / 2) / max((high - low).max(), 1e-12)
 
 
 def _picture(points: Points, places: np.ndarray, names: Sequence[str], wrong: np.ndarray) -> np.ndarray:
-  """The map as thumbnails framed by their class, mistakes last and doubly; and the classes beside it."""
+  """The map as thumbnails with a frame in the colour of their class, and a legend.
+
+  Mistakes lie on top and have a second frame in the colour of the predicted class.
+  """
   side = 28
   sheet = np.full((SIDE, SIDE, 3), 255, np.uint8)
   corners = np.rint(_unit(places) * (SIDE - side)).astype(int)
@@ -173,7 +190,7 @@ def _page(points: Points, places: dict[str, np.ndarray], names: Sequence[str], k
 
 
 def _sheet(thumbnails: np.ndarray) -> str:
-  """All thumbnails as one JPEG, a data address."""
+  """All thumbnails as one JPEG in a data URL."""
   rows = -(-len(thumbnails) // SHEET)
   padded = np.zeros((rows * SHEET, *thumbnails.shape[1:]), np.uint8)
   padded[: len(thumbnails)] = thumbnails

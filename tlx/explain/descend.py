@@ -1,4 +1,4 @@
-"""Gradient descent on whatever makes a picture: pixels, their Fourier coefficients, a change of them."""
+"""Gradient descent on the parameters of a picture, such as its pixels or its Fourier coefficients."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,7 +10,7 @@ import optax
 
 
 class Descent(NamedTuple):
-  """After `step` steps: the loss at each of them so far, and the parameters with the least of these."""
+  """The state after `step` steps: all losses so far, and the parameters with the smallest of them."""
 
   step: int
   losses: jax.Array  # float32 [step]
@@ -29,14 +29,21 @@ def descend(
   project: Callable[[Any], Any] = lambda parameters: parameters,
   every: int = 16,
 ) -> Iterator[Descent]:
-  """Yields what was found so far after every `every` steps and after the last; stopping early loses nothing.
+  """Minimises a loss, and yields the best parameters so far, so that stopping early loses nothing.
 
   Args:
-    loss: (fixed, parameters, key) -> float []; the key is another one at each step.
-    fixed: what is not changed (a model's variables), a pytree; handed over so that it is no constant of the program.
-    start: parameters, a pytree of floats.
-    optimizer: of optax; those with a line search get what they need, and see one key a step.
-    project: after each update, back to what is allowed (pixels in [0, 1]).
+    loss: (fixed, parameters, key) -> float []; each step has its own key.
+    fixed: a pytree that stays as it is, such as a model's variables. As an argument it is not a constant of the
+      program.
+    start: initial parameters, a pytree of floats.
+    optimizer: from optax. A line search sees one key per step.
+    steps: gradient steps.
+    key: random key.
+    project: maps parameters to the nearest allowed ones (pixels in [0, 1]) after each update.
+    every: steps between two results.
+
+  Yields:
+    A `Descent` after every `every` steps and after the last.
   """
   optimizer = optax.with_extra_args_support(optimizer)
 
@@ -44,7 +51,7 @@ def descend(
   def run(fixed, carry, first, count):
     return jax.lax.scan(partial(_step, loss, fixed, optimizer, project, key), carry, first + jnp.arange(count))
 
-  carry = start, optimizer.init(start), start, jnp.full((), jnp.inf)  # of a type that stays: one compilation
+  carry = start, optimizer.init(start), start, jnp.full((), jnp.inf)  # strongly typed, so that one compilation suffices
   losses = jnp.zeros(0)
   for first in range(0, steps, every):
     carry, values = run(fixed, carry, first, min(every, steps - first))
@@ -56,7 +63,7 @@ def _step(loss, fixed, optimizer, project, key, carry, step):
   parameters, state, best, least = carry
   at = lambda parameters: loss(fixed, parameters, jax.random.fold_in(key, step))
   value, slope = jax.value_and_grad(at)(parameters)
-  better = value < least  # never of a loss that is not a number
+  better = value < least  # always false if the loss is not a number
   best = jax.tree.map(lambda new, old: jnp.where(better, new, old), parameters, best)
   updates, state = optimizer.update(slope, state, parameters, value=value, grad=slope, value_fn=at)
   parameters = project(optax.apply_updates(parameters, updates))

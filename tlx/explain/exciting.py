@@ -1,7 +1,7 @@
-"""The photographs of a data set that excite the channels of a layer most, with where in them they do.
+"""The images of a data set that activate the channels of a layer most, and where in the image they do.
 
-A photograph excites a channel by its highest value over all places (Zeiler & Fergus 2014, Sec. 4,
-https://arxiv.org/abs/1311.2901). Only the best so far are kept while batches stream, and no features.
+The activation of a channel is its maximum over all positions (Zeiler & Fergus 2014, Sec. 4,
+https://arxiv.org/abs/1311.2901). While batches stream, only the best so far are kept, and no features.
 """
 
 import functools
@@ -17,11 +17,11 @@ from tlx.explain import pictures
 from tlx.explain.outputs import Explanation, as_map, check_layer, look
 from tlx.types import DataSource, Pretrained, TlxError, UsageError
 
-TILE = 112  # pixels, of one photograph
+TILE = 112  # height and width of one image in the sheet, pixels
 
 
 class Best(NamedTuple):
-  """Of `count` photographs: sums over them for each of d channels, and the k that excite it most, the first most."""
+  """Statistics of `count` images for each of d channels, and the k images with the highest activation, in order."""
 
   count: int
   total: np.ndarray  # float64 [d]
@@ -34,7 +34,7 @@ class Best(NamedTuple):
     return cls(0, *np.zeros((2, channels)), np.zeros((0, channels), np.float32), np.zeros((0, channels), np.int32))
 
   def merge(self, peaks: np.ndarray, index: np.ndarray, k: int) -> 'Best':
-    """With more photographs, peaks float32 [b, d]; of equals the one that came first stays."""
+    """Adds images with maxima `peaks` float32 [b, d]. Of equal values the earlier one stays ahead."""
     values = np.concatenate([self.values, peaks])
     indices = np.concatenate([self.indices, np.broadcast_to(index[:, None], peaks.shape)])
     order = np.argsort(-values, axis=0, kind='stable')[:k]
@@ -49,7 +49,7 @@ class Best(NamedTuple):
 
   @property
   def selectivity(self) -> np.ndarray:
-    """[d]: how many standard deviations its best k stand above all photographs; 0 where all are alike."""
+    """[d]: distance of the best k images' mean from the mean of all, in standard deviations; 0 if all are equal."""
     mean = self.total / self.count
     deviation = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
     above = self.values.mean(axis=0) - mean
@@ -67,10 +67,24 @@ def exciting(
   photographs: int = 8,
   batch_size: int = 32,
 ) -> Iterator[Explanation]:
-  """A row for each of the `most` selective channels, or two for the one asked for: its photographs, its heat over them.
+  """Draws a row for each of the `most` selective channels, or two rows (images, heat) for one channel.
 
-  names: of the data set's classes. Yields after each batch; the pictures are drawn when they are asked for.
-  Raises UsageError for what is no layer or no channel of it, and TlxError where no photograph can be read.
+  Args:
+    model: any backbone.
+    source: the images.
+    names: class names of the data set.
+    layer: a layer's name.
+    channel: one channel's number; None = the most selective ones.
+    most: number of channels.
+    photographs: images of each channel.
+    batch_size: images per step.
+
+  Yields:
+    The result so far, after each batch. Its picture is drawn when it is needed.
+
+  Raises:
+    UsageError: if there is no such layer or channel.
+    TlxError: if no image can be read.
   """
   check_layer(model.module, layer)
   maps = lambda variables, images: as_map(model.module, look(model)(variables, to_float(images))[layer])
@@ -113,7 +127,7 @@ def _row(best: Best, channel: int, named, labels: np.ndarray, names: Sequence[st
 
 
 def _sheet(model: Pretrained, maps, source: DataSource, transform, rows: Sequence[dict]) -> np.ndarray:
-  """Photographs and heat, read and computed again for those few."""
+  """Draws the images and their heat. It reads these few images again and recomputes their maps."""
   channels = np.array([row['channel'] for row in rows])
   one = jax.jit(lambda variables, image: maps(variables, image[None])[0][..., channels])
 

@@ -1,4 +1,4 @@
-"""Feature maps: what each channel of a named layer answers to a photograph."""
+"""Feature maps: the output of each channel of a named layer for one image."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,23 @@ from tlx.explain import pictures
 from tlx.explain.outputs import Explanation, as_map, check_layer, look
 from tlx.types import Pretrained
 
-TILE = 112  # pixels, of one channel's map
+TILE = 112  # height and width of one channel's map in the grid, pixels
 
 
 def feature_maps(model: Pretrained, picture: np.ndarray, layers: Sequence[str] = (), most: int = 16) -> Explanation:
-  """A grid for each layer: the photograph, then the channels with the highest mean magnitude, the most active first.
+  """Draws a grid for each layer: the image, then the channels in descending order of mean magnitude.
 
-  picture: uint8 [s, s, 3], as the model sees it. layers: all by default. Raises UsageError for what is no layer.
+  Args:
+    model: any backbone.
+    picture: uint8 [s, s, 3], at the model's input size.
+    layers: names; all layers by default.
+    most: channels of each layer.
+
+  Returns:
+    The figures, and one picture per layer.
+
+  Raises:
+    UsageError: if there is no such layer.
   """
   names = [check_layer(model.module, name) for name in layers] or model.module.backbone.names
   seen = jax.jit(look(model))(model.variables, pictures.to_floats(picture)[None])
@@ -32,7 +42,7 @@ def feature_maps(model: Pretrained, picture: np.ndarray, layers: Sequence[str] =
       'shape': maps.shape,
       'channels': order,
       'activity': activity[order],
-      'dead': int((activity == 0).sum()),  # channels that answer nothing at all
+      'dead': int((activity == 0).sum()),  # channels that are zero everywhere
     }
   return Explanation({'layers': figures}, grids)
 

@@ -1,4 +1,4 @@
-"""Where a model looks: Grad-CAM and integrated gradients over a photograph."""
+"""Where a model looks: Grad-CAM and integrated gradients over an image."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,21 +12,29 @@ from tlx.explain.objectives import of_class
 from tlx.explain.outputs import LOGITS, Explanation, check_head, class_name, look
 from tlx.types import Pretrained
 
-SHOWN = 0.99  # quantile of the single pixels that is drawn as the hottest: a few of them stand far above the others
+SHOWN = 0.99  # pixels above this quantile are drawn alike, because a few would otherwise outshine all others
 
 
 def where(
   model: Pretrained, picture: np.ndarray, index: int | None = None, layer: str | None = None, steps: int = 64
 ) -> Explanation:
-  """The photograph, and what speaks in it for a class by Grad-CAM and by integrated gradients of its log-probability.
+  """Draws an image with the heat of Grad-CAM and of integrated gradients of a class's log-probability.
+
+  The figure `completeness` is the error of the attributions' sum: its distance from the difference of log-probability
+  between the image and a black one, as a share of that difference.
 
   Args:
-    picture: uint8 [s, s, 3], as the model sees it.
-    index: of the class; the most probable by default.
-    layer: of Grad-CAM; `gradcam_layer` by default.
-    steps: of the integral. `completeness` in the figures is how far the attributions' sum is from the log-probability
-      less that of a black picture, as a share of it.
-  Raises UsageError for a model without classes, and for a layer that is none or has no map.
+    model: with a head.
+    picture: uint8 [s, s, 3], at the model's input size.
+    index: a class; the most probable by default.
+    layer: of Grad-CAM; `gradcam_layer` chooses by default.
+    steps: of integrated gradients.
+
+  Returns:
+    The figures, and the picture 'gradcam'.
+
+  Raises:
+    UsageError: if the model has no classes, or `layer` is not a layer with a map.
   """
   check_head(model)
   layer, pixels = gradcam_layer(model, layer), jnp.asarray(pictures.to_floats(picture))[None]
@@ -46,7 +54,7 @@ def where(
     'layer': layer,
     'heat': heat,
     'attribution_sum': float(parts.sum()),
-    'log_probability_gain': gain,  # over a black picture
+    'log_probability_gain': gain,  # compared with a black picture
     'completeness': abs(float(parts.sum()) - gain) / max(abs(gain), 1e-12),
   }
   tiles = [picture, warm(picture, heat), warm(picture, fine(parts.sum(-1)))]
@@ -57,7 +65,17 @@ def where(
 def overlays(
   model: Pretrained, images: Sequence[np.ndarray], classes: Sequence[int], batch_size: int = 8
 ) -> Iterator[np.ndarray]:
-  """Grad-CAM of a class over each picture uint8 [s, s, 3]: one program for all, which sees `batch_size` at a time."""
+  """Draws Grad-CAM of a class over each picture uint8 [s, s, 3]. One compiled program serves all batches.
+
+  Args:
+    model: with a head.
+    images: pictures at the model's input size.
+    classes: one class per picture.
+    batch_size: pictures per step.
+
+  Yields:
+    One picture uint8 [s, s, 3] for each image, in order.
+  """
   heats: Attribution = jax.jit(gradcam(model, gradcam_layer(model)))
   for start in range(0, len(images), batch_size):
     part = images[start : start + batch_size]
@@ -69,11 +87,11 @@ def overlays(
 
 
 def warm(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-  """Heat of 0 or more over a photograph, the hottest place the lightest."""
+  """Draws heat (0 or more) over a picture; the hottest position is the lightest."""
   return pictures.overlay(picture, heat / max(heat.max(), 1e-12))
 
 
 def fine(parts: np.ndarray) -> np.ndarray:
-  """Attributions [s, s] of single pixels as heat: what speaks for the class, cut where a few pixels outshine all."""
+  """Turns attributions [s, s] of pixels into heat: the positive part, cut off at the quantile SHOWN."""
   heat = np.maximum(parts, 0)
   return np.minimum(heat, np.quantile(heat, SHOWN))

@@ -1,7 +1,7 @@
-"""Ideal pictures: activation maximisation from noise, with what makes its result legible.
+"""Ideal pictures: activation maximisation, which begins from noise, with regularisation that keeps the result legible.
 
-The course's recipe is gradient ascent on pixels with total variation; jitter, scale and rotation, and the Fourier
-coefficients of decorrelated colours are those of Olah et al. 2017 (https://distill.pub/2017/feature-visualization).
+The objective is maximised by gradient ascent with a total variation penalty. Jitter, scale and rotation, and the
+Fourier coefficients of decorrelated colours follow Olah et al. 2017 (https://distill.pub/2017/feature-visualization).
 """
 
 import re
@@ -22,22 +22,22 @@ from tlx.types import Pretrained, UsageError
 
 
 class Goal(NamedTuple):
-  """What one picture is to bring about."""
+  """What one picture shall maximise."""
 
   name: str
-  layer: str  # whose outputs the aim is about, and in whose standard deviations it is weighed
+  layer: str  # the layer that `aim` reads; the standard deviation of its output is the unit of the aim
   aim: objectives.Objective
-  index: int | None = None  # of a class
+  index: int | None = None  # the class, if the aim is a class
 
 
 def of_class(model: Pretrained, name: str | int) -> Goal:
-  """The score of a class, by name or number. Raises UsageError for what is none."""
+  """The logit of a class, by name or number. Raises UsageError for an unknown class."""
   index = class_index(model, name)
   return Goal(class_name(model, index), LOGITS, objectives.logit(index), index)
 
 
 def of_channel(model: Pretrained, layer: str, number: int) -> Goal:
-  """The mean of one channel of a layer. Raises UsageError for no such layer or channel."""
+  """The mean of one channel of a layer. Raises UsageError for an unknown layer or channel."""
   width = shapes(model)[check_layer(model.module, layer)].shape[-1]
   if not 0 <= number < width:
     raise UsageError(f'channel {number} is out of range: {layer} has 0 to {width - 1}')
@@ -45,7 +45,20 @@ def of_channel(model: Pretrained, layer: str, number: int) -> Goal:
 
 
 def of_direction(model: Pretrained, layer: str, picture: np.ndarray, name: str) -> Goal:
-  """What a photograph uint8 [s, s, 3] has over a plain one of its mean colour: the mean difference of a layer."""
+  """The direction from a plain picture to an image in a layer's features; the plain one has the image's mean colour.
+
+  Args:
+    model: any backbone.
+    layer: a layer's name.
+    picture: uint8 [s, s, 3], at the model's input size.
+    name: of the picture, for the goal's name.
+
+  Returns:
+    A goal with a direction of length 1: the difference of the features' means over all positions.
+
+  Raises:
+    UsageError: for an unknown layer.
+  """
   check_layer(model.module, layer)
   photo = pictures.to_floats(picture)
   both = np.stack([photo, np.broadcast_to(photo.mean((0, 1)), photo.shape)])
@@ -68,13 +81,24 @@ def ideal_images(
   judge: Pretrained | None = None,
   every: int = 32,
 ) -> Iterator[Explanation]:
-  """One picture a goal, all at once; what the figures say is of the pictures as their files hold them, untransformed.
+  """Makes one picture for each goal, all at once.
+
+  The figures describe the pictures as their files hold them (uint8), without random transforms.
 
   Args:
-    size: pixels, side of the pictures and of what the model sees.
-    variation: weight of total variation against one standard deviation of the outputs that the goal is about.
+    model: any backbone; classes need a head.
+    goals: one per picture.
+    size: height and width of the pictures and of the model's input, pixels.
+    steps: gradient steps.
+    variation: weight of the total variation, against one standard deviation of the goal's outputs.
     parametrisation: a key of PARAMETRISATIONS.
-    judge: a second model, asked afterwards whether it sees the same class; descent does not look at it.
+    transforms: random transforms at each step.
+    seed: of the noise and the transforms.
+    judge: a second model that classifies the finished pictures; the descent does not use it.
+    every: steps between two results.
+
+  Yields:
+    The result so far, after every `every` steps and after the last.
   """
   made, see, key = PARAMETRISATIONS[parametrisation], _see(model, {goal.layer for goal in goals}), jax.random.key(seed)
   start = jnp.stack([made.start(jax.random.fold_in(key, i), size) for i in range(len(goals))])
@@ -94,13 +118,13 @@ def ideal_images(
 
 
 def _see(model: Pretrained, layers: set[str]):
-  """What the figures are made of, compiled once."""
+  """Compiles the model, with only the outputs that the figures need."""
   looks, kept = look(model), {PIXELS, LOGITS, *layers}
   return jax.jit(lambda variables, pixels: {k: x for k, x in looks(variables, pixels).items() if k in kept})
 
 
 def _loss(looks, goals: Sequence[Goal], made: Parametrisation, transforms: Transforms, variation: float):
-  """Of all pictures together: each has its own share, so that none changes another."""
+  """The loss of all pictures together. It is a sum of one term per picture, so no picture influences another."""
 
   def loss(fixed, parameters: jax.Array, key: jax.Array) -> jax.Array:
     variables, spread = fixed
@@ -113,7 +137,7 @@ def _loss(looks, goals: Sequence[Goal], made: Parametrisation, transforms: Trans
 
 
 def _figures(goal: Goal, i: int, seen: Seen, noise: Seen) -> dict[str, Any]:
-  """Of one picture."""
+  """The figures of one picture."""
   figures = {'objective': float(goal.aim(seen)[i]), 'objective_of_noise': float(goal.aim(noise)[i])}
   if goal.index is not None:
     figures['probability'] = float(jax.nn.softmax(seen[LOGITS][i])[goal.index])
@@ -121,7 +145,7 @@ def _figures(goal: Goal, i: int, seen: Seen, noise: Seen) -> dict[str, Any]:
 
 
 def _summary(each: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-  """The worst of the probabilities, the means of the rest, and how often the judge agrees."""
+  """The smallest probability, the means of the other figures, and how often the judge agrees."""
   rows = list(each.values())
   found = {'least_probability': min((row['probability'] for row in rows if 'probability' in row), default=None)}
   found |= {name: float(np.mean([row[name] for row in rows])) for name in ('objective', 'variation')}
@@ -131,20 +155,23 @@ def _summary(each: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def judged_class(judge: Pretrained, model: Pretrained, index: int) -> int:
-  """The judge's number of one of the model's classes, by name, or by number where names are unknown and counts equal.
+  """Finds the judge's number for one of the model's classes.
 
-  Raises UsageError for a judge without that class.
+  It matches names; without names it takes the same number, if both models have equally many classes.
+
+  Raises:
+    UsageError: if the judge does not have that class.
   """
   name, counts = class_name(model, index), [m.module.head.num_classes for m in (model, judge)]
   if name in judge.class_names:
     return list(judge.class_names).index(name)
   if counts[0] != counts[1] or (judge.class_names and model.class_names):
-    raise UsageError(f'the judge has no class {name!r}; it must have the classes of the model')
+    raise UsageError(f'the judge has no class {name!r}; choose a judge with the same classes')
   return index
 
 
 def _verdicts(judge: Pretrained, model: Pretrained, goals: Sequence[Goal], shown: np.ndarray) -> list[dict[str, Any]]:
-  """What another model makes of each picture, at its own size; nothing of those that are of no class."""
+  """The judge's answer for each picture, at the judge's input size; {} for pictures that are not of a class."""
   side = judge.preprocess.size
   pixels = pictures.to_floats(np.stack([pictures.resized(picture, side, side) for picture in shown]))
   rows = np.asarray(jax.nn.softmax(_see(judge, set())(judge.variables, pixels)[LOGITS]))
@@ -155,14 +182,14 @@ def _verdict(judge: Pretrained, model: Pretrained, index: int, row: np.ndarray) 
   own, top = judged_class(judge, model, index), int(row.argmax())
   return {
     'judge_probability': float(row[own]),
-    'judge_rank': int((row > row[own]).sum()) + 1,  # 1: the judge's first choice
+    'judge_rank': int((row > row[own]).sum()) + 1,  # 1 = the judge's first choice
     'judge_says': class_name(judge if judge.class_names else model, top),
     'judge_agrees': top == own,
   }
 
 
 def _named(goals: Sequence[Goal], shown: np.ndarray) -> dict[str, np.ndarray]:
-  """The pictures by the names of their files; of several, a sheet too."""
+  """The pictures by the names of their files; for several pictures also a sheet of all."""
   named = {re.sub(r'[^\w.]+', '_', goal.name): picture for goal, picture in zip(goals, shown)}
   sheet = {'sheet': pictures.grid(list(shown), [goal.name for goal in goals], columns=5)} if len(goals) > 1 else {}
   return named | sheet

@@ -1,6 +1,6 @@
-"""What a picture is to bring about: an objective is a pure function of what the backbone sees, one number an image.
+"""Objectives for pictures: pure functions from a model's outputs to one number per image.
 
-They name layers, never models, and add up: `total((1, logit(285)), (-0.1, variation()))`.
+They address layers by name and add up: `total((1, logit(285)), (-0.1, variation()))`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,27 +14,27 @@ Objective = Callable[[Seen], jax.Array]  # -> float32 [b]
 
 
 def logit(index: int | jax.Array) -> Objective:
-  """Score of a class; index may be int [b], a class an image."""
+  """The logit of a class. `index` is an int, or int [b] with one class per image."""
   return lambda seen: of_class(seen[LOGITS], index)
 
 
 def log_probability(index: int | jax.Array) -> Objective:
-  """Logarithm of the probability of a class; index as there."""
+  """The log-probability of a class. `index` is an int, or int [b] with one class per image."""
   return lambda seen: of_class(jax.nn.log_softmax(seen[LOGITS]), index)
 
 
 def channel(layer: str, number: int) -> Objective:
-  """Mean of one channel of a layer over the places of its map, or over its tokens."""
+  """The mean of one channel of a layer, over the positions of its map or over its tokens."""
   return lambda seen: places(seen[layer])[..., number].mean(axis=1)
 
 
 def direction(layer: str, vector: jax.Array) -> Objective:
-  """Mean over the places of a layer's projection on a direction float [d], of unit length or not."""
+  """The mean over a layer's positions of the dot product with a vector float [d] of any length."""
   return lambda seen: (places(seen[layer]) @ vector).mean(axis=1)
 
 
 def variation() -> Objective:
-  """Total variation of the pixels: the mean absolute difference of neighbours, in both directions together."""
+  """Total variation: the mean absolute difference of vertical neighbours plus that of horizontal ones."""
 
   def of(seen: Seen) -> jax.Array:
     down, right = (jnp.abs(jnp.diff(seen[PIXELS], axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2))
@@ -44,9 +44,9 @@ def variation() -> Objective:
 
 
 def content(layer: str, target: jax.Array) -> Objective:
-  """Squared difference of a layer from a target float [1, ...], as a share of the target's mean square.
+  """Squared difference between a layer and a target float [1, ...], divided by the target's mean square.
 
-  Gatys et al. 2016 (CVPR; preprint https://arxiv.org/abs/1508.06576), made relative: one weight then fits every
+  (Gatys et al. 2016, CVPR; preprint https://arxiv.org/abs/1508.06576.) The division makes one weight fit every
   backbone, whatever the scale of its layers.
   """
 
@@ -58,9 +58,13 @@ def content(layer: str, target: jax.Array) -> Objective:
 
 
 def style(grams: Mapping[str, jax.Array]) -> Objective:
-  """Squared distance of each layer's Gram matrix from float [1, d, d], as a share of its square; mean over the layers.
+  """Squared distance between a layer's Gram matrix and a target float [1, d, d], divided by the target's square.
 
-  As in the same paper, with equal weights, and made relative for the same reason.
+  It is averaged over the layers with equal weights (Gatys et al. 2016). The division makes one weight fit every
+  backbone.
+
+  Args:
+    grams: layer's name -> target.
   """
 
   def of(seen: Seen) -> jax.Array:
@@ -71,21 +75,25 @@ def style(grams: Mapping[str, jax.Array]) -> Objective:
 
 
 def gram(values: jax.Array) -> jax.Array:
-  """Of a layer's output [b, ..., d]: products of its channels, the mean over the places, float32 [b, d, d]."""
+  """The Gram matrix of a layer [b, ..., d]: products of channels, averaged over positions, float32 [b, d, d]."""
   values = places(values)
   return jnp.einsum('bnd,bne->bde', values, values) / values.shape[1]
 
 
 def total(*parts: tuple[float, Objective]) -> Objective:
-  """Weighted sum."""
+  """Weighted sum of objectives."""
   return lambda seen: sum(weight * objective(seen) for weight, objective in parts)
 
 
 def of_class(rows: jax.Array, index: int | jax.Array) -> jax.Array:
-  """[b, k] -> [b]: of each row the value at `index`, int [] or [b]."""
+  """Picks the value at `index`, int [] or [b], of each row: [b, k] -> [b].
+
+  >>> print(of_class(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([0, 1])))
+  [1. 4.]
+  """
   return jnp.take_along_axis(rows, jnp.broadcast_to(jnp.asarray(index), len(rows))[:, None], axis=1)[:, 0]
 
 
 def places(values: jax.Array) -> jax.Array:
-  """[b, ..., d] -> float32 [b, n, d]: the places of a map, or the tokens."""
+  """Flattens a map, or tokens, to its positions: [b, ..., d] -> float32 [b, n, d]."""
   return values.reshape(len(values), -1, values.shape[-1]).astype(jnp.promote_types(values.dtype, jnp.float32))

@@ -1,4 +1,4 @@
-"""All that a model makes of pixels, as one pure function of them: the checkpoint's preprocessing is inside."""
+"""Every output of a model as one pure function of pixels, with the checkpoint's normalisation inside."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,40 +13,48 @@ from tlx.nn.model import TransferModel
 from tlx.types import Pretrained, UsageError, Variables
 
 PIXELS, LOGITS = 'pixels', 'logits'
+PICTURE_CLASSES = ('classification', 'multilabel')  # tasks whose outputs are [b, k]
 Seen = Mapping[str, jax.Array]  # 'pixels', then every layer's output by name, in order, 'pooled' and 'logits'
 Look = Callable[[Variables, jax.Array], Seen]
 
 
 class Explanation(NamedTuple):
-  """What a tool found, or has found so far."""
+  """The result of a tool, or its result so far."""
 
-  figures: Mapping[str, Any]  # what JSON can hold, once arrays are lists
-  # Name of the file without its ending -> uint8 [h, w, 3], or a function that draws it once it is wanted.
+  figures: Mapping[str, Any]  # values for JSON; arrays become lists
+  # File name without extension -> uint8 [h, w, 3], or a function that draws it on demand.
   pictures: Mapping[str, np.ndarray | Callable[[], np.ndarray]] = {}
-  pages: Mapping[str, str] = {}  # likewise -> HTML
-  done: int = 1  # of `total`
+  pages: Mapping[str, str] = {}  # file name without extension -> HTML
+  done: int = 1  # progress, out of `total`
   total: int = 1
 
 
 def look(model: Pretrained) -> Look:
-  """(variables, pixels float [b, h, w, 3] in [0, 1]) -> `Seen`; under jit what is not used is not computed."""
+  """Makes the function (variables, pixels float [b, h, w, 3] in [0, 1]) -> `Seen`.
+
+  Under jit, unused outputs are not computed.
+  """
   last, preprocess = model.module.backbone.names[-1], model.preprocess
 
   def looks(variables: Variables, pixels: jax.Array) -> Seen:
     features = model.module.apply(variables, normalise(pixels, preprocess.mean, preprocess.std), method='features')
-    return {PIXELS: pixels, **features, LOGITS: model.module.apply(variables, features[last], start=last)}
+    return {PIXELS: pixels, **features, LOGITS: model.module.apply(variables, features, start=last)}
 
   return looks
 
 
 def shapes(model: Pretrained) -> Mapping[str, jax.ShapeDtypeStruct]:
   """Of what the model sees in one picture of its own size, without computing it."""
-  pixels = jax.ShapeDtypeStruct((1, model.preprocess.size, model.preprocess.size, 3), np.float32)
+  pixels = jax.ShapeDtypeStruct((1, *model.preprocess.shape, 3), np.float32)
   return jax.eval_shape(look(model), model.variables, pixels)
 
 
 def check_size(model: Pretrained, size: int) -> int:
-  """The size itself, pixels of a side. Raises UsageError where the model takes no such pictures."""
+  """Returns `size` (height and width in pixels) if the model takes it.
+
+  Raises:
+    UsageError: if the model does not take images of that size.
+  """
   config = model.module.backbone.config
   only, least = getattr(config, 'size', None), getattr(config, 'smallest', 32)
   if only and size != only:
@@ -57,17 +65,17 @@ def check_size(model: Pretrained, size: int) -> int:
 
 
 def rest(model: Pretrained, layer: str) -> Callable[[Variables, jax.Array], jax.Array]:
-  """(variables, the output of `layer`) -> logits float32 [b, k]."""
+  """Makes the function (variables, output of `layer`) -> logits float32 [b, k]."""
   return lambda variables, values: model.module.apply(variables, values, start=layer)
 
 
 def as_map(module: TransferModel, values: jax.Array) -> jax.Array:
-  """A layer's output as a map [b, h, w, d]: see `nn.levels.as_map`."""
+  """A layer's output as a map [b, h, w, d]; see `nn.levels.as_map`."""
   return levels.as_map(values, getattr(module.backbone.config, 'prefix', 0))
 
 
 def check_layer(module: TransferModel, name: str) -> str:
-  """The name itself. Raises UsageError for what is no layer, with the list."""
+  """Returns `name` if it is a layer's. Raises UsageError with a list of the layers otherwise."""
   known = module.backbone.names
   if name not in known:
     raise UsageError(f'no layer {name!r}{_near(name, known)}; there are {", ".join(known)}')
@@ -76,18 +84,27 @@ def check_layer(module: TransferModel, name: str) -> str:
 
 def check_head(model: Pretrained) -> None:
   """Raises UsageError for a model without classes."""
-  if not model.module.head.num_classes:
+  if not getattr(model.module.head, 'num_classes', 1):
     raise UsageError('the model has no head, and so no class to explain; choose one with classes, or a run')
+  if model.source.task.split('(')[0] not in PICTURE_CLASSES:
+    raise UsageError(
+      f'the model answers {model.source.task}, and not one class a picture: explain features and exciting show what '
+      'its layers see'
+    )
 
 
 def class_index(model: Pretrained, name: str | int) -> int:
-  """Of a class by its number or its name, whatever the case; raises UsageError with the nearest names."""
+  """Finds a class by its number or its name (upper and lower case are equal).
+
+  Raises:
+    UsageError: for an unknown class, with the most similar names.
+  """
   count, names = model.module.head.num_classes, [known.lower() for known in model.class_names]
   if str(name).lower() in names:
     return names.index(str(name).lower())
   check_head(model)
   if not str(name).lstrip('-').isdecimal():
-    raise UsageError(f'no class {name!r}{_near(str(name).lower(), names)}; numbers from 0 to {count - 1} are taken too')
+    raise UsageError(f'no class {name!r}{_near(str(name).lower(), names)}; numbers from 0 to {count - 1} work too')
   if not 0 <= int(name) < count:
     raise UsageError(f'class {name} is out of range: the model has 0 to {count - 1}')
   return int(name)
@@ -98,6 +115,6 @@ def class_name(model: Pretrained, index: int) -> str:
 
 
 def _near(name: str, known) -> str:
-  """The nearest names; of class names those too that hold the word."""
+  """The most similar names, or names that contain the word."""
   near = words.near(name, known) or [other for other in known if name in other][:3]
   return f': did you mean {" or ".join(near)}?' if near else ''

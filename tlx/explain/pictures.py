@@ -1,4 +1,4 @@
-"""Pictures for people: heat over photographs, grids with lines of text under each, charts."""
+"""Draws pictures: heat over images, grids with text below each image, and charts."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -8,39 +8,43 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tlx.report.charts import number, ticks
 
-GAP, TEXT = 6, 18  # pixels between pictures, and of a line of text
+GAP, TEXT = 6, 18  # gap between pictures and height of a line of text, pixels
 WHITE, GREY, INK = (255, 255, 255), (222, 222, 222), (30, 30, 30)
-# From cold to hot, evenly spread; anchors of matplotlib's inferno, dark to light, for those who see no colours too.
+# From cold to hot: evenly spaced colours of matplotlib's inferno. It runs from dark to light, so it is legible in grey.
 HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)], float)
-LINES = ((31, 97, 181), (196, 78, 20), (20, 128, 74), (130, 60, 150))  # colours of a chart's, told apart in grey too
-MARKED = 20  # points of a line at most
+LINES = ((31, 97, 181), (196, 78, 20), (20, 128, 74), (130, 60, 150))  # colours of a chart's lines; distinct in grey
+MARKED = 20  # maximum points of a line that are marked
 
 
 def to_bytes(pixels) -> np.ndarray:
-  """float [..., 3] in [0, 1], clipped there, -> uint8."""
+  """Clips float [..., 3] to [0, 1] and converts it to uint8.
+
+  >>> print(to_bytes([0.0, 0.5, 1.5]))
+  [  0 128 255]
+  """
   return np.rint(np.clip(np.nan_to_num(np.asarray(pixels, np.float32)), 0, 1) * 255).astype(np.uint8)
 
 
 def to_floats(picture: np.ndarray) -> np.ndarray:
-  """uint8 -> float32 in [0, 1]."""
+  """Converts uint8 to float32 in [0, 1]."""
   return np.asarray(picture, np.float32) / 255
 
 
 def png(picture: np.ndarray) -> bytes:
-  """uint8 [h, w, 3] as a file."""
+  """Encodes uint8 [h, w, 3] as a PNG file."""
   file = io.BytesIO()
   Image.fromarray(picture).save(file, 'PNG')
   return file.getvalue()
 
 
 def resized(picture: np.ndarray, height: int, width: int, *, smooth: bool = True) -> np.ndarray:
-  """uint8 [h, w, 3] -> uint8 [height, width, 3]; without `smooth` each pixel stays a square."""
+  """Resizes uint8 [h, w, 3] to [height, width, 3]: bicubic, or nearest neighbour if not `smooth`."""
   how = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
   return np.array(Image.fromarray(picture).resize((width, height), how))
 
 
 def fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-  """uint8 [h, w, 3] -> uint8 [height, width, 3]: the whole picture in the middle of white."""
+  """Fits a whole picture uint8 [h, w, 3] into the middle of a white one [height, width, 3]."""
   factor = min(height / picture.shape[0], width / picture.shape[1])
   h, w = (max(1, round(factor * side)) for side in picture.shape[:2])
   sheet = np.full((height, width, 3), 255, np.uint8)
@@ -50,20 +54,30 @@ def fitted(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def spread(values) -> np.ndarray:
-  """float [h, w] -> the same shifted and scaled to [0, 1]; what is constant becomes 0."""
+  """Shifts and scales float values to [0, 1]; a constant array becomes 0."""
   values = np.nan_to_num(np.asarray(values, np.float32))
   low, high = values.min(), values.max()
   return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
 def coloured(heat) -> np.ndarray:
-  """float [h, w] in [0, 1] -> uint8 [h, w, 3], from black over red to light yellow."""
+  """Colours heat float [h, w] in [0, 1]: uint8 [h, w, 3], from black through red to light yellow."""
   places = np.clip(np.asarray(heat), 0, 1) * (len(HEAT) - 1)
   return to_bytes(np.stack([np.interp(places, range(len(HEAT)), HEAT[:, c]) for c in range(3)], -1) / 255)
 
 
 def overlay(picture: np.ndarray, heat, cold: float = 0.3, hot: float = 0.65) -> np.ndarray:
-  """Heat float [h', w'] in [0, 1] over a photograph uint8 [h, w, 3], resized to it; it hides from `cold` to `hot`."""
+  """Draws heat over an image.
+
+  Args:
+    picture: uint8 [h, w, 3].
+    heat: float [h', w'] in [0, 1]; resized to the picture.
+    cold: opacity of heat 0.
+    hot: opacity of heat 1.
+
+  Returns:
+    uint8 [h, w, 3].
+  """
   colours = resized(coloured(heat), *picture.shape[:2])
   shades = resized(np.repeat(to_bytes(heat)[..., None], 3, axis=-1), *picture.shape[:2])
   share = cold + (hot - cold) * to_floats(shades)
@@ -71,7 +85,16 @@ def overlay(picture: np.ndarray, heat, cold: float = 0.3, hot: float = 0.65) -> 
 
 
 def grid(pictures: Sequence[np.ndarray], texts: Sequence[str] = (), columns: int | None = None) -> np.ndarray:
-  """Pictures uint8 [h, w, 3] of one size in rows, each with its lines of text below, cut where they are too long."""
+  """Arranges pictures of one size in rows, each with lines of text below; lines that are too long are cut.
+
+  Args:
+    pictures: uint8 [h, w, 3] each.
+    texts: text of each picture; may have several lines.
+    columns: pictures a row; all in one row by default.
+
+  Returns:
+    uint8 [h', w', 3].
+  """
   columns = min(columns or len(pictures), len(pictures))
   height, width = pictures[0].shape[:2]
   rows, line = -(-len(pictures) // columns), max((TEXT * len(text.splitlines()) for text in texts), default=0)
@@ -95,10 +118,19 @@ def chart(
   height: int = 340,
   width: int = 560,
 ) -> np.ndarray:
-  """Lines over numbers, with axes, round numbers at them and a legend, as uint8 [height, width, 3].
+  """Draws a line chart with axes, ticks and a legend.
 
-  lines: name -> (x, y), finite, in the order of x; few points are marked. across, up: what the axes are. within: the
-  y axis, by default from the least to the greatest. log: of y, above 0, in powers of ten.
+  Args:
+    lines: name -> (x, y), finite, in ascending x; lines with few points have them marked.
+    across: label of the x axis.
+    up: label of the y axis.
+    within: limits of the y axis; by default the data's.
+    log: whether the y axis is logarithmic; y must then be above 0.
+    height: pixels.
+    width: pixels.
+
+  Returns:
+    uint8 [height, width, 3].
   """
   scale = np.log10 if log else np.asarray
   lines = {name: (np.asarray(x, float), scale(np.asarray(y, float))) for name, (x, y) in lines.items()}
@@ -131,13 +163,13 @@ def chart(
 
 
 def _apart(values: np.ndarray) -> tuple[float, float]:
-  """Least and greatest of numbers; where they are one, a little apart."""
+  """Minimum and maximum of the values; 0.5 to either side if they are equal."""
   low, high = float(values.min()), float(values.max())
   return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _cut(text: str, width: int, font) -> str:
-  """As much of a text as fits."""
+  """Cuts a text to a width in pixels."""
   if font.getlength(text) <= width:
     return text
   while text and font.getlength(text + '…') > width:
@@ -146,7 +178,7 @@ def _cut(text: str, width: int, font) -> str:
 
 
 def legend(texts: Sequence[str], colours: Sequence[tuple[int, int, int]], height: int) -> np.ndarray:
-  """A dot of its colour before each text, as many as fit: uint8 [height, w, 3]."""
+  """Draws a coloured dot before each text, as many as fit: uint8 [height, w, 3]."""
   font, step = ImageFont.load_default(14), 24
   most = len(texts) if step * (len(texts) + 1) <= height else height // step - 2
   rest = [f'and {len(texts) - most} more'] * (most < len(texts))

@@ -1,4 +1,4 @@
-"""How many of a split's answers survive an attack, as a curve over how much it may change."""
+"""Accuracy of a model under attack, as a curve over the allowed size of the change."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from tlx.explain.attack import Attack, perturb
 from tlx.explain.outputs import LOGITS, Explanation, look
 from tlx.types import Batch, DataSource, Pretrained
 
-# norm -> how an epsilon is drawn on the axis, and what the axis is called
+# norm -> (factor from epsilon to the x axis, label of the x axis)
 UNITS = {'linf': (255, 'epsilon, of 255 levels (L-infinity)'), 'l2': (1, 'epsilon (L2, pixels in [0, 1])')}
 
 
@@ -27,16 +27,22 @@ def robustness(
   batch_size: int = 32,
   seed: int = 0,
 ) -> Iterator[Explanation]:
-  """Yields the curve so far after every batch; it grows by a point with each epsilon, from the least up.
+  """Attacks every image of a source, away from the model's own answer, at each epsilon in ascending order.
 
-  An untargeted attack away from the model's own answer. `changed` is the share of answers that it changes; `accuracy`
-  the share of images answered rightly and not changed. What a smaller ball holds a larger one holds too: an image
-  changed at one epsilon counts as changed at the larger ones and is attacked no more, so that neither can turn round.
+  `changed` is the share of answers that the attack changes. `accuracy` is the share of images that are answered
+  correctly and whose answer stays. A larger ball contains the smaller ones, so an image that changed at one epsilon
+  counts as changed at all larger ones and is not attacked again: both curves are monotonic.
 
   Args:
+    model: with a head.
+    source: the images.
     epsilons: name -> size, see `attack`.
-    attack: untargeted; it stops at success, as nothing more is asked.
-    batch_size: images at once; padding is masked, and unreadable images are left out and counted.
+    attack: an untargeted attack that stops at success.
+    batch_size: images per step. Padding is masked; images that cannot be read are left out and counted.
+    seed: of the random starts.
+
+  Yields:
+    The curve so far, after each batch. It gains one point with each epsilon.
   """
   seen, program, key = look(model), perturb(look(model), attack), jax.random.key(seed)
   answer = jax.jit(lambda variables, images: seen(variables, to_float(images))[LOGITS].argmax(-1))
@@ -69,14 +75,14 @@ def robustness(
 
 
 def _batches(model: Pretrained, source: DataSource, chosen: np.ndarray, size: int) -> Iterator[tuple[Batch, Any]]:
-  """Batches of the chosen positions of a source, and these positions, int [b], -1 for padding."""
+  """Batches of the chosen positions of a source, with these positions int [b]; -1 marks padding."""
   part, transform = Subset(source, chosen), transforms.evaluation(model.preprocess)
   for batch in pipeline.eval_batches(part, batch_size=size, transform=transform) if len(chosen) else ():
     yield batch, np.where(batch['index'] >= 0, chosen[batch['index']], -1)
 
 
 def _clean(answers: np.ndarray, source: DataSource, done: int, attack: Attack) -> dict[str, Any]:
-  """Figures without any attack; an answer of -1 is none."""
+  """Figures without an attack. An answer of -1 means an image that cannot be read."""
   read = answers >= 0
   return {
     'accuracy': float((answers == source.labels)[read].mean()) if read.any() else 0.0,

@@ -1,8 +1,9 @@
-"""Style transfer: a photograph's content in the manner of another picture.
+"""Style transfer: the content of one image in the style of another.
 
-Gatys et al. 2016, "Image style transfer using convolutional neural networks" (CVPR): Gram matrices of some layers,
-content at one, and total variation; colours kept as in Gatys et al. 2016b (https://arxiv.org/abs/1606.05897). Coarse to
-fine, since the layers see little of a large picture: each size starts from what the one before it ended with.
+Gatys et al. 2016, "Image style transfer using convolutional neural networks" (CVPR): Gram matrices of several layers,
+the content of one layer, and total variation. Colours can be preserved as in Gatys et al. 2016b
+(https://arxiv.org/abs/1606.05897). It works from coarse to fine, because the layers see only a small part of a large
+image: each size starts from the result of the size before.
 """
 
 import dataclasses
@@ -21,15 +22,15 @@ from tlx.explain.descend import descend
 from tlx.explain.outputs import PIXELS, Explanation, Look, Seen, check_layer, check_size, look, shapes
 from tlx.types import Pretrained, Variables
 
-LAYERS = 5  # of style, spread over the depth of a backbone of one resolution
-COARSE, MIDDLE = 16, 8  # strides of the paper's last style layer and of its content layer
-FRAME = 16  # pixels around the picture that are cut off in the end, with what the layers' padding brings about there
+LAYERS = 5  # number of style layers in a backbone with one resolution
+COARSE, MIDDLE = 16, 8  # strides of the paper's last style layer and of its content layer, pixels
+FRAME = 16  # margin around the picture, pixels; cut off at the end, because the layers' padding causes artefacts there
 COARSEST, USUAL_SIZE = 128, 512  # pixels of the longer side
-TILE = 256  # pixels, of a picture on the sheet of the progress
+TILE = 256  # longer side of a picture on the progress sheet, pixels
 
 
 class Weights(NamedTuple):
-  """Of the parts of the loss, of which content and style are about 1 for unlike pictures."""
+  """Weights of the parts of the loss. Content and style are about 1 for two unlike images."""
 
   content: float = 1.0
   style: float = 1000.0
@@ -41,25 +42,33 @@ USUAL = Weights()
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-  """The loss: which layers, and what each part weighs."""
+  """The loss: which layers it reads, and the weight of each part."""
 
   look: Look
   style_layers: tuple[str, ...]
   content_layer: str
   weights: Weights
-  frame: int = FRAME  # pixels at the borders of a map whose places are no part of the style: padding marks them
+  frame: int = FRAME  # border that the style ignores, because padding affects it there, pixels
 
   def textures(self, seen: Seen) -> dict[str, jax.Array]:
-    """The style's layers without their borders; a transformer's tokens are as they are."""
+    """The style layers without their borders. A transformer's tokens stay as they are."""
     return {name: _inner(seen[name], self.frame / seen[PIXELS].shape[1]) for name in self.style_layers}
 
   def targets(self, variables: Variables, photo: jax.Array, manner: jax.Array) -> tuple[jax.Array, dict]:
-    """The photograph's content and the other picture's Gram matrices; both pictures float [1, h, w, 3]."""
+    """The content of `photo` and the Gram matrices of `manner`; both are pixels float [1, h, w, 3]."""
     textures = self.textures(self.look(variables, manner))
     return self.look(variables, photo)[self.content_layer], {n: objectives.gram(x) for n, x in textures.items()}
 
   def parts(self, fixed: tuple, parameters: jax.Array) -> dict[str, jax.Array]:
-    """Each part, float []; fixed: variables and targets; parameters float [1, h, w, 3], or [1, h, w, 1] of grey."""
+    """The parts of the loss.
+
+    Args:
+      fixed: variables and `targets`.
+      parameters: pixels float [1, h, w, 3], or grey [1, h, w, 1].
+
+    Returns:
+      Each part by name, float [].
+    """
     variables, content, grams = fixed
     seen = self.look(variables, jnp.broadcast_to(parameters, (*parameters.shape[:3], 3)))
     return {
@@ -73,11 +82,14 @@ class Transfer:
 
 
 def paper_layers(model: Pretrained) -> tuple[tuple[str, ...], str]:
-  """Layers of style and of content, by the order and the shapes of the layers alone.
+  """Finds the style layers and the content layer by the order and the shapes of the layers alone.
 
-  Style: the first layer at each resolution down to stride 16; content: the second at stride 8. Of VGG-19 these are the
-  paper's conv1_1, 2_1, 3_1, 4_1 and 5_1, and conv4_2. A transformer of one resolution gives five layers evenly spread
-  over its depth, and the one in the middle.
+  Style: the first layer at each resolution down to stride 16. Content: the second layer at stride 8. In VGG-19 these
+  are the paper's conv1_1, 2_1, 3_1, 4_1 and 5_1, and conv4_2. A transformer with one resolution gives five layers,
+  evenly spaced over its depth, and the middle one.
+
+  Returns:
+    (style layers, content layer).
   """
   seen = shapes(model)
   maps = [name for name in model.module.backbone.names if seen[name].ndim > 2]
@@ -91,15 +103,23 @@ def paper_layers(model: Pretrained) -> tuple[tuple[str, ...], str]:
 
 
 def _stride(size: int, values: jax.ShapeDtypeStruct) -> int:
-  """Pixels between two places of a layer, the nearest power of two: borders cost some layers a place or two."""
+  """Pixels between two positions of a layer: the nearest power of two, as missing padding costs a position or two."""
   side = values.shape[1] if values.ndim == 4 else values.shape[1] ** 0.5
   return 2 ** round(np.log2(size / side))
 
 
 def sizes_to(model: Pretrained, size: int | None) -> tuple[int, ...]:
-  """The longer sides, coarse to fine, each twice the one before; a model of one size gives this alone.
+  """The sizes of the longer side, from coarse to fine, each twice the one before.
 
-  Raises UsageError where the model does not take the size.
+  Args:
+    model: any backbone.
+    size: of the result, pixels; None = the model's only size, or else 512.
+
+  Returns:
+    Sizes in pixels; only one for a model with a fixed input size.
+
+  Raises:
+    UsageError: if the model does not take the size.
   """
   config = model.module.backbone.config
   size = check_size(model, getattr(config, 'size', USUAL_SIZE) if size is None else size)
@@ -124,15 +144,28 @@ def style_transfer(
   seed: int = 0,
   every: int = 20,
 ) -> Iterator[Explanation]:
-  """Yields the picture so far; content and style are uint8 [h, w, 3] of any size.
+  """Makes a picture with the content of one image and the style of another.
 
   Args:
-    sizes: longer sides, coarse to fine. steps: at each of them.
-    style_layers, content_layer: those of `paper_layers` by default. Raises UsageError for what is no layer.
-    colours: 'style' takes them from there; 'luminance' transfers only that, and keeps the content's colours;
-      'histogram' gives the style the mean and covariance of the content's colours first.
+    model: any backbone.
+    content: uint8 [h, w, 3] of any size.
+    style: uint8 [h, w, 3] of any size.
+    sizes: longer sides in pixels, from coarse to fine.
+    steps: gradient steps at each size.
+    style_layers: names; those of `paper_layers` by default.
+    content_layer: a name; that of `paper_layers` by default.
+    weights: of the parts of the loss.
+    colours: 'style' takes the colours of the style. 'luminance' transfers brightness only and keeps the content's
+      colours. 'histogram' first gives the style the mean and covariance of the content's colours.
     optimizer: 'lbfgs' or 'adam'.
-    seed: of the shuffled content that the figures name beside the picture's.
+    seed: shuffles the content for the reference figure `content_of_shuffled`.
+    every: steps between two results.
+
+  Yields:
+    The result so far.
+
+  Raises:
+    UsageError: for an unknown layer.
   """
   usual, fixed_size = paper_layers(model), hasattr(model.module.backbone.config, 'size')
   layers = tuple(check_layer(model.module, name) for name in style_layers) or usual[0]
@@ -145,7 +178,7 @@ def style_transfer(
     photo, manner = _coloured(original, manner, colours)
     frame = min(job.frame, *(side - 1 for side in photo.shape[1:3]))
     targets, parts = jax.jit(job.targets), jax.jit(job.parts)
-    aim = model.variables, *targets(model.variables, photo, manner)  # of the picture as its file holds it
+    aim = model.variables, *targets(model.variables, photo, manner)  # without the margin, for the figures
     fixed = model.variables, *targets(model.variables, _framed(photo, frame), manner)
     references = {
       'style_of_content': parts(aim, photo)['style'],
@@ -165,9 +198,9 @@ def style_transfer(
 
 
 def matched(style: np.ndarray, content: np.ndarray) -> np.ndarray:
-  """The style's pixels, float [..., 3], with the mean and the covariance of the content's; clipped to [0, 1].
+  """Gives the style's pixels, float [..., 3], the mean and covariance of the content's, and clips them to [0, 1].
 
-  Gatys et al. 2016b, Sec. 3.1: the linear map by the square roots of both covariances.
+  It is the linear map by the square roots of both covariances (Gatys et al. 2016b, Sec. 3.1).
   """
   (mean, spread), (wanted, target) = _moments(style), _moments(content)
   matrix = _power(target, 0.5) @ _power(spread, -0.5)
@@ -175,23 +208,23 @@ def matched(style: np.ndarray, content: np.ndarray) -> np.ndarray:
 
 
 def recoloured(luminance, photo: np.ndarray) -> np.ndarray:
-  """A photograph float [..., 3] with that luminance [..., 1]: its other two components of YIQ stay."""
+  """Replaces the luminance [..., 1] of a photo float [..., 3]; its other two YIQ components stay."""
   return np.asarray(photo + (luminance - grey(photo)))
 
 
 def shuffled(rng: np.random.Generator, photo: np.ndarray, cells: int = 8) -> np.ndarray:
-  """A picture [1, h, w, c] with the cells of a grid in a random order: its textures without its content."""
+  """Shuffles the cells of a grid in an image [1, h, w, c]. Its textures stay, its content is lost."""
   _, height, width, depth = photo.shape
   h, w = height // cells, width // cells
   grid = photo[0, : h * cells, : w * cells].reshape(cells, h, cells, w, depth).swapaxes(1, 2)
   grid = rng.permutation(grid.reshape(cells**2, h, w, depth)).reshape(cells, cells, h, w, depth).swapaxes(1, 2)
-  mixed = photo.copy()  # what the cells leave over at two borders stays
+  mixed = photo.copy()  # pixels beyond the last whole cell stay
   mixed[0, : h * cells, : w * cells] = grid.reshape(h * cells, w * cells, depth)
   return mixed
 
 
 def _coloured(photo: np.ndarray, manner: np.ndarray, colours: str) -> tuple[np.ndarray, np.ndarray]:
-  """What is looked at: the pictures, the style in the content's colours, or both in grey of the content's spread."""
+  """Prepares the pair: unchanged, the style in the content's colours, or both in grey with the content's contrast."""
   if colours == 'histogram':
     return photo, matched(manner, photo)
   if colours == 'style':
@@ -203,23 +236,23 @@ def _coloured(photo: np.ndarray, manner: np.ndarray, colours: str) -> tuple[np.n
 
 def _moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   rows = np.asarray(pixels, np.float64).reshape(-1, 3)
-  return rows.mean(0), np.cov(rows, rowvar=False) + 1e-6 * np.eye(3)  # a grey picture has no spread in two of them
+  return rows.mean(0), np.cov(rows, rowvar=False) + 1e-6 * np.eye(3)  # a grey picture has no variance in two components
 
 
 def _power(matrix: np.ndarray, power: float) -> np.ndarray:
-  """Of a symmetric positive definite matrix."""
+  """A power of a symmetric positive definite matrix."""
   values, vectors = np.linalg.eigh(matrix)
   return vectors * values**power @ vectors.T
 
 
 def _at(picture: np.ndarray, size: int) -> np.ndarray:
-  """uint8 [h, w, 3] -> float32 [1, h', w', 3] of that longer side, at least a pixel of the other."""
+  """Resizes uint8 [h, w, 3] to float32 [1, h', w', 3] with that longer side; the shorter one is at least one pixel."""
   height, width = (max(1, round(side * size / max(picture.shape[:2]))) for side in picture.shape[:2])
   return pictures.to_floats(pictures.resized(picture, height, width))[None]
 
 
 def _square(picture: np.ndarray) -> np.ndarray:
-  """The middle of a picture uint8 [h, w, 3]."""
+  """Crops the central square of a picture uint8 [h, w, 3]."""
   height, width = picture.shape[:2]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
@@ -227,12 +260,12 @@ def _square(picture: np.ndarray) -> np.ndarray:
 
 
 def _enlarged(start: np.ndarray, result: jax.Array | None) -> jax.Array:
-  """The result of the size before, if any, at the size of the start."""
+  """The result of the previous size, resized to the start's size; the start itself at the first size."""
   return _clipped(jnp.asarray(start) if result is None else jax.image.resize(result, start.shape, 'cubic'))
 
 
 def _inner(values: jax.Array, share: float) -> jax.Array:
-  """A map [b, h, w, d] without that share of its height at each border, but at least a place of it."""
+  """Cuts a share of the height off each border of a map [b, h, w, d]; at least one position remains."""
   if values.ndim != 4:
     return values
   cut = min(math.ceil(share * values.shape[1]), *((side - 1) // 2 for side in values.shape[1:3]))
@@ -240,7 +273,7 @@ def _inner(values: jax.Array, share: float) -> jax.Array:
 
 
 def _framed(pixels, frame: int) -> jax.Array:
-  """With so many pixels of its mirror image around it."""
+  """Pads with a reflection of `frame` pixels."""
   return jnp.pad(pixels, [(0, 0), (frame, frame), (frame, frame), (0, 0)], 'reflect')
 
 
@@ -253,7 +286,7 @@ def _optimizer(name: str, steps: int) -> optax.GradientTransformation:
 
 
 def _pictures(content: np.ndarray, style: np.ndarray, shown: Sequence[np.ndarray], losses: Mapping[str, list]) -> dict:
-  """The picture, how it came about, and the loss at each step of each size."""
+  """The picture, a sheet of its progress, and the loss at each step of each size."""
   last = shown[-1]
   height, width = (max(1, round(side * TILE / max(last.shape[:2]))) for side in last.shape[:2])
   tiles = [pictures.fitted(picture, height, width) for picture in (pictures.to_bytes(content)[0], style, *shown)]

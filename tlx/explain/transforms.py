@@ -1,6 +1,6 @@
-"""What a picture must survive for a backbone to see the same in it: small random shifts, scales and turns.
+"""Random shifts, scales and rotations of a picture during optimisation.
 
-Patterns that only one alignment of pixels brings about are lost, and what remains is legible (Olah et al. 2017,
+Patterns that depend on an exact alignment of pixels disappear, and the result is legible (Olah et al. 2017,
 https://distill.pub/2017/feature-visualization).
 """
 
@@ -14,20 +14,28 @@ from tlx.data.pixels import FILL, affine
 
 
 class Transforms(NamedTuple):
-  """How far each goes; all zero leaves the picture as it is."""
+  """The ranges of the random transforms. With all at zero the picture stays as it is."""
 
-  jitter: float = 1 / 14  # share of the side, either way, in both directions: 16 of 224 pixels
-  scale: float = 0.2  # magnified or reduced by a factor of up to 1 + scale
-  turn: float = 15.0  # degrees, either way
+  jitter: float = 1 / 14  # maximum shift along each axis, as a share of its length: 16 of 224 pixels
+  scale: float = 0.2  # maximum magnification or reduction: a factor of 1 + scale
+  turn: float = 15.0  # maximum rotation, degrees
 
 
 USUAL, NONE = Transforms(), Transforms(0, 0, 0)
 
 
 def transformed(key: jax.Array, pixels: jax.Array, strength: Transforms = USUAL) -> jax.Array:
-  """float [b, h, w, 3] -> the same shape; each image by its own draw, read bilinearly, grey around it.
+  """Applies a random transform of its own to each image, with bilinear interpolation.
 
-  Edge pixels that went on would gather the slope of all that lies beyond them, and stand out.
+  The outside is filled with grey: repeated edge pixels would collect the gradient of the whole outside, and stand out.
+
+  Args:
+    key: random key.
+    pixels: float [b, h, w, 3].
+    strength: ranges of the transforms.
+
+  Returns:
+    float [b, h, w, 3].
   """
   if strength == NONE:
     return pixels
@@ -37,7 +45,7 @@ def transformed(key: jax.Array, pixels: jax.Array, strength: Transforms = USUAL)
 
 
 def _matrix(key: jax.Array, shape: tuple[int, int], strength: Transforms) -> jax.Array:
-  """Where a pixel of the result lies in the picture: float [2, 3], about the picture's centre."""
+  """The matrix float [2, 3] from a pixel of the result to its position in the picture, about the picture's centre."""
   height, width = shape
   down, right, scale, turn = jax.random.uniform(key, (4,), minval=-1, maxval=1)
   factor, angle = (1 + strength.scale) ** scale, jnp.deg2rad(strength.turn * turn)

@@ -1,6 +1,6 @@
 """BEiT (Bao et al. 2021, https://arxiv.org/abs/2106.08254) and BEiT v2 (Peng et al. 2022, 2208.06366).
 
-A plain transformer without a table of places: each block's attention has a bias for every step between two patches.
+A plain transformer without a position table: the attention of each block has a bias for every offset between patches.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from tlx.weights.resample_tables import relative_table
 
 @dataclasses.dataclass(frozen=True)
 class BeitConfig(TransformerConfig):
-  """Shape of one variant; the mean of the patches, or with pool='token' the class token, goes through the last norm."""
+  """Shape of one variant. The last norm follows the pooling: the patches' mean, or the class token (pool='token')."""
 
   layer_scale: float | None = 0.1
   positions: bool = False
@@ -36,7 +36,7 @@ class BeitConfig(TransformerConfig):
 
 
 class Attention(nn.Module):
-  """Self-attention with a learnt bias for every step between two patches: [b, 1 + n, d] -> same."""
+  """Self-attention with a learnable bias for every offset between two patches: [b, 1 + n, d] -> same."""
 
   config: BeitConfig
 
@@ -49,16 +49,16 @@ class Attention(nn.Module):
 
 
 def _layout(config: BeitConfig, layout: names.Names, table: str) -> Iterator[rules.Rule]:
-  """table: of relative positions, within a block."""
+  """The table of all layouts. `table` is the name of the relative position table inside a block."""
   yield from names.layout(config, layout)
   for i in range(config.depth):
     target = f'params/backbone/block{i}/attention/position_bias/table'
     yield rules.Rule(f'{layout.block.format(i)}.{table}', target, rules.SAME, partial(relative_table, extra=3))
-  yield rules.Rule('*.relative_position_index', None)  # from the size
+  yield rules.Rule('*.relative_position_index', None)  # derived from the size
 
 
 def timm(config: BeitConfig) -> Iterator[rules.Rule]:
-  """timm's names, which are the authors' too: patch_embed.proj, blocks.0.attn.q_bias, fc_norm, head."""
+  """timm's names, which are also the authors': patch_embed.proj, blocks.0.attn.q_bias, fc_norm, head."""
   norm = 'fc_norm' if config.pool == 'mean' else 'norm'
   biases = ('attn.q_bias', 'attn.v_bias')
   layout = names.TIMM._replace(scales=('gamma_1', 'gamma_2'), norm=norm, biases=biases)
@@ -71,13 +71,13 @@ def transformers(config: BeitConfig, prefix: str = 'beit.') -> Iterator[rules.Ru
   biases = ('attention.attention.query.bias', 'attention.attention.value.bias')
   layout = names.TRANSFORMERS._replace(scales=('lambda_1', 'lambda_2'), norm=norm, biases=biases).under(prefix)
   yield from _layout(config, layout, 'attention.attention.relative_position_bias.relative_position_bias_table')
-  yield rules.Rule(f'{prefix}embeddings.mask_token', None)  # of masked pretraining
+  yield rules.Rule(f'{prefix}embeddings.mask_token', None)  # only for masked pretraining
 
 
 def of_transformers(config: Mapping[str, Any]) -> BeitConfig:
-  """Our config from a complete one of transformers. Raises UsageError, naming all settings that tlx lacks.
+  """Makes our config from a complete config of transformers. Raises UsageError with all settings that tlx lacks.
 
-  Models for masked images alone share one table of positions among all blocks; those for classification do not.
+  Only models for masked images share one position table among all blocks; classifiers do not.
   """
   known = {
     'use_relative_position_bias': True,

@@ -1,7 +1,7 @@
-"""Image towers of CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020): OpenCLIP's, OpenAI's, MetaCLIP, DFN.
+"""Image towers of CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020): OpenCLIP, OpenAI, MetaCLIP and DFN.
 
-Names with quickgelu have OpenAI's activation, which its weights and those of MetaCLIP and DFN were trained with. The
-text tower of a whole CLIP is dropped, and written back on export; so is the projection into the common space.
+Names with quickgelu have OpenAI's activation, with which OpenAI, MetaCLIP and DFN trained their weights. The text tower
+and the projection into the common space are dropped, and written back on export.
 """
 
 import dataclasses
@@ -50,12 +50,12 @@ def open_clip(config: ClipConfig) -> Iterator[rules.Rule]:
 
 
 def of_transformers(config: Mapping[str, Any]) -> ClipConfig:
-  """transformers classifies by the mean of the patches, which it takes before the last norm."""
+  """Makes our config from transformers'. Its classifiers use the mean of the patches before the last norm."""
   pool = 'raw_mean' if names.classifies(config) else 'token'
   return names.of_transformers(ClipConfig, config.get('vision_config', config), pool=pool)
 
 
-_SIZES = {  # dim, depth, heads, and where it is not four times dim the hidden channels of the perceptrons
+_SIZES = {  # dim, depth, heads, and the hidden channels of the MLPs unless they are 4 * dim
   'xsmall': (256, 10, 4),
   'medium': (512, 12, 8),
   'betwixt': (640, 12, 10),
@@ -105,7 +105,7 @@ def _config(name: str, size: str) -> ClipConfig:
 
 
 def _checkpoint(name: str, size: str, tag: str, crop: float, mode: str, license: str) -> Checkpoint:
-  half = size == 'large' and tag == _FINE  # trained with a mean and deviation of one half
+  half = size == 'large' and tag == _FINE  # trained with mean and standard deviation 0.5
   image = int(name.rpartition('_')[2])
   preprocess = Preprocess(image, crop, 'bicubic', *(((0.5,) * 3,) * 2 if half else (MEAN, STD)), mode)
   location = f'hf-hub:timm/{name.replace("_quickgelu", "")}.{tag}'

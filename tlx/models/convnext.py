@@ -1,10 +1,10 @@
 """ConvNeXt (Liu et al. 2022, https://arxiv.org/abs/2201.03545) and ConvNeXt V2 (https://arxiv.org/abs/2301.00808).
 
-V2 normalises responses over the map (GRN) where the first scales layers. Names that end in _ols begin with two
-overlapping 3x3 convolutions instead of 4x4 patches; _hnf normalises before pooling, all others after; _mlp has a hidden
-layer before the classifier. timm keeps the two pointwise layers of the variants up to nano, and of _hnf, as 1x1
-convolutions: the same numbers in tensors of another shape. transformers gives the last norm an epsilon of 1e-12, here
-it is that of the authors and of timm.
+V2 replaces layer scale by a normalisation of responses over the map (GRN). Suffixes of names: _ols begins with two
+overlapping 3x3 convolutions instead of 4x4 patches; _hnf normalises before pooling, the others after; _mlp has a hidden
+layer before the classifier. timm stores the two pointwise layers of the variants up to nano, and of _hnf, as 1x1
+convolutions: the same numbers in another shape. transformers gives the last norm an epsilon of 1e-12; tlx uses the
+authors' and timm's.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ conv = partial(Conv, use_bias=True, kernel_init=init)
 class ConvNeXtConfig(Staged):
   """Shape of one variant."""
 
-  depths: tuple[int, int, int, int]  # blocks a stage
-  widths: tuple[int, int, int, int]  # channels a stage
-  grn: bool = False  # V2
-  stem: tuple[int, ...] = ()  # channels of the convolution before the stem's last; none = patches
-  norm_first: bool = False  # before pooling
-  hidden: int = 0  # channels of the layer before the classifier; 0 = there is none
+  depths: tuple[int, int, int, int]  # blocks of each stage
+  widths: tuple[int, int, int, int]  # channels of each stage
+  grn: bool = False  # global response normalisation (V2)
+  stem: tuple[int, ...] = ()  # channels of the stem's first convolution; () = patches
+  norm_first: bool = False  # the norm comes before the pooling
+  hidden: int = 0  # channels of the layer before the classifier; 0 = no such layer
   epsilon: float = 1e-6
-  pointwise_convs: bool = False  # how timm keeps the pointwise layers
+  pointwise_convs: bool = False  # timm stores the pointwise layers as convolutions
 
   @property
   def width(self) -> int:
@@ -58,7 +58,7 @@ class ConvNeXtConfig(Staged):
 
 
 class Stem(nn.Module):
-  """Patches of 4x4 pixels, or two overlapping convolutions, and a norm: [b, h, w, 3] -> [b, h/4, w/4, c]."""
+  """4x4 patches, or two overlapping convolutions, and a norm: [b, h, w, 3] -> [b, h/4, w/4, c]."""
 
   config: ConvNeXtConfig
 
@@ -75,7 +75,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-  """7x7 depthwise, norm, and a perceptron at each place, around a shortcut; the first of a stage halves the map."""
+  """7x7 depthwise convolution, norm and MLP, with a residual connection. A stage's first block halves the map first."""
 
   config: ConvNeXtConfig
   features: int
@@ -98,9 +98,9 @@ class Block(nn.Module):
 
 
 class ResponseNorm(nn.Module):
-  """Global response normalisation (Woo et al. 2023, Sec. 3): channels compete by their norm over the map [b, h, w, c].
+  """Global response normalisation over the map [b, h, w, c]: channels compete by their norm (Woo et al. 2023, Sec. 3).
 
-  `scale`, `bias` float32 [c], both zero at first: the identity.
+  Parameters `scale` and `bias` are float32 [c] and start at zero, which makes the layer the identity.
   """
 
   @nn.compact
@@ -108,14 +108,14 @@ class ResponseNorm(nn.Module):
     scale = self.param('scale', nn.initializers.zeros, (x.shape[-1],)).astype(x.dtype)
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)).astype(x.dtype)
     squares = jnp.square(widened(x)).sum((1, 2), keepdims=True)
-    # The root has no gradient at 0, where a channel is silent: PyTorch's norm gives 0 there.
+    # At 0, where a channel is zero everywhere, the square root has no gradient; PyTorch's norm gives 0 there.
     length = jnp.where(squares > 0, lax.sqrt(jnp.where(squares > 0, squares, 1)), 0)
     share = (length / (length.mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
     return x + scale * (x * share) + bias
 
 
 class Norm(nn.Module):
-  """Global average and norm: [b, h, w, c] -> [b, c], or the norm alone, at least float32."""
+  """Global average pooling and the norm: [b, h, w, c] -> [b, c]; or the norm alone. At least float32."""
 
   config: ConvNeXtConfig
 
@@ -135,15 +135,15 @@ class Hidden(nn.Module):
     return gelu(Dense(self.features, kernel_init=init, name='fc')(x))
 
 
-# Of a block: depthwise, norm, fc1, fc2, layer scale, and scale and bias of the response norm.
+# Names in a block: depthwise, norm, fc1, fc2, layer scale, and scale and bias of the response norm.
 Parts = tuple[str, str, str, str, str, str, str]
-_FLAT = rules.reshape((1, 1, 1, -1), (-1,))  # the response norm's vectors outside of timm
+_FLAT = rules.reshape((1, 1, 1, -1), (-1,))  # other libraries than timm store the response norm in this shape
 
 
 def _layout(
   config: ConvNeXtConfig,
   stem: tuple[str, ...],  # convolutions and norm
-  downsample: Callable[[int], str],  # of a stage; .0 is the norm, .1 the convolution
+  downsample: Callable[[int], str],  # of a stage; .0 is the norm and .1 the convolution
   block: Callable[[int, int], str],
   parts: Parts,
   ends: tuple[str, str],  # norm and classifier
@@ -152,7 +152,7 @@ def _layout(
   scale: rules.Transform = rules.SAME,
   response: rules.Transform = rules.SAME,
 ) -> Iterator[rules.Rule]:
-  """The table shared by all layouts."""
+  """The table that all layouts share."""
   for i, (source, target) in enumerate(zip(stem, ('conv1', 'conv', 'norm') if config.stem else ('conv', 'norm'))):
     make = rules.affine if target == 'norm' else partial(rules.conv if i else rules.stem, bias=True)
     yield from make(source, f'backbone/stem/{target}')
@@ -220,13 +220,13 @@ def torchvision(config: ConvNeXtConfig) -> Iterator[rules.Rule]:
 
 
 def _published(config: ConvNeXtConfig) -> None:
-  """Raises NoLayoutError unless it is of the authors' shape: only timm has the others."""
+  """Raises NoLayoutError for a shape that only timm has."""
   if config.stem or config.norm_first or config.hidden:
     raise rules.NoLayoutError('only timm has overlapping stems (_ols), early norms (_hnf) and hidden layers (_mlp)')
 
 
 def of_transformers(config: Mapping[str, Any]) -> ConvNeXtConfig:
-  """Of a complete config.json of transformers; raises UsageError for a network that is not here."""
+  """Makes our config from a complete config of transformers. Raises UsageError for a network that tlx lacks."""
   grn = config['model_type'] == 'convnextv2'
   epsilon = config['layer_norm_eps']
   records.require(
@@ -239,8 +239,8 @@ def of_transformers(config: Mapping[str, Any]) -> ConvNeXtConfig:
   return ConvNeXtConfig(tuple(config['depths']), widths, grn, pointwise_convs=widths[0] in _CONVS)
 
 
-_CONVS = (40, 48, 64, 80)  # first widths of the variants whose pointwise layers timm keeps as convolutions
-_SIZES = {  # blocks a stage, channels of the first
+_CONVS = (40, 48, 64, 80)  # first widths of the variants whose pointwise layers timm stores as convolutions
+_SIZES = {  # blocks of each stage, channels of the first
   'atto': ((2, 2, 6, 2), 40),
   'femto': ((2, 2, 6, 2), 48),
   'pico': ((2, 2, 6, 2), 64),

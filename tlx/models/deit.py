@@ -1,7 +1,7 @@
 """DeiT (Touvron et al. 2020, https://arxiv.org/abs/2012.12877) and DeiT III (https://arxiv.org/abs/2204.07118).
 
-The distilled models have two heads, which their authors average; tlx has one. They load from transformers' layout with
-the class token's head where they have one (DeiTForImageClassification), else without.
+The distilled models have two heads, which their authors average; tlx has one. A checkpoint in transformers' layout
+gives the class token's head if it has one (DeiTForImageClassification), else none.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from tlx.weights import rules
 
 @dataclasses.dataclass(frozen=True)
 class DeiTConfig(TransformerConfig):
-  """Shape of one variant; DeiT III has layer scales and no position for the class token."""
+  """Shape of one variant. DeiT III has layer scales, and its class token has no position."""
 
 
 def transformers(config: DeiTConfig, prefix: str = 'deit.') -> Iterator[rules.Rule]:
@@ -25,7 +25,7 @@ def transformers(config: DeiTConfig, prefix: str = 'deit.') -> Iterator[rules.Ru
   if config.layer_scale is not None:
     raise rules.NoLayoutError('transformers has no DeiT III')
   if prefix and not config.distilled:
-    raise rules.NoLayoutError("transformers' DeiT is the distilled one, the others are its ViT (transformers_base)")
+    raise rules.NoLayoutError("transformers' DeiT is the distilled one; the others are its ViT (transformers_base)")
   yield from names.layout(config, names.TRANSFORMERS.under(prefix))
   for unused in (f'{prefix}pooler.*', f'{prefix}embeddings.mask_token'):
     yield rules.Rule(unused, None)
@@ -34,7 +34,7 @@ def transformers(config: DeiTConfig, prefix: str = 'deit.') -> Iterator[rules.Ru
 
 
 def of_transformers(config: Mapping[str, Any]) -> DeiTConfig:
-  """transformers' DeiT is the distilled one; the others are its ViT."""
+  """Makes our config from transformers'. Its DeiT is the distilled one; it treats the others as ViT."""
   return names.of_transformers(DeiTConfig, config, distilled=True)
 
 

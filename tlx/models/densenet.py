@@ -1,7 +1,7 @@
 """DenseNet 121 to 201 (Huang et al. 2016, https://arxiv.org/abs/1608.06993): a block appends channels to its input.
 
-Batch norm and activation come before the convolution. `stage{i}_transition` halves channels and sides before the
-blocks of stage i. There is no residual branch that stochastic depth could drop.
+Batch norm and activation come before the convolution. `stage{i}_transition` halves channels, height and width before
+the blocks of stage i. Stochastic depth has no effect, because there are no residual branches.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from tlx.nn.pool import avg_pool, max_pool
 from tlx.types import Checkpoint, Figures
 from tlx.weights import rules
 
-BOTTLENECK = 4  # channels between the two convolutions of a block, in growths
+BOTTLENECK = 4  # channels between the two convolutions of a block, as a multiple of `growth`
 
 
 @dataclasses.dataclass(frozen=True)
 class DenseNetConfig:
   """Shape of one variant."""
 
-  depths: tuple[int, ...]  # blocks a stage
+  depths: tuple[int, ...]  # blocks of each stage
   growth: int = 32  # channels that a block appends
 
   @property
   def width(self) -> int:
-    channels = 4 * self.growth  # of the stem, before a transition that there is not
+    channels = 4 * self.growth  # twice the stem's, because the loop halves before the first stage too
     for depth in self.depths:
       channels = channels // 2 + depth * self.growth
     return channels
@@ -46,7 +46,7 @@ class DenseNetConfig:
 
 
 class Stem(nn.Module):
-  """7x7 convolution of stride 2 and a max pool: [b, h, w, 3] -> [b, h/4, w/4, features], tapped between the two."""
+  """7x7 convolution of stride 2, a tap, and a max pool: [b, h, w, 3] -> [b, h/4, w/4, features]."""
 
   features: int
 
@@ -58,7 +58,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-  """1x1 to four growths, 3x3 to one growth, appended to the input's channels."""
+  """1x1 convolution to 4 * growth channels, 3x3 convolution to `growth` channels, appended to the input."""
 
   growth: int
 
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 class Transition(nn.Module):
-  """Half the channels, half the sides."""
+  """Halves channels, height and width."""
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -88,7 +88,7 @@ class Norm(nn.Module):
 
 
 def timm(config: DenseNetConfig, part: str = '{}{}') -> Iterator[rules.Rule]:
-  """timm's names: features.denseblock1.denselayer1.norm1; `part` makes that last word of 'norm' and 1."""
+  """timm's names: features.denseblock1.denselayer1.norm1. `part` formats the last word from 'norm' and 1."""
   yield from rules.stem('features.conv0', 'backbone/stem/conv')
   yield from rules.norm('features.norm0', 'backbone/stem/norm')
   for s, depth in enumerate(config.depths):
@@ -105,7 +105,7 @@ def timm(config: DenseNetConfig, part: str = '{}{}') -> Iterator[rules.Rule]:
 
 
 def torchvision_files(config: DenseNetConfig) -> Iterator[rules.Rule]:
-  """Names in torchvision's files, older than its code, which has timm's: features.denseblock1.denselayer1.norm.1."""
+  """Names in torchvision's files: features.denseblock1.denselayer1.norm.1. Its code has newer names, timm's."""
   return timm(config, '{}.{}')
 
 

@@ -1,7 +1,7 @@
 """DINOv2 ViTs (Oquab et al. 2023, https://arxiv.org/abs/2304.07193), also with registers (2309.16588).
 
-Pretrained without labels: their checkpoints have no head. Native images are 518 x 518 pixels; any multiple of 14 does,
-for example tlx.load('vit_small_patch14_dinov2', image_size=224).
+They are pretrained without labels, so their checkpoints have no head. Native images are 518 x 518 pixels; any multiple
+of 14 works, for example tlx.load('vit_small_patch14_dinov2', image_size=224).
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ _TRANSFORMERS = names.TRANSFORMERS._replace(norms=('norm1', 'norm2'), mlp=('mlp.
 class DinoConfig(TransformerConfig):
   """Shape of one variant.
 
-  With registers, timm's checkpoints have added the class token's position to the token; transformers' have not.
+  With registers, timm's checkpoints add the class token's position to the token; transformers' keep them separate.
   """
 
 
 def timm(config: DinoConfig) -> Iterator[rules.Rule]:
-  """timm's names, and those of facebookresearch/dinov2 for the models without registers and gates."""
+  """timm's names; without registers and gates they are also those of facebookresearch/dinov2."""
   yield from names.timm(config)
   yield rules.Rule('mask_token', None)
 
@@ -35,7 +35,7 @@ def timm(config: DinoConfig) -> Iterator[rules.Rule]:
 def transformers(config: DinoConfig, prefix: str = 'dinov2.') -> Iterator[rules.Rule]:
   """transformers' names: dinov2.embeddings.cls_token, dinov2.encoder.layer.0.mlp.weights_in, classifier."""
   if config.registers and not config.prefix_positions:
-    raise rules.NoLayoutError("transformers keeps the class token's position apart, which timm has added to the token")
+    raise rules.NoLayoutError("transformers stores the class token's position apart; timm has added it to the token")
   if prefix and bool(config.registers) != ('registers' in prefix):
     raise rules.NoLayoutError(f'{prefix[:-1]} is for models {"without" if config.registers else "with"} registers')
   found = _TRANSFORMERS._replace(mlp=('mlp.weights_in', 'mlp.weights_out')) if config.gated else _TRANSFORMERS
@@ -44,7 +44,7 @@ def transformers(config: DinoConfig, prefix: str = 'dinov2.') -> Iterator[rules.
 
 
 def of_transformers(config: Mapping[str, Any]) -> DinoConfig:
-  """transformers classifies by the class token and the mean of the patches together."""
+  """Makes our config from transformers'. Its classifiers use the class token and the mean of the patches together."""
   gated, dim = config['use_swiglu_ffn'], config['hidden_size']
   mlp = int(dim * config['mlp_ratio'])
   mlp = (int(mlp * 2 / 3) + 7) // 8 * 8 if gated else mlp
@@ -59,7 +59,7 @@ def of_transformers(config: Mapping[str, Any]) -> DinoConfig:
   )
 
 
-_SIZES = {  # dim, depth, heads, hidden channels of the gated perceptrons
+_SIZES = {  # dim, depth, heads, hidden channels of the gated MLPs
   'small': (384, 12, 6),
   'base': (768, 12, 12),
   'large': (1024, 24, 16),
@@ -91,7 +91,7 @@ CHECKPOINTS = {
   )
   for name, config in VARIANTS.items()
 }
-_TEST = DinoConfig(8, 2, 2, 14, 64, mlp=24, gated=True, layer_scale=0.1, registers=2)  # 64 pixels: 8 are cut off
+_TEST = DinoConfig(8, 2, 2, 14, 64, mlp=24, gated=True, layer_scale=0.1, registers=2)  # 64 pixels: 8 are left over
 VARIANTS['dinov2_test'] = dataclasses.replace(_TEST, pool='token_mean')
 VARIANTS['dinov2_reg_test'] = dataclasses.replace(_TEST, prefix_positions=False)
 LAYOUTS = {

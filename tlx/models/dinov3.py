@@ -1,9 +1,10 @@
 """DINOv3 ViTs (Siméoni et al. 2025, https://arxiv.org/abs/2508.10104) and the tiny one of EUPE (2603.22387).
 
-No table of positions: queries and keys are turned by where a patch lies between the edges of the image, so that any
-size does, for example tlx.load('vit_small_patch16_dinov3', image_size=512). Pretraining also rescales these places at
-random, which fine-tuning leaves out. Checkpoints have no head, nor a bias in the product for query, key and value: the
-learnt ones are zero, and variants named qkvb have them. timm's models pool the patches, transformers' the class token.
+There is no position table: queries and keys are rotated by the patch's position relative to the image's edges, so any
+size works, for example tlx.load('vit_small_patch16_dinov3', image_size=512). Pretraining also rescales the positions at
+random; fine-tuning leaves that out. Checkpoints have no head. The product for query, key and value has no bias, because
+the learned ones are zero; the variants named qkvb have it. timm's models pool the patches, transformers' the class
+token.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from tlx.nn.transformer import TransformerConfig
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import records, rules
 
-TEMPERATURE = 100.0  # from the middle of the image to its edge the fastest angle makes a turn, the slowest 1 / 100
+TEMPERATURE = 100.0  # from the image's centre to its edge the fastest angle makes one turn, the slowest 1 / 100
 _TRANSFORMERS = names.TRANSFORMERS._replace(
   patches='embeddings.patch_embeddings',
   block='layer.{}',
@@ -38,7 +39,7 @@ class Dino3Config(TransformerConfig):
 
   size: int = 256
   epsilon: float = 1e-5
-  qkv_bias: bool = False  # of queries and values; keys have none
+  qkv_bias: bool = False  # a bias of queries and values; keys have none
   layer_scale: float | None = 1e-5
   registers: int = 4
   positions: bool = False
@@ -48,7 +49,7 @@ class Dino3Config(TransformerConfig):
     return RotaryAttention(self.heads, self.prefix, self.angles, halves=True, qkv_bias=self.qkv_bias, name=name)
 
   def angles(self) -> jax.Array:
-    """Of each patch's middle: [grid * grid, dim / heads / 2], radians."""
+    """The rotary angles at each patch's centre: [grid * grid, dim / heads / 2], radians."""
     places = 2 * np.pi * ((2 * np.arange(self.grid) + 1) / self.grid - 1)
     return axial_angles(places, places, frequencies(self.dim // self.heads // 4, TEMPERATURE))
 
@@ -61,7 +62,7 @@ def timm(config: Dino3Config) -> Iterator[rules.Rule]:
 
 
 def transformers(config: Dino3Config) -> Iterator[rules.Rule]:
-  """transformers' names: embeddings.cls_token, layer.0.attention.q_proj; it has no head, ours is the classifier."""
+  """transformers' names: embeddings.cls_token, layer.0.attention.q_proj. It has no head; ours is called classifier."""
   mlp = ('mlp.gate_proj',) * config.gated + ('mlp.up_proj', 'mlp.down_proj')
   yield from names.layout(config, _TRANSFORMERS._replace(mlp=mlp))
   yield rules.Rule('embeddings.mask_token', None)
@@ -70,13 +71,13 @@ def transformers(config: Dino3Config) -> Iterator[rules.Rule]:
 
 
 def of_transformers(config: Mapping[str, Any]) -> Dino3Config:
-  """Our config from a complete one of transformers. Raises UsageError, naming all settings that tlx lacks."""
+  """Makes our config from a complete config of transformers. Raises UsageError with all settings that tlx lacks."""
   gated, bias = config['use_gated_mlp'], config['query_bias']
   known = {'key_bias': False, 'value_bias': bias, 'proj_bias': True, 'mlp_bias': True, 'rope_theta': TEMPERATURE}
   records.require(config, known | ({'hidden_act': 'silu'} if gated else {}))
   return names.of_transformers(
     Dino3Config,
-    {**config, 'hidden_act': 'gelu'} if gated else config,  # the gate's is not ours to choose
+    {**config, 'hidden_act': 'gelu'} if gated else config,  # a gated MLP has a fixed activation
     gated=gated,
     qkv_bias=bias,
     registers=config['num_register_tokens'],
@@ -84,7 +85,7 @@ def of_transformers(config: Mapping[str, Any]) -> Dino3Config:
   )
 
 
-_SIZES = {  # dim, depth, heads, and where it is not four times dim the hidden channels of the perceptrons
+_SIZES = {  # dim, depth, heads, and the hidden channels of the MLPs unless they are 4 * dim
   'tiny': (192, 12, 3),
   'small': (384, 12, 6),
   'small_plus': (384, 12, 6),
@@ -103,7 +104,7 @@ VARIANTS = {
 
 
 def _checkpoint(name: str) -> Checkpoint:
-  """Of photographs from the web; those of satellite images, .sat493m, have records of their own on the hub."""
+  """Weights from web images. Those from satellite images (.sat493m) have their own preprocessing records on the hub."""
   tag, licence, paper = 'lvd1689m', 'dinov3-license', '2508.10104'
   if name.startswith('vit_tiny'):
     tag, licence, paper = 'eupe_lvd1689m', 'fair-noncommercial-research-license', '2603.22387'

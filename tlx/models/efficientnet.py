@@ -1,7 +1,7 @@
 """EfficientNet B0 to B7 (Tan & Le 2019, https://arxiv.org/abs/1905.11946) and Lite0 to Lite4 (no gates, ReLU6).
 
-Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, which its weights were trained with; tv_
-are those of torchvision's that use the epsilon, and the momentum.
+Names with tf_ are for weights that were trained in TensorFlow, with its padding and its batch norm epsilon. Names with
+tv_ are torchvision's models that use TensorFlow's epsilon and momentum.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from tlx.nn.activation import silu
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import records, rules
 
-# Table 1 of the paper: kernel, stride, expansion, channels, repeats of each stage.
+# Table 1 of the paper. Each stage: kernel, stride, expansion, channels, repeats.
 STAGES = (
   (3, 1, 1, 16, 1),
   (3, 2, 6, 24, 2),
@@ -34,7 +34,7 @@ class EfficientNetConfig(ir.Network):
 
   widen: float = 1.0
   deepen: float = 1.0
-  lite: bool = False  # stem, last convolution, first and last stage keep their size
+  lite: bool = False  # stem, last convolution, first and last stage are not scaled
   stages: tuple[tuple[int, int, int, int, int], ...] = STAGES
   final: int = 1280  # channels of the last convolution before scaling
 
@@ -94,15 +94,15 @@ def transformers(config: EfficientNetConfig, prefix: str = 'efficientnet.') -> I
 
 
 def from_transformers(config: Mapping[str, Any]) -> EfficientNetConfig:
-  """Of transformers' config.json; raises UsageError where it asks for something else.
+  """Makes our config from transformers'. Raises UsageError for a network that tlx lacks.
 
-  Its padding is fixed for the image size that it names, where it is TensorFlow's; ours is TensorFlow's at any size.
+  Its padding equals TensorFlow's only at the image size that its config names; ours equals TensorFlow's at any size.
   """
   kernels, strides, expansions, channels, repeats = zip(*STAGES)
   scales = config['width_coefficient'], config['depth_coefficient']
   ours = EfficientNetConfig(*scales, padding='same', epsilon=config['batch_norm_eps'])
-  # transformers' stages never begin with a shortcut.
-  lacks = [f'width_coefficient {ours.widen}, so that tlx has a shortcut more'] * bool(ours.plan().joined())
+  # transformers' stages never begin with a residual connection.
+  lacks = [f'width_coefficient {ours.widen}, for which tlx has one more shortcut'] * bool(ours.plan().joined())
   records.require(
     config,
     {
@@ -144,7 +144,7 @@ LAYOUTS = {
   'transformers': transformers,
   'transformers_base': lambda config: transformers(config, ''),
 }
-# Weights in these layouts have one origin, whatever name the user asked for.
+# Weights in each of these layouts have one origin, whatever name the user asks for.
 LAYOUT_VARIANTS = {
   **dict.fromkeys(('lukemelas', 'transformers', 'transformers_base'), ir.weights_of('tf_', VARIANTS)),
   'torchvision': ir.weights_of('tv_', VARIANTS),
@@ -200,12 +200,12 @@ FIGURES = {  # top-1: timm's results/results-imagenet.csv
   'efficientnet_b4': Figures(19_341_616, 3.064, 320, 82.658),
   'efficientnet_b5': Figures(30_389_784, 9.404, 448, 85.894),
 }
-FIGURES |= {  # top-1: as torchvision states it
+FIGURES |= {  # top-1: torchvision's documentation
   'tv_efficientnet_b5': Figures(30_389_784, 10.266, 456, 83.444),
   'tv_efficientnet_b6': Figures(43_040_704, 19.068, 528, 84.008),
   'tv_efficientnet_b7': Figures(66_347_960, 37.746, 600, 84.122),
 }
-FIGURES |= {  # the same networks, without published weights or with weights whose source states no accuracy
+FIGURES |= {  # without published weights, or with weights whose source states no accuracy
   name: FIGURES[f'tf_{name}']._replace(top1=None)
   for name in (*(f'efficientnet_lite{i}' for i in range(5)), 'efficientnet_b6', 'efficientnet_b7')
 }

@@ -1,7 +1,8 @@
 """EfficientNetV2 (Tan & Le 2021, https://arxiv.org/abs/2104.00298): early blocks expand by a dense convolution.
 
-Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, which its weights were trained with; tv_
-is torchvision's, which uses the epsilon alone. The rw variants are Wightman's, from before the authors' code.
+Names with tf_ are for weights that were trained in TensorFlow, with its padding and its batch norm epsilon. Names with
+tv_ are torchvision's models, which use TensorFlow's epsilon only. The rw variants are Wightman's, from before the
+authors' code.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from tlx.nn.activation import silu
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
-# Table 4 of the paper: kind, stride, expansion, channels, repeats; the inverted blocks have gates.
+# Table 4 of the paper. Each stage: kind, stride, expansion, channels, repeats. Inverted blocks have gates.
 BASE = (
   ('conv', 1, 1, 16, 1),
   ('fused', 2, 4, 32, 2),
@@ -68,8 +69,8 @@ class EfficientNetV2Config(ir.Network):
   stem: int
   widen: float = 1.0
   deepen: float | tuple[float, ...] = 1.0
-  final: int = 1280  # before scaling
-  limit: float = 0.9  # rounding takes no more than the rest away
+  final: int = 1280  # channels of the last convolution before scaling
+  limit: float = 0.9  # rounding never goes below this share of the channels
 
   def plan(self) -> ir.Plan:
     scaled = lambda channels: ir.round_channels(channels * self.widen, self.limit)
@@ -94,7 +95,7 @@ def torchvision(config: EfficientNetV2Config) -> Iterator[rules.Rule]:
 
 _SIZES = {'s': (S, 24), 'm': (M, 24), 'l': (L, 32), 'xl': (XL, 32)}
 _BASE = {'b0': (1.0, 1.0), 'b1': (1.0, 1.1), 'b2': (1.1, 1.2), 'b3': (1.2, 1.4)}  # widen, deepen
-VARIANTS = {  # torchvision has PyTorch's momentum here
+VARIANTS = {  # torchvision uses PyTorch's momentum here
   f'{prefix}efficientnetv2_{size}': EfficientNetV2Config(*_SIZES[size], **{**ir.PREFIXES[prefix], 'momentum': 0.9})
   for prefix, sizes in {'': _SIZES, 'tf_': _SIZES, 'tv_': ('s', 'm', 'l')}.items()
   for size in sizes
@@ -112,11 +113,11 @@ VARIANTS |= {
   ),
 }
 LAYOUTS = {'timm': ir.timm, 'torchvision': torchvision}
-# torchvision's weights go with TensorFlow's epsilon, whatever name the user asked for.
+# torchvision's weights need TensorFlow's epsilon, whatever name the user asks for.
 LAYOUT_VARIANTS = {'torchvision': ir.weights_of('tv_', VARIANTS)}
 
 _HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
-_TIMM = {  # tag, and what the weights expect of an image
+_TIMM = {  # tag, preprocessing
   'tf_efficientnetv2_b0': ('in1k', Preprocess(192)),
   'tf_efficientnetv2_b1': ('in1k', Preprocess(192, 0.882)),
   'tf_efficientnetv2_b2': ('in1k', Preprocess(208, 0.89)),
@@ -129,7 +130,7 @@ _TIMM = {  # tag, and what the weights expect of an image
   'efficientnetv2_rw_s': ('ra2_in1k', Preprocess(288, 1.0)),
   'efficientnetv2_rw_m': ('agc_in1k', Preprocess(320, 1.0)),
 }
-_TORCHVISION = {  # file, and what the weights expect of an image
+_TORCHVISION = {  # file, preprocessing
   'tv_efficientnetv2_s': ('efficientnet_v2_s-dd5fe13b', Preprocess(384, 1.0, 'bilinear')),
   'tv_efficientnetv2_m': ('efficientnet_v2_m-dc08266a', Preprocess(480, 1.0, 'bilinear')),
   'tv_efficientnetv2_l': ('efficientnet_v2_l-59c71312', Preprocess(480, 1.0, **_HALF)),
@@ -141,7 +142,7 @@ CHECKPOINTS = {
   for name, (tag, record) in _TIMM.items()
 }
 CHECKPOINTS |= {name: ir.of_torchvision(name, file, record) for name, (file, record) in _TORCHVISION.items()}
-FIGURES = {  # top-1: timm's results/results-imagenet.csv, of tv_ what torchvision states
+FIGURES = {  # top-1: timm's results/results-imagenet.csv; for tv_ torchvision's documentation
   'efficientnetv2_s': Figures(21_458_488, 4.708, 288, None),
   'efficientnetv2_m': Figures(54_139_356, 10.932, 320, None),
   'efficientnetv2_l': Figures(118_515_272, 35.899, 384, None),

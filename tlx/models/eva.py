@@ -1,7 +1,7 @@
 """EVA-02 (Fang et al. 2023, https://arxiv.org/abs/2303.11331) and EVA (Fang et al. 2022, 2211.07636).
 
-EVA-02 turns queries and keys by their place (rotary positions) besides adding a table of positions, and gates its
-perceptrons; EVA is a plain transformer. Both pool the mean of the patches and then normalise.
+EVA-02 adds rotary positions to the position table, and has gated MLPs. EVA is a plain transformer. Both pool the mean
+of the patches and then normalise.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from tlx.nn.transformer import GatedMlp, TransformerConfig
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
-REFERENCE = 16  # patches along a side in pretraining: a larger grid lies between the same angles
+REFERENCE = 16  # patches along an axis in pretraining; other grids are scaled to this range of angles
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaConfig(TransformerConfig):
-  """Shape of one variant; the rotary ones are EVA-02's."""
+  """Shape of one variant. The rotary variants are EVA-02's."""
 
   patch: int = 14
   pool: str = 'mean'
   norm_last: bool = True
   rotary: bool = False
-  mlp_norm: bool = False  # inside the gated perceptrons; the weights then keep apart what is one product here
+  mlp_norm: bool = False  # a norm in the gated MLPs; checkpoints then store fc1's gate and value separately
 
   def attention(self, name: str) -> nn.Module:
     return RotaryAttention(self.heads, self.prefix, self.angles if self.rotary else None, name=name)
@@ -54,10 +54,10 @@ def timm(config: EvaConfig) -> Iterator[rules.Rule]:
   yield from names.layout(config, layout)
   for i in range(config.depth if config.mlp_norm else 0):
     yield from rules.affine(f'blocks.{i}.mlp.norm', f'backbone/block{i}/mlp/norm')
-  yield from (rules.Rule(pattern, None) for pattern in ('rope.*', '*.rope.*'))  # angles, from the size
+  yield from (rules.Rule(pattern, None) for pattern in ('rope.*', '*.rope.*'))  # angles, derived from the size
 
 
-_SIZES = {  # dim, depth, heads, hidden channels of the perceptrons, sizes of images
+_SIZES = {  # dim, depth, heads, hidden channels of the MLPs, image sizes
   'tiny': (192, 12, 3, 512, (224, 336)),
   'small': (384, 12, 6, 1024, (224, 336)),
   'base': (768, 12, 12, 2048, (224, 448)),
@@ -76,7 +76,7 @@ VARIANTS['eva_small_test'] = EvaConfig(8, 2, 2, 16, 64, 12, gated=True, rotary=T
 LAYOUTS = {'timm': timm}
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_TAGS = {  # tag of timm's default weights, crop mode; those of 224 pixels but for giant have no head
+_TAGS = {  # tag of timm's default weights, crop mode; at 224 pixels only giant's have a head
   **{f'eva02_{name}_patch14_224': ('mim_in22k', 'center') for name in _SIZES},
   **{f'eva02_{name}_patch14_336': ('mim_in22k_ft_in1k', 'center') for name in ('tiny', 'small')},
   **{f'eva02_{name}_patch14_448': ('mim_in22k_ft_in22k_in1k', 'squash') for name in ('base', 'large')},
@@ -95,7 +95,7 @@ def _checkpoint(name: str, tag: str, mode: str) -> Checkpoint:
 
 
 CHECKPOINTS = {name: _checkpoint(name, *tag) for name, tag in _TAGS.items()}
-FIGURES = {  # top-1: timm's results/results-imagenet.csv; mim_in22k's weights have no head
+FIGURES = {  # top-1: timm's results/results-imagenet.csv; the weights mim_in22k have no head
   'eva02_tiny_patch14_224': Figures(5_695_144, 1.698, 224),
   'eva02_tiny_patch14_336': Figures(5_756_584, 4.662, 336, 80.648),
   'eva02_small_patch14_224': Figures(22_006_120, 6.124, 224),

@@ -1,13 +1,14 @@
-"""Inception v3 (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567): towers of convolutions side by side.
+"""Inception v3 (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567): blocks of parallel convolutions.
 
-The layers' outputs are timm's taps: 'stem' of stride 2, then stages of stride 4, 8, 16 and 32; a stage begins with the
-reduction before it. 'aux' passes its input on; in training mode it also sows the logits of a second head there into
-the collection 'aux', whose loss the training step adds. Below 299 pixels the map that it sees is smaller than its
-window, and is pooled up to it.
+The layers' outputs are timm's features: 'stem' has stride 2, and the stages have strides 4, 8, 16 and 32; a stage
+begins with its reduction. The layer 'aux' passes its input on. In training mode it also sows the logits of a second
+head into the collection 'aux', and the training step adds their loss. For images below 299 pixels, the map that 'aux'
+reads is smaller than its window and is enlarged to it by adaptive pooling.
 
-Published files have the second head (torchvision's, and timm's tv_in1k, 27.2 million parameters) or lack it (timm's
-tf_in1k, tf_adv_in1k and gluon_in1k, 23.8 million): aux_classes says how many outputs it has, None that there is none.
-torchvision's `transform_input` undoes its own normalisation: together they are mean and deviation 0.5, as recorded.
+Some published files have the second head (torchvision's, and timm's tv_in1k, 27.2 million parameters), others lack it
+(timm's tf_in1k, tf_adv_in1k and gluon_in1k, 23.8 million). `aux_classes` is its number of outputs; None removes it.
+torchvision's `transform_input` undoes torchvision's normalisation: together they amount to the recorded mean and
+standard deviation of 0.5.
 """
 
 import dataclasses
@@ -31,9 +32,9 @@ conv_norm = partial(ConvNorm, epsilon=1e-3)
 
 
 class Unit(NamedTuple):
-  """A convolution with batch norm and activation; a stride goes without padding."""
+  """A convolution with batch norm and activation. Units with a stride have no padding."""
 
-  name: str  # the published one
+  name: str  # in the published files
   channels: int
   kernel: int | tuple[int, int] = 1
   stride: int = 1
@@ -41,18 +42,18 @@ class Unit(NamedTuple):
 
 
 class Fork(NamedTuple):
-  """Two units on one input, their outputs joined."""
+  """Two units on one input; their outputs are concatenated."""
 
   left: Unit
   right: Unit
 
 
-AVERAGE, LARGEST = 'average', 'largest'  # pools, the latter of stride 2
+AVERAGE, LARGEST = 'average', 'largest'  # average pool of stride 1, max pool of stride 2
 Branch = tuple[Unit | Fork | str, ...]
 
 
 def _a(pooled: int) -> tuple[Branch, ...]:
-  """Figure 5 of the paper, with one 5x5 left; `pooled` channels of the pooled branch."""
+  """The block of Figure 5 in the paper, with one 5x5 convolution left. `pooled`: channels of the pooled branch."""
   return (
     (Unit('branch1x1', 64),),
     (Unit('branch5x5_1', 48), Unit('branch5x5_2', 64, 5)),
@@ -62,7 +63,7 @@ def _a(pooled: int) -> tuple[Branch, ...]:
 
 
 def _c(narrow: int) -> tuple[Branch, ...]:
-  """Figure 6: 7x7 as 1x7 and 7x1, on `narrow` channels."""
+  """The block of Figure 6: 7x7 convolutions as 1x7 and 7x1. `narrow`: channels between them."""
   short = Unit('branch7x7_1', narrow), Unit('branch7x7_2', narrow, (1, 7)), Unit('branch7x7_3', 192, (7, 1))
   long = (
     Unit('branch7x7dbl_1', narrow),
@@ -74,7 +75,7 @@ def _c(narrow: int) -> tuple[Branch, ...]:
   return (Unit('branch1x1', 192),), short, long, (AVERAGE, Unit('branch_pool', 192))
 
 
-_B = (  # Figure 10: half the sides
+_B = (  # Figure 10: halves height and width
   (Unit('branch3x3', 384, 3, 2),),
   (Unit('branch3x3dbl_1', 64), Unit('branch3x3dbl_2', 96, 3), Unit('branch3x3dbl_3', 96, 3, 2)),
   (LARGEST,),
@@ -99,14 +100,14 @@ _E = (  # Figure 7
   ),
   (AVERAGE, Unit('branch_pool', 192)),
 )
-BLOCKS: dict[str, tuple[Branch, ...]] = {  # by the end of their published names
+BLOCKS: dict[str, tuple[Branch, ...]] = {  # keys: the last two characters of the published names
   '2b': ((Unit('Conv2d_1a_3x3', 32, 3, 2), Unit('Conv2d_2a_3x3', 32, 3, padded=False), Unit('Conv2d_2b_3x3', 64, 3)),),
   '4a': ((LARGEST, Unit('Conv2d_3b_1x1', 80), Unit('Conv2d_4a_3x3', 192, 3, padded=False)),),
   '5b': _a(32), '5c': _a(64), '5d': _a(64),
   '6a': _B, '6b': _c(128), '6c': _c(160), '6d': _c(160), '6e': _c(192),
   '7a': _D, '7b': _E, '7c': _E,
 }  # fmt: skip
-POOLED = '5b'  # the block with a pool of stride 2 before all its branches
+POOLED = '5b'  # a max pool of stride 2 precedes this block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,9 @@ class InceptionConfig:
     ('6a', '6b', '6c', '6d', '6e'),
     ('7a', '7b', '7c'),
   )
-  divide: int = 1  # all channels by this
-  padded: bool = False  # pads what the paper does not, so that small images suffice
-  aux_classes: int | None = 1000  # outputs of the second head: 0 leaves out its last layer, None all of it
+  divide: int = 1  # divides all channels
+  padded: bool = False  # pads all convolutions, so that small images work
+  aux_classes: int | None = 1000  # outputs of the second head; 0 removes its last layer, None the whole head
 
   @property
   def width(self) -> int:
@@ -147,7 +148,7 @@ class InceptionConfig:
 
 
 class Mixed(nn.Module):
-  """Branches on one input, their outputs joined along the channels."""
+  """Parallel branches on one input; their outputs are concatenated along the channels."""
 
   config: InceptionConfig
   block: str
@@ -176,7 +177,7 @@ class Mixed(nn.Module):
 
 
 class Aux(nn.Module):
-  """The second head, of use in training alone; its input goes on unchanged."""
+  """The second head, used in training only. It returns its input unchanged."""
 
   classes: int
   divide: int
@@ -185,7 +186,7 @@ class Aux(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     if not (train or self.is_initializing()):
       return x
-    y = x if train else x[:0]  # no image shows the shapes, and costs nothing
+    y = x if train else x[:0]  # an empty batch creates the parameters at no cost
     y = avg_pool(y, 5, 3) if min(y.shape[1:3]) >= 5 else y
     y = adaptive_avg_pool(y, *(max(5, side) for side in y.shape[1:3]))
     y = conv_norm(128 // self.divide, 1, name='conv0')(y, train)
@@ -237,6 +238,6 @@ CHECKPOINTS = {
     source='https://arxiv.org/abs/1512.00567',
   )
 }
-FIGURES = {  # with the second head's parameters, without its work; top-1: timm's results/results-imagenet.csv
+FIGURES = {  # with the second head's parameters, without its operations; top-1: timm's results/results-imagenet.csv
   'inception_v3': Figures(27_161_264, 5.713, 299, 77.472),
 }

@@ -1,6 +1,6 @@
 """MobileNet (Howard et al. 2017, https://arxiv.org/abs/1704.04861): depthwise and pointwise convolutions, ReLU6.
 
-Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, which its weights were trained with.
+Names with tf_ are for weights that were trained in TensorFlow, with its padding and its batch norm epsilon.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from tlx.nn import inverted_residual as ir
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import records, rules
 
-# Table 1 of the paper: stride, channels, repeats; a stage begins where the resolution halves.
+# Table 1 of the paper. Each stage: stride, channels, repeats. A stage begins where the resolution halves.
 STAGES = ((1, 64, 1), (2, 128, 2), (2, 256, 2), (2, 512, 6), (2, 1024, 2))
 
 
@@ -22,7 +22,7 @@ class MobileNetV1Config(ir.Network):
   """Shape of one variant: Table 1 with `widen` times the channels."""
 
   widen: float = 1.0
-  final_conv: bool = False  # 1x1, to at least 1024 channels
+  final_conv: bool = False  # a final 1x1 convolution to at least 1024 channels
   stages: tuple[tuple[int, int, int], ...] = STAGES
 
   def plan(self) -> ir.Plan:
@@ -76,7 +76,7 @@ def _keras_norm(name: str, target: str) -> Iterator[rules.Rule]:
 
 
 def from_transformers(config: Mapping[str, Any]) -> MobileNetV1Config:
-  """Of transformers' config.json; raises UsageError where it asks for something else."""
+  """Makes our config from transformers'. Raises UsageError for a network that tlx lacks."""
   records.require(config, {'tf_padding': True, 'min_depth': 8, 'hidden_act': 'relu6'})
   return MobileNetV1Config(widen=config['depth_multiplier'], padding='same', epsilon=config['layer_norm_eps'])
 
@@ -93,7 +93,7 @@ LAYOUTS = {
   'transformers_base': lambda config: transformers(config, ''),
   'keras': keras,
 }
-# Weights in these layouts come from TensorFlow, whatever name the user asked for.
+# Weights in these layouts come from TensorFlow, whatever name the user asks for.
 LAYOUT_VARIANTS = dict.fromkeys(('transformers', 'transformers_base', 'keras'), ir.weights_of('tf_', VARIANTS))
 TRANSFORMERS = {'mobilenet_v1': from_transformers}
 
@@ -103,7 +103,7 @@ _GOOGLE = Checkpoint('', '', 'transformers', license='other', source='https://ar
 
 
 def _google(width: str, location: str, size: int) -> Checkpoint:
-  """Of Google's weights, which resize to 32 pixels more than they crop."""
+  """Google's weights. Their preprocessing resizes to 32 pixels more than the crop."""
   record = Preprocess(size, size / (size + 32.5), 'bilinear', _HALF, _HALF)
   return _GOOGLE._replace(variant=f'tf_mobilenetv1_{width}', location=f'hf-hub:google/{location}', preprocess=record)
 

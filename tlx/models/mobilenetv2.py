@@ -1,20 +1,21 @@
 """MobileNetV2 (Sandler et al. 2018, https://arxiv.org/abs/1801.04381): inverted residuals with ReLU6.
 
-Names that begin with tf_ pad as TensorFlow does and use its BatchNorm epsilon, which its weights were trained with.
+Names with tf_ are for weights that were trained in TensorFlow, with its padding and its batch norm epsilon.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
 from tlx.nn import inverted_residual as ir
 from tlx.types import Checkpoint, Figures, Preprocess
-from tlx.weights import records, rules
+from tlx.weights import records, rules, tflite
 
-# Table 2 of the paper: expansion, channels, repeats, stride.
+# Table 2 of the paper. Each stage: expansion, channels, repeats, stride.
 STAGES = (
   (1, 16, 1, 1),
   (6, 24, 2, 2),
@@ -32,9 +33,9 @@ class MobileNetV2Config(ir.Network):
 
   widen: float = 1.0
   deepen: float = 1.0
-  fixed: bool = False  # stem and final convolution keep their channels
+  fixed: bool = False  # stem and final convolution are not scaled
   stages: tuple[tuple[int, int, int, int], ...] = STAGES
-  final: int = 1280
+  final: int = 1280  # channels of the last convolution; 0 leaves it out, for heads that read maps (DeepLab)
 
   def plan(self) -> ir.Plan:
     scaled = lambda channels: ir.round_channels(channels * self.widen)
@@ -48,7 +49,8 @@ class MobileNetV2Config(ir.Network):
     )
     if self.fixed:
       return ir.Plan(32, stages, self.final, nn.relu6)
-    return ir.Plan(scaled(32), stages, max(self.final, scaled(self.final)), nn.relu6)
+    final = max(self.final, scaled(self.final)) if self.final else 0
+    return ir.Plan(scaled(32), stages, final, nn.relu6)
 
 
 def torchvision(config: MobileNetV2Config) -> Iterator[rules.Rule]:
@@ -65,7 +67,7 @@ def torchvision(config: MobileNetV2Config) -> Iterator[rules.Rule]:
 def transformers(config: MobileNetV2Config, prefix: str = 'mobilenet_v2.') -> Iterator[rules.Rule]:
   """transformers' names: mobilenet_v2.conv_stem.first_conv.convolution, mobilenet_v2.layer.0.expand_1x1, classifier.
 
-  Its stem holds our first block too, so that its layer 0 is our second block.
+  Its stem contains our first block, so its layer 0 is our second block.
   """
   if config.fixed or config.deepen != 1:
     raise rules.NoLayoutError('transformers has no deeper MobileNetV2 (110d, 120d)')
@@ -79,11 +81,33 @@ def transformers(config: MobileNetV2Config, prefix: str = 'mobilenet_v2.') -> It
   return ir.layout(config, unit('conv_stem.first_conv'), unit('conv_1x1'), 'classifier', names)
 
 
+def of_tflite(config: MobileNetV2Config) -> Iterator[rules.Rule]:
+  """Names of TensorFlow Lite files: MobilenetV2/Conv, MobilenetV2/expanded_conv_1/expand, MobilenetV2/Conv_1, Logits.
+
+  The converter puts what it merged into a name: of the projections whose sum comes next, the last one's.
+  """
+  top, unit = 'MobilenetV2', partial(tflite.unit, epsilon=config.epsilon)
+  yield from unit(f'{top}/Conv', 'backbone/stem')
+  plan = config.plan()
+  blocks = [(s, f'{top}/expanded_conv{f"_{i}" if i else ""}') for i, (s, _, _) in enumerate(plan.blocks())]
+  ends = dict(blocks)  # of the stages
+  for (s, b, block), (_, at) in zip(plan.blocks(), blocks):
+    for part in block.units:
+      target, transform = f'backbone/stage{s}_block{b}/{part}', tflite.DEPTHWISE if part == 'depthwise' else tflite.CONV
+      sums = [f'{at}/project/add_fold', f'{ends[s]}/project/Conv2D_Fold', f'{at}/project/Conv2D_Fold']
+      bias = ';'.join([*dict.fromkeys(sums), f'{at}/project/BatchNorm_Fold/bias']) if part == 'project' else None
+      yield from unit(f'{at}/{part}', target, transform=transform, bias=bias)
+  if plan.final:
+    yield from unit(f'{top}/Conv_1', 'backbone/final_conv')
+  yield from tflite.logits(f'{top}/Logits/Conv2d_1c_1x1', 'head/logits', tflite.DENSE)
+  yield rules.Rule(f'{top}/Logits/Squeeze', None)  # the shape of its logits
+
+
 def from_transformers(config: Mapping[str, Any]) -> MobileNetV2Config:
-  """Of transformers' config.json; raises UsageError where it asks for something else."""
+  """Makes our config from transformers'. Raises UsageError for a network that tlx lacks."""
   ours = MobileNetV2Config(config['depth_multiplier'], padding='same', epsilon=config['layer_norm_eps'])
-  # transformers' first block never has a shortcut.
-  lacks = [f'depth_multiplier {ours.widen}, so that tlx has a shortcut more'] * (0 in ours.plan().joined())
+  # transformers' first block never has a residual connection.
+  lacks = [f'depth_multiplier {ours.widen}, for which tlx has one more shortcut'] * (0 in ours.plan().joined())
   records.require(
     config,
     {
@@ -116,17 +140,18 @@ LAYOUTS = {
   'torchvision': torchvision,
   'transformers': transformers,
   'transformers_base': lambda config: transformers(config, ''),
+  'tflite': of_tflite,
 }
-# transformers' weights come from TensorFlow, torchvision's do not, whatever name the user asked for.
+# transformers' and TensorFlow Lite's weights come from TensorFlow, torchvision's from PyTorch, whatever the name.
 LAYOUT_VARIANTS = {
-  **dict.fromkeys(('transformers', 'transformers_base'), ir.weights_of('tf_', VARIANTS)),
+  **dict.fromkeys(('transformers', 'transformers_base', 'tflite'), ir.weights_of('tf_', VARIANTS)),
   'torchvision': ir.weights_of('', VARIANTS),
 }
 TRANSFORMERS = {'mobilenet_v2': from_transformers}
 
 _PAPER = 'https://arxiv.org/abs/1801.04381'
 _HALF = (0.5, 0.5, 0.5)
-_GOOGLE = {'035': ('0.35', 96), '075': ('0.75', 160), '100': ('1.0', 224), '140': ('1.4', 224)}  # and pixels
+_GOOGLE = {'035': ('0.35', 96), '075': ('0.75', 160), '100': ('1.0', 224), '140': ('1.4', 224)}  # width, pixels
 CHECKPOINTS = {
   name: Checkpoint(name, f'hf-hub:timm/{name}.{tag}', 'timm', license='apache-2.0', source=_PAPER)
   for name, tag in {
@@ -141,7 +166,7 @@ CHECKPOINTS = {
     f'tf_mobilenetv2_{name}',
     f'hf-hub:google/mobilenet_v2_{width}_{size}',
     'transformers',
-    Preprocess(size, size / (size + 32.5), 'bilinear', _HALF, _HALF),  # resized to 32 pixels more than it crops
+    Preprocess(size, size / (size + 32.5), 'bilinear', _HALF, _HALF),  # resizes to 32 pixels more than the crop
     license='other',
     source=_PAPER,
   )

@@ -1,8 +1,8 @@
 """MobileNetV3 (Howard et al. 2019, https://arxiv.org/abs/1905.02244), large and small, with gates and hard swish.
 
-'minimal' leaves out what some accelerators lack: gates, hard swish and kernels of 5. Names that begin with tf_ pad as
-TensorFlow does and use its BatchNorm epsilon, which its weights were trained with; tv_ is torchvision's, which uses the
-epsilon, and the momentum.
+'minimal' variants have no gates, hard swish and 5x5 kernels, which some accelerators lack. Names with tf_ are for
+weights that were trained in TensorFlow, with its padding and its batch norm epsilon. Names with tv_ are torchvision's
+models, which use TensorFlow's epsilon and momentum.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ from tlx.nn.model import Layer
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
-# Tables 1 and 2 of the paper: kernel, stride, expansion, channels, repeats, gate, hard swish (else ReLU); a row for
-# every change, stages in brackets.
+# Tables 1 and 2 of the paper: kernel, stride, expansion, channels, repeats, gate, hard swish (else ReLU). A row for
+# each change; brackets enclose a stage.
 LARGE = (
   ((3, 1, 1, 16, 1, False, False),),
   ((3, 2, 4, 24, 1, False, False), (3, 1, 3, 24, 1, False, False)),
@@ -45,14 +45,14 @@ class MobileNetV3Config(ir.Network):
   """Shape of one variant: a table with `widen` times the channels."""
 
   rows: tuple[tuple[tuple, ...], ...]
-  last: int  # channels of the last convolution, before scaling
-  hidden: int  # features of the layer after pooling, never scaled
+  last: int  # channels of the last convolution before scaling
+  hidden: int  # features of the layer after pooling, not scaled; 0 leaves it out, for heads that read maps
   widen: float = 1.0
   minimal: bool = False
 
   @property
   def width(self) -> int:
-    return self.hidden
+    return self.hidden or self._scaled(self.last)
 
   @property
   def activation(self) -> ir.Activation:
@@ -65,7 +65,8 @@ class MobileNetV3Config(ir.Network):
     return ir.Plan(stem, (*stages, (last,)), 0, self.activation)
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    return (*super().layers(drop_path), Layer('pre_logits', partial(PreLogits, self.hidden, self.activation)))
+    hidden = Layer('pre_logits', partial(PreLogits, self.hidden, self.activation))
+    return (*super().layers(drop_path), *([hidden] if self.hidden else []))
 
   def _scaled(self, channels: int) -> int:
     return ir.round_channels(channels * self.widen)
@@ -95,8 +96,9 @@ class PreLogits(nn.Module):
 def timm(config: MobileNetV3Config) -> Iterator[rules.Rule]:
   """timm's names: conv_stem, blocks.0.0.conv_dw, conv_head (a 1x1 convolution after pooling), classifier."""
   yield from ir.timm(config)
-  yield rules.Rule('conv_head.weight', 'params/backbone/pre_logits/dense/kernel', rules.POINTWISE)
-  yield rules.Rule('conv_head.bias', 'params/backbone/pre_logits/dense/bias')
+  if config.hidden:
+    yield rules.Rule('conv_head.weight', 'params/backbone/pre_logits/dense/kernel', rules.POINTWISE)
+    yield rules.Rule('conv_head.bias', 'params/backbone/pre_logits/dense/bias')
 
 
 def torchvision(config: MobileNetV3Config) -> Iterator[rules.Rule]:
@@ -111,17 +113,20 @@ def torchvision(config: MobileNetV3Config) -> Iterator[rules.Rule]:
 
   none = ('', '')
   yield from ir.layout(config, ('features.0.0', 'features.0.1'), none, 'classifier.3', names)
-  yield from rules.dense('classifier.0', 'backbone/pre_logits/dense')
+  if config.hidden:
+    yield from rules.dense('classifier.0', 'backbone/pre_logits/dense')
 
 
 _TABLES = {'large': (LARGE, 960, 1280), 'small': (SMALL, 576, 1024)}
-_NAMES = {  # prefix: what follows it, with widen and minimal
+_NAMES = {  # prefix: {rest of the name: widen}
   '': {'large_075': 0.75, 'large_100': 1.0, 'small_050': 0.5, 'small_075': 0.75, 'small_100': 1.0},
   'tf_': {'large_075': 0.75, 'large_100': 1.0, 'small_075': 0.75, 'small_100': 1.0},
   'tv_': {'large_100': 1.0, 'small_100': 1.0},
 }
 VARIANTS = {
-  f'{prefix}mobilenetv3_{name}': MobileNetV3Config(*_TABLES[name[:5]], widen, **ir.PREFIXES[prefix])
+  f'{prefix}mobilenetv3_{name}': MobileNetV3Config(
+    *_TABLES[name[:5]], widen, **ir.PREFIXES[prefix], dilate_early=prefix == 'tv_'
+  )
   for prefix, names in _NAMES.items()
   for name, widen in names.items()
 } | {
@@ -132,7 +137,7 @@ VARIANTS['mobilenetv3_test'] = MobileNetV3Config(
   (((3, 1, 1, 16, 1, True, False),), ((5, 2, 2.3, 16, 2, True, True), (3, 1, 3, 16, 1, False, True))), 32, 24, 0.5
 )
 LAYOUTS = {'timm': timm, 'torchvision': torchvision}
-# torchvision's weights go with TensorFlow's epsilon, whatever name the user asked for.
+# torchvision's weights need TensorFlow's epsilon, whatever name the user asks for.
 LAYOUT_VARIANTS = {'torchvision': ir.weights_of('tv_', VARIANTS)}
 
 _PAPER = 'https://arxiv.org/abs/1905.02244'
@@ -156,7 +161,7 @@ CHECKPOINTS |= {
     ('tv_mobilenetv3_small_100', 'mobilenet_v3_small-047dcff4', 256),
   )
 }
-FIGURES = {  # top-1: timm's results/results-imagenet.csv, of tv_ what torchvision states
+FIGURES = {  # top-1: timm's results/results-imagenet.csv; for tv_ torchvision's documentation
   'mobilenetv3_large_075': Figures(3_993_528, 0.155, 224, None),
   'mobilenetv3_large_100': Figures(5_483_032, 0.217, 224, 75.784),
   'mobilenetv3_small_050': Figures(1_593_224, 0.024, 224, 57.918),

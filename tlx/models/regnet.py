@@ -1,6 +1,6 @@
 """RegNet X and Y (Radosavovic et al. 2020, https://arxiv.org/abs/2003.13678); Y has channel gates.
 
-Names that end in _tv are the widths to which torchvision rounds the same design, where they differ.
+Names with _tv have torchvision's widths, where torchvision rounds the same design in another way.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from tlx.weights import records, rules
 class RegNetConfig(Staged):
   """Shape of one variant."""
 
-  depths: tuple[int, int, int, int]  # blocks a stage
-  widths: tuple[int, int, int, int]  # channels a stage
-  group_width: int  # channels a group of the 3x3 convolutions, at most
+  depths: tuple[int, int, int, int]  # blocks of each stage
+  widths: tuple[int, int, int, int]  # channels of each stage
+  group_width: int  # maximum channels per group of the 3x3 convolutions
   gates: bool = False
   stem: int = 32
 
@@ -39,7 +39,7 @@ class RegNetConfig(Staged):
 
 
 class Block(nn.Module):
-  """1x1, grouped 3x3, gate and 1x1 around a shortcut; all of one width."""
+  """1x1 convolution, grouped 3x3, gate and 1x1, all of one width, with a residual connection."""
 
   config: RegNetConfig
   features: int
@@ -52,7 +52,7 @@ class Block(nn.Module):
     groups = max(1, features // config.group_width)
     x = ConvNorm(features, 1, name='reduce')(x, train)
     x = ConvNorm(features, 3, self.stride, groups, name='grouped')(x, train)
-    if config.gates:  # squeezed to a quarter of what comes into the block
+    if config.gates:  # squeezed to a quarter of the block's input channels
       x = SqueezeExcite(round(shortcut.shape[-1] / 4), name='gate')(x)
     x = ConvNorm(features, 1, activation=None, name='project')(x, train)
     if shortcut.shape != x.shape:
@@ -60,7 +60,7 @@ class Block(nn.Module):
     return nn.relu(shortcut + DropPath(self.drop_path)(x, train))
 
 
-# What a layout calls the units of a block: ours -> (convolution, norm).
+# A layout's names for the units of a block: our name -> (convolution, norm).
 Units = Mapping[str, tuple[str, str]]
 
 
@@ -72,7 +72,7 @@ def _layout(
   gate: tuple[str, str],
   head: str,
 ) -> Iterator[rules.Rule]:
-  """The table shared by all layouts."""
+  """The table that all layouts share."""
   yield from rules.stem(stem[0], 'backbone/stem/conv')
   yield from rules.norm(stem[1], 'backbone/stem/norm')
   for s, b in config.blocks():
@@ -113,7 +113,7 @@ def transformers(config: RegNetConfig, prefix: str = 'regnet.') -> Iterator[rule
 
 
 def of_transformers(config: Mapping[str, Any]) -> RegNetConfig:
-  """Of a complete config.json of transformers; raises UsageError for a network that is not here."""
+  """Makes our config from a complete config of transformers. Raises UsageError for a network that tlx lacks."""
   records.require(config, {'hidden_act': 'relu', 'downsample_in_first_stage': True})
   shape = tuple(config['depths']), tuple(config['hidden_sizes']), config['groups_width']
   return RegNetConfig(*shape, config['layer_type'] == 'y', config['embedding_size'])
@@ -165,7 +165,7 @@ LAYOUTS = {
   'transformers_base': partial(transformers, prefix=''),
 }
 TRANSFORMERS = {'regnet': of_transformers}
-_TIMM = {  # trained in timm: tags
+_TIMM = {  # tags of the weights that were trained in timm
   'regnety_032': 'ra_in1k',
   'regnety_040': 'ra3_in1k',
   'regnety_064': 'ra3_in1k',

@@ -1,8 +1,8 @@
-"""ResNet (He et al. 2015, https://arxiv.org/abs/1512.03385), v1.5: the 3x3 convolution carries the stride.
+"""ResNet (He et al. 2015, https://arxiv.org/abs/1512.03385), v1.5: the 3x3 convolution has the stride.
 
-With it Wide ResNet (https://arxiv.org/abs/1605.07146), ResNeXt (https://arxiv.org/abs/1611.05431), the deep stems and
-averaging shortcuts of ResNet-D (https://arxiv.org/abs/1812.01187) and channel gates. Names end as timm's do: d = a
-stem of three 3x3 convolutions and averaging shortcuts, t = the same with fewer channels in the stem's first.
+Also Wide ResNet (https://arxiv.org/abs/1605.07146), ResNeXt (https://arxiv.org/abs/1611.05431), the deep stems and
+averaging shortcuts of ResNet-D (https://arxiv.org/abs/1812.01187), and channel gates. Names end as in timm: d = a stem
+of three 3x3 convolutions and averaging shortcuts; t = d with fewer channels in the stem's first convolution.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from tlx.nn import dilation
 from tlx.nn.conv import Conv
 from tlx.nn.gate import EfficientChannelAttention, SqueezeExcite
 from tlx.nn.model import Layer, Staged, Tapped
@@ -27,14 +28,18 @@ from tlx.weights import records, rules
 class ResNetConfig(Staged):
   """Shape of one variant."""
 
-  depths: tuple[int, int, int, int]  # blocks a stage
+  depths: tuple[int, int, int, int]  # blocks of each stage
   bottleneck: bool = True
   base: int = 64  # channels of the stem
   groups: int = 1  # of the 3x3 convolutions
-  group_width: int = 64  # channels a group in the first stage, for base 64
-  stem: tuple[int, ...] = ()  # channels of the convolutions before the stem's last; none = a single one of 7x7
-  averaging: bool = False  # shortcuts average where blocks stride
-  gate: str = ''  # 'se' or 'eca': at the end of each block
+  group_width: int = 64  # channels per group in the first stage, for base 64
+  stem: tuple[int, ...] = ()  # channels of the 3x3 convolutions before the stem's last; () = one 7x7
+  averaging: bool = False  # shortcuts of blocks with a stride use an average pool
+  gate: str = ''  # 'se' or 'eca', at the end of each block
+  output_stride: int = 32  # 8 or 16: the last stages dilate instead of striding
+
+  def __post_init__(self):
+    dilation.check_output_stride(self.output_stride)
 
   @property
   def expansion(self) -> int:
@@ -45,21 +50,26 @@ class ResNetConfig(Staged):
     return self.base * 8 * self.expansion
 
   def inner(self, s: int) -> int:
-    """Channels between the convolutions of a block."""
+    """Channels between the convolutions of a block in stage s."""
     return self.base * 2**s * self.group_width // 64 * self.groups
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    block = lambda s, b, rate: partial(Block, self, s, 2 if b == 0 and s else 1, rate)
+    spread = dilation.spread((1, 2, 2, 2), self.output_stride, stem=4)
+
+    def block(s: int, b: int, rate: float) -> partial:
+      stride, first = spread[s].block(b)
+      return partial(Block, self, s, stride, rate, (first, spread[s].dilation))
+
     return (Layer('stem', partial(Stem, (*self.stem, self.base))), *self.block_layers(drop_path, block))
 
 
 class Stem(nn.Module):
-  """A 7x7 convolution of stride 2, or 3x3 ones, and a max pool, with a tap ahead of it.
+  """A 7x7 convolution of stride 2, or several 3x3 ones, a tap 'conv', and a max pool.
 
   [b, h, w, 3] -> [b, h/4, w/4, c]; 'conv' is [b, h/2, w/2, c].
   """
 
-  features: tuple[int, ...]  # of each convolution
+  features: tuple[int, ...]  # channels of each convolution
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> Tapped:
@@ -71,12 +81,13 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-  """Two 3x3 convolutions, or 1x1, 3x3 and 1x1, around a shortcut."""
+  """Two 3x3 convolutions, or 1x1, 3x3 and 1x1, with a residual connection."""
 
   config: ResNetConfig
   stage: int
   stride: int
   drop_path: float
+  dilations: tuple[int, int]  # of its first 3x3 convolution and of its second
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -85,8 +96,9 @@ class Block(nn.Module):
     inner, out = config.inner(self.stage), config.base * 2**self.stage * config.expansion
     for i, kernel in enumerate(kernels):
       last, strided = i == len(kernels) - 1, i == kernels.index(3)
-      groups = config.groups if kernel == 3 else 1
-      x = Conv(out if last else inner, kernel, self.stride if strided else 1, groups=groups, name=f'conv{i + 1}')(x)
+      shape = (out if last else inner, kernel, self.stride if strided else 1)
+      groups, dilated = (config.groups, self.dilations[not strided]) if kernel == 3 else (1, 1)
+      x = Conv(*shape, groups=groups, dilation=dilated, name=f'conv{i + 1}')(x)
       x = BatchNorm(name=f'norm{i + 1}')(x, train)
       x = x if last else nn.relu(x)
     if config.gate == 'se':
@@ -98,11 +110,16 @@ class Block(nn.Module):
     return nn.relu(residual + DropPath(self.drop_path)(x, train))
 
   def shortcut(self, x: jax.Array, features: int, train: bool) -> jax.Array:
-    """A 1x1 convolution that strides, or one behind a 2x2 average; an odd last row or column is averaged alone."""
+    """A 1x1 convolution with a stride, or after a 2x2 average pool that averages an odd last row or column alone.
+
+    If the stage dilates instead, the average has stride 1, and zeros after the last row and column count (timm).
+    """
     stride = self.stride
     if self.config.averaging and stride > 1:
       odd = tuple((0, side % 2) for side in x.shape[1:3])
       x, stride = nn.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False), 1
+    elif self.config.averaging and self.dilations[1] > 1:
+      x = nn.avg_pool(x, (2, 2), (1, 1), 'SAME')
     x = Conv(features, 1, stride, name='shortcut_conv')(x)
     return BatchNorm(name='shortcut_norm')(x, train)
 
@@ -137,7 +154,7 @@ def _gate(config: ResNetConfig, source: str, target: str) -> Iterator[rules.Rule
 
 
 def torchvision(config: ResNetConfig) -> Iterator[rules.Rule]:
-  """torchvision's names, which timm has kept."""
+  """torchvision's names, which timm also uses."""
   if config.stem or config.averaging or config.gate:
     raise rules.NoLayoutError('torchvision has no deep stems, averaging shortcuts or gates')
   yield from timm(config)
@@ -161,7 +178,7 @@ def transformers(config: ResNetConfig, prefix: str = 'resnet.') -> Iterator[rule
 
 
 def of_transformers(config: Mapping[str, Any]) -> ResNetConfig:
-  """Of a complete config.json of transformers; raises UsageError for a network that is not here."""
+  """Makes our config from a complete config of transformers. Raises UsageError for a network that tlx lacks."""
   ours = ResNetConfig(tuple(config['depths']), config['layer_type'] == 'bottleneck', config['embedding_size'])
   needed = {
     'hidden_sizes': [ours.base * 2**s * ours.expansion for s in range(4)],
@@ -263,7 +280,7 @@ _TAGS = {  # timm's default weights: (tag, size, crop)
   'ecaresnet269d': ('ra2_in1k', 320, 0.95),
 }
 _PAPER = 'https://arxiv.org/abs/2110.00476'
-_OLDER = {'tv': 'bsd-3-clause', 'fb': 'cc-by-nc-4.0'}  # torchvision's first weights and Facebook's: licence
+_OLDER = {'tv': 'bsd-3-clause', 'fb': 'cc-by-nc-4.0'}  # licences of torchvision's first weights and of Facebook's
 
 
 def _checkpoint(name: str, tag: str, size: int, crop: float) -> Checkpoint:

@@ -1,7 +1,7 @@
-"""Big Transfer, BiT (Kolesnikov et al. 2019, https://arxiv.org/abs/1912.11370): ResNet v2 made for transfer.
+"""Big Transfer, BiT (Kolesnikov et al. 2019, https://arxiv.org/abs/1912.11370): a ResNet v2 for transfer learning.
 
-Norm and ReLU come before each convolution (He et al. 2016, https://arxiv.org/abs/1603.05027); groups of channels are
-normalised instead of batches, and kernels are standardised, so nothing depends on the batch.
+Norm and ReLU come before each convolution (He et al. 2016, https://arxiv.org/abs/1603.05027). It has group norm instead
+of batch norm, and standardised kernels, so nothing depends on the batch.
 """
 
 import dataclasses
@@ -26,17 +26,17 @@ conv = partial(StdConv, epsilon=1e-8)
 class BitConfig(Staged):
   """Shape of one variant."""
 
-  depths: tuple[int, int, int, int]  # blocks a stage
+  depths: tuple[int, int, int, int]  # blocks of each stage
   widen: int = 1
   base: int = 64  # channels of the stem before widening
-  groups: int = 32  # of every norm
+  groups: int = 32  # channel groups of every norm
 
   @property
   def width(self) -> int:
     return self.channels(3)
 
   def channels(self, s: int) -> int:
-    """Of what stage s returns."""
+    """Output channels of stage s."""
     return self.base * self.widen * 4 * 2**s
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
@@ -48,7 +48,7 @@ class BitConfig(Staged):
 
 
 class Stem(nn.Module):
-  """7x7 convolution of stride 2 and a max pool over zero padding: [b, h, w, 3] -> [b, h/4, w/4, c]."""
+  """7x7 convolution of stride 2 and a max pool with zero padding: [b, h, w, 3] -> [b, h/4, w/4, c]."""
 
   features: int
 
@@ -69,7 +69,7 @@ class NormAct(nn.Module):
 
 
 class Block(nn.Module):
-  """Norm, ReLU and convolution three times around a shortcut; the first of a stage projects its shortcut."""
+  """Norm, ReLU and convolution three times, with a residual connection that the first block of a stage projects."""
 
   config: BitConfig
   stage: int
@@ -106,8 +106,8 @@ def timm(config: BitConfig) -> Iterator[rules.Rule]:
 
 
 def npz(config: BitConfig) -> Iterator[rules.Rule]:
-  """Names of the published BiT-S, BiT-M .npz files: resnet/root_block, resnet/block1/unit01/a, resnet/head/conv2d."""
-  kernel = 'standardized_conv2d/kernel'  # HWIO, as ours
+  """Names in the npz files of BiT-S and BiT-M: resnet/root_block, resnet/block1/unit01/a, resnet/head/conv2d."""
+  kernel = 'standardized_conv2d/kernel'  # HWIO, as in tlx
 
   def norm(source: str, target: str) -> Iterator[rules.Rule]:
     yield rules.Rule(f'{source}/group_norm/gamma', f'params/{target}/norm/scale')

@@ -1,7 +1,7 @@
 """Image towers of SigLIP (Zhai et al. 2023, https://arxiv.org/abs/2303.15343) and SigLIP 2 (2502.14786).
 
-No class token: a learnt query pools the patches by attention. The text tower of a whole SigLIP is dropped, and written
-back on export.
+There is no class token: a learnable query pools the patches by attention. The text tower is dropped, and written back
+on export.
 """
 
 import dataclasses
@@ -24,20 +24,20 @@ class SigLipConfig(TransformerConfig):
 
 
 def npz(config: SigLipConfig, root: str = 'params/img/') -> Iterator[rules.Rule]:
-  """The files of google-research/big_vision: params/img/embedding/kernel, MAPHead_0; the text tower is dropped."""
+  """The files of google-research/big_vision: params/img/embedding/kernel, MAPHead_0. The text tower is dropped."""
   yield from names.npz(config, root, new=True)
   for other in ('params/txt/*', 'params/t', 'params/b'):
     yield rules.Rule(other, None)
 
 
 def of_transformers(config: Mapping[str, Any]) -> SigLipConfig:
-  """transformers classifies by the mean of the patches, and has towers without the attention pooling."""
+  """Makes our config from transformers'. Its classifiers use the patches' mean; some towers lack the attention pool."""
   vision = config.get('vision_config', config)
   pool = 'map' if vision.get('vision_use_head', True) and not names.classifies(config) else 'mean'
   return names.of_transformers(SigLipConfig, vision, class_token=False, pool=pool)
 
 
-_SIZES = {  # dim, depth, heads, and where it is not four times dim the hidden channels of the perceptrons
+_SIZES = {  # dim, depth, heads, and the hidden channels of the MLPs unless they are 4 * dim
   'base': (768, 12, 12),
   'large': (1024, 24, 16),
   'so400m': (1152, 27, 16, 4304),
@@ -50,7 +50,7 @@ _SHAPES = (
   ('so400m', 16, 256), ('so400m', 16, 384), ('so400m', 16, 512),
   ('giantopt', 16, 256), ('giantopt', 16, 384),
 )  # fmt: skip
-# The shapes that only SigLIP 2 has, whose activation is the approximate one; timm runs the others with the exact one.
+# Only SigLIP 2 has these shapes, and its GELU is the approximate one; timm runs the others with the exact GELU.
 _APPROXIMATE = {('base', 32), ('so400m', 16), ('giantopt', 16)}
 
 

@@ -1,8 +1,8 @@
 """SqueezeNet 1.0 and 1.1 (Iandola et al. 2016, https://arxiv.org/abs/1602.07360), 50 times smaller than AlexNet.
 
-timm has no SqueezeNet: names and numbers are torchvision's, whose layout is therefore also what `tlx.save` writes,
-under the key 'timm' that every family has; the config.json beside it is read by tlx alone. The head looks at every
-place of the last map and averages its rectified logits (`spatial_head`). A stage begins with the max pool before it.
+timm has no SqueezeNet, so names and figures are torchvision's. The key 'timm', which every family has, means
+torchvision's layout here, and `tlx.save` writes it; only tlx reads the config.json next to it. The head classifies
+every position of the last map and averages the rectified logits (`spatial_head`). A stage begins with a max pool.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class SqueezeNetConfig:
   """Shape of one variant."""
 
   stem: tuple[int, int]  # channels and kernel of the first convolution
-  stages: tuple[tuple[tuple[int, int], ...], ...]  # (squeezed, expanded) channels of each Fire module of each stage
+  stages: tuple[tuple[tuple[int, int], ...], ...]  # for each stage and Fire module: (squeezed, expanded) channels
 
   spatial_head = True
 
@@ -34,8 +34,8 @@ class SqueezeNetConfig:
     return self.stages[-1][-1][1]
 
   def fires(self) -> Iterator[tuple[str, int, int, bool, int]]:
-    """(layer, squeezed, expanded, whether a pool comes first, place in the published list of operations), in order."""
-    place = 2  # after the stem's convolution and its activation
+    """(layer, squeezed, expanded, whether a pool comes first, position in the published list of modules), in order."""
+    place = 2  # 0 and 1 are the stem's convolution and its activation
     for s, stage in enumerate(self.stages):
       place += 1
       for b, (squeezed, expanded) in enumerate(stage):
@@ -59,7 +59,7 @@ class Stem(nn.Module):
 
 
 class Fire(nn.Module):
-  """A max pool where a stage begins, 1x1 down, then 1x1 and 3x3 up side by side: half of `expanded` each."""
+  """A max pool where a stage begins, a 1x1 convolution down, then 1x1 and 3x3 in parallel: half of `expanded` each."""
 
   squeezed: int
   expanded: int
@@ -104,7 +104,7 @@ CHECKPOINTS = {
   )
   for name, file in _FILES.items()
 }
-FIGURES = {  # top-1: as torchvision states it of these files (SqueezeNet1_0_Weights, SqueezeNet1_1_Weights)
+FIGURES = {  # top-1: torchvision's documentation of SqueezeNet1_0_Weights and SqueezeNet1_1_Weights
   'squeezenet1_0': Figures(1_248_424, 0.819, 224, 58.092),
   'squeezenet1_1': Figures(1_235_496, 0.349, 224, 58.178),
 }

@@ -1,7 +1,7 @@
 """Swin transformer (Liu et al. 2021, https://arxiv.org/abs/2103.14030), and S3 (Chen et al. 2021, 2111.14725).
 
-A stage begins with the merging of patches, which belongs to its first block: the published weights have no layer in
-between, and each stage's last block is then its map for dense tasks, [b, h, w, c].
+The first block of a stage contains the patch merging, because the published weights have no layer in between. The last
+block of each stage is then its map for dense tasks, [b, h, w, c].
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class SwinConfig(PyramidConfig):
 
 
 class WindowAttention(nn.Module):
-  """Self-attention inside windows, with a learnt bias for every step between two places: [b, h, w, c] -> same."""
+  """Self-attention inside windows, with a learnable bias for every offset of two positions: [b, h, w, c] -> same."""
 
   heads: int
   window: int
@@ -47,7 +47,7 @@ class WindowAttention(nn.Module):
 
 
 def _layout(config: SwinConfig, layout: names.Names, table: str = 'attn.') -> Iterator[rules.Rule]:
-  """table: what lies between a block's name and the table's."""
+  """The table of all layouts. `table` stands between a block's name and the relative position table's."""
 
   def positions(source: str, target: str) -> Iterator[rules.Rule]:
     name, leaf = f'{source}{table}relative_position_bias_table', f'params/{target}/attention/position_bias/table'
@@ -62,7 +62,7 @@ def timm(config: SwinConfig) -> Iterator[rules.Rule]:
 
 
 def microsoft(config: SwinConfig) -> Iterator[rules.Rule]:
-  """The authors' own files: as timm's, but a stage ends with the merging, layers.0.downsample, and the head is head."""
+  """Names in the authors' files: timm's, except layers.0.downsample (the merging ends a stage) and head."""
   return _layout(config, names.MICROSOFT)
 
 
@@ -81,7 +81,7 @@ def transformers(config: SwinConfig, prefix: str = 'swin.') -> Iterator[rules.Ru
 
 
 def of_transformers(config: Mapping[str, Any]) -> SwinConfig:
-  """Our config from a complete one of transformers."""
+  """Makes our config from a complete config of transformers."""
   return names.of_transformers(SwinConfig, config)
 
 

@@ -1,7 +1,7 @@
-"""Swin transformer V2 (Liu et al. 2022, https://arxiv.org/abs/2111.09883): cosine attention, continuous positions.
+"""Swin transformer V2 (Liu et al. 2022, https://arxiv.org/abs/2111.09883): cosine attention, continuous position bias.
 
-Each branch of a block ends with its norm; positions come from a small network, so that a larger window needs no
-resampling. As in Swin, the merging of patches belongs to the first block of a stage, and maps are [b, h, w, c].
+Each branch of a block ends with its norm. A small network computes the position bias, so a larger window needs no
+resampling. As in Swin, the first block of a stage contains the patch merging, and maps are [b, h, w, c].
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from tlx.nn.window import PyramidConfig, partition, relative_positions, restore,
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
-HIDDEN = 512  # channels of the network of positions
-LARGEST_SCALE = 100.0  # of the cosines
+HIDDEN = 512  # hidden channels of the position network
+LARGEST_SCALE = 100.0  # maximum factor of the cosines
 LARGEST_BIAS = 16.0
 
 
@@ -34,7 +34,7 @@ class SwinV2Config(PyramidConfig):
   """Shape of one variant."""
 
   norm_last: bool = True
-  pretrained: tuple[int, ...] = (0, 0, 0, 0)  # windows of pretraining, a stage; 0: the present ones
+  pretrained: tuple[int, ...] = (0, 0, 0, 0)  # each stage's window in pretraining; 0 = the same as now
 
   def attention(self, stage: int, block: int, name: str) -> nn.Module:
     window, shift = self.window(stage), self.shift(stage, block)
@@ -42,14 +42,15 @@ class SwinV2Config(PyramidConfig):
 
 
 class ContinuousPositionBias(nn.Module):
-  """A bias between 0 and 16 for every step between two places, from a network of the step's logarithm (Sec. 3.3).
+  """A bias from 0 to 16 for every offset of two positions, from a network of the offset's logarithm (Sec. 3.3).
 
-  Params [2, 512], [512] and [512, heads]: no weight decay. Returns [heads, n, n], n = side * side, at least float32.
+  Parameters [2, 512], [512] and [512, heads] have no weight decay. It returns [heads, n, n] with n = side * side, in
+  float32 or float64.
   """
 
   side: int
   heads: int
-  pretrained: int  # the window whose steps the network knows
+  pretrained: int  # window in pretraining
 
   @nn.compact
   def __call__(self, dtype: Any) -> jax.Array:
@@ -63,14 +64,14 @@ class ContinuousPositionBias(nn.Module):
 
 
 def log_steps(side: int, pretrained: int = 0) -> np.ndarray:
-  """Row and column of every step on a logarithmic scale where 1 is seven eighths of a window: [steps^2, 2]."""
+  """Row and column of every offset on a logarithmic scale, on which 1 is seven eighths of a window: [offsets^2, 2]."""
   step = np.arange(1 - side, side) * (8 / max(1, (pretrained or side) - 1))
   step = np.sign(step) * np.log2(np.abs(step) + 1) / np.log2(8)
   return np.stack(np.meshgrid(step, step, indexing='ij'), axis=-1).reshape(-1, 2)
 
 
 class CosineAttention(nn.Module):
-  """Self-attention inside windows by the cosine of query and key times a learnt factor: [b, h, w, c] -> same."""
+  """Self-attention inside windows by the cosine of query and key times a learnable factor: [b, h, w, c] -> same."""
 
   heads: int
   window: int
@@ -91,14 +92,17 @@ class CosineAttention(nn.Module):
 
 
 def _unit(x: jax.Array, factor: jax.Array | float = 1.0) -> jax.Array:
-  """x of length `factor` along the last axis; no less than 1e-12 divides, for places that only fill up a window."""
+  """Scales x to length `factor` along the last axis. The divisor is at least 1e-12, because padding has length 0."""
   wide = widened(x)
   square = jnp.square(wide).sum(axis=-1, keepdims=True)
   return (wide * (jax.lax.rsqrt(jnp.maximum(square, 1e-24)) * factor)).astype(x.dtype)
 
 
 def _layout(config: SwinV2Config, layout: names.Names, attention: str, network: str) -> Iterator[rules.Rule]:
-  """attention: what lies between a block's name and its attention's; network: the name of the network of positions."""
+  """The table of all layouts.
+
+  `attention` stands between a block's name and its attention's names; `network` is the position network's name.
+  """
 
   def positions(source: str, target: str) -> Iterator[rules.Rule]:
     source, target = source + attention, f'params/{target}/attention'
@@ -116,11 +120,11 @@ def timm(config: SwinV2Config) -> Iterator[rules.Rule]:
 
 
 def microsoft(config: SwinV2Config) -> Iterator[rules.Rule]:
-  """The authors' own files: as timm's, but a stage ends with the merging, layers.0.downsample, and the head is head."""
+  """Names in the authors' files: timm's, except layers.0.downsample (the merging ends a stage) and head."""
   return _layout(config, names.MICROSOFT._replace(biases=('attn.q_bias', 'attn.v_bias')), 'attn.', 'cpb_mlp')
 
 
-# torchvision keeps a bias of the keys and computes with zeros in its place.
+# torchvision stores a bias of the keys, but computes with zeros instead.
 _WITH_KEY = rules.Transform(
   lambda bias: np.delete(bias.reshape(3, -1), 1, axis=0).reshape(-1),
   lambda bias: np.insert(bias.reshape(2, -1), 1, 0, axis=0).reshape(-1),
@@ -131,7 +135,7 @@ _WITH_KEY = rules.Transform(
 def torchvision(config: SwinV2Config) -> Iterator[rules.Rule]:
   """torchvision's names: features.0.0, features.1.0.attn.qkv, features.2.reduction, head."""
   if any(config.pretrained):
-    raise rules.NoLayoutError('torchvision has no Swin V2 that was pretrained with other windows')
+    raise rules.NoLayoutError('torchvision has no Swin V2 with other windows in pretraining')
   names.require_tiles(config, 'torchvision')
   yield from _layout(config, names.TORCHVISION._replace(bias_transform=_WITH_KEY), 'attn.', 'cpb_mlp')
   buffers = {'relative_position_index': names.position_index, 'relative_coords_table': _coordinates}
@@ -152,7 +156,7 @@ def transformers(config: SwinV2Config, prefix: str = 'swinv2.') -> Iterator[rule
 
 
 def of_transformers(config: Mapping[str, Any]) -> SwinV2Config:
-  """Our config from a complete one of transformers."""
+  """Makes our config from a complete config of transformers."""
   known = tuple(config['pretrained_window_sizes'])
   return names.of_transformers(SwinV2Config, config, shrinks=True, pretrained=known)
 
@@ -199,7 +203,7 @@ def _checkpoint(name: str) -> Checkpoint:
 
 
 CHECKPOINTS = {name: _checkpoint(name) for name in VARIANTS if not name.endswith('_test')}
-FIGURES = {  # top-1: timm's results/results-imagenet.csv; ms_in22k's weights, of 192 pixels, know 21,841 other classes
+FIGURES = {  # top-1: timm's results/results-imagenet.csv; ms_in22k (192 pixels) has 21,841 other classes
   'swinv2_tiny_window8_256': Figures(28_347_154, 5.940, 256, 81.824),
   'swinv2_tiny_window16_256': Figures(28_347_154, 6.661, 256, 82.828),
   'swinv2_small_window8_256': Figures(49_728_418, 11.546, 256, 83.844),

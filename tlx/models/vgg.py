@@ -1,9 +1,9 @@
 """VGG 11 to 19, with and without batch norm (Simonyan & Zisserman 2014, https://arxiv.org/abs/1409.1556).
 
-The two hidden layers of the classifier are the backbone's layer 'pre_logits', as a 7x7 and a 1x1 convolution: maps
-smaller than 7x7 are pooled up to it, on larger ones it slides and the mean of all places is classified. A layer begins
-with the max pool before it, so that features are those of timm's taps, of strides 1, 2, 4, 8 and 16. There is no
-residual branch that stochastic depth could drop.
+The layer 'pre_logits' contains the classifier's two hidden layers, as a 7x7 and a 1x1 convolution. Maps smaller than
+7x7 are pooled up to it; on larger maps it slides, and the mean of all positions is classified. A layer begins with the
+max pool before it, so the features are timm's, with strides 1, 2, 4, 8 and 16. Stochastic depth has no effect, because
+there are no residual branches.
 """
 
 import dataclasses
@@ -20,29 +20,29 @@ from tlx.nn.pool import adaptive_avg_pool, max_pool
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
-WINDOW = 7  # places of the last map that a hidden unit sees along each side
+WINDOW = 7  # height and width of the map that a hidden unit reads
 
 
 @dataclasses.dataclass(frozen=True)
 class VGGConfig:
   """Shape of one variant."""
 
-  depths: tuple[int, ...]  # 3x3 convolutions a stage
+  depths: tuple[int, ...]  # 3x3 convolutions of each stage
   norm: bool
-  widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels a stage
-  hidden: int = 4096  # units of the classifier's hidden layers
+  widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels of each stage
+  hidden: int = 4096  # channels of the classifier's hidden layers
 
   @property
   def width(self) -> int:
     return self.hidden
 
   def convolutions(self) -> Iterator[tuple[str, int, bool, int]]:
-    """(layer, channels, whether a pool comes first, place in the published list of operations), in order."""
+    """(layer, channels, whether a pool comes first, position in the published list of modules), in order."""
     place = 0
     for s, (depth, channels) in enumerate(zip(self.depths, self.widths)):
       for i in range(depth):
         pooled = s > 0 and i == 0
-        block = i - (s == 0)  # the very first convolution is the stem
+        block = i - (s == 0)  # the first convolution is the stem
         place += pooled
         yield f'stage{s}_block{block}' if block >= 0 else 'stem', channels, pooled, place
         place += 3 if self.norm else 2
@@ -53,7 +53,7 @@ class VGGConfig:
 
 
 class Block(nn.Module):
-  """A max pool where a stage begins, a 3x3 convolution, batch norm where the variant has it."""
+  """A max pool where a stage begins, a 3x3 convolution, and batch norm if the variant has it."""
 
   features: int
   norm: bool
@@ -80,7 +80,7 @@ class PreLogits(nn.Module):
 
 
 def _layout(config: VGGConfig, names: tuple[str, str, str], fc1: rules.Transform, fc2: rules.Transform):
-  """The table that the layouts share; `names` of the classifier's three layers."""
+  """The table that all layouts share. `names` are those of the classifier's three layers."""
   for layer, _, _, place in config.convolutions():
     make = rules.stem if layer == 'stem' else rules.conv
     yield from make(f'features.{place}', f'backbone/{layer}/conv', bias=True)
@@ -93,12 +93,12 @@ def _layout(config: VGGConfig, names: tuple[str, str, str], fc1: rules.Transform
 
 
 def timm(config: VGGConfig) -> Iterator[rules.Rule]:
-  """timm's names: features.0, pre_logits.fc1, head.fc; the hidden layers are convolutions."""
+  """timm's names: features.0, pre_logits.fc1, head.fc. The hidden layers are convolutions."""
   return _layout(config, ('pre_logits.fc1', 'pre_logits.fc2', 'head.fc'), rules.CONV, rules.POINTWISE)
 
 
 def torchvision(config: VGGConfig) -> Iterator[rules.Rule]:
-  """torchvision's names: features.0, classifier.0, .3 and .6; the hidden layers are linear, on the flattened map."""
+  """torchvision's names: features.0, classifier.0, .3 and .6. The hidden layers are linear, on the flattened map."""
   unflatten = rules.reshape((-1, config.widths[-1] * WINDOW**2), (-1, config.widths[-1], WINDOW, WINDOW))
   fc1 = rules.Transform(lambda x: rules.CONV.read(unflatten.read(x)), lambda x: unflatten.write(rules.CONV.write(x)))
   return _layout(config, ('classifier.0', 'classifier.3', 'classifier.6'), fc1, rules.DENSE)

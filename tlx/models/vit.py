@@ -1,4 +1,4 @@
-"""ViT tiny to gigantic (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929), AugReg's and MAE's weights.
+"""ViT tiny to gigantic (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929), with AugReg's or MAE's weights.
 
 MAE's weights are 'hf-hub:timm/vit_base_patch16_224.mae', or facebook/vit-mae-base in transformers' layout. Google's own
 files (B_16.npz, ...) need no config: tlx.load('vit_base_patch16_224', weights='B_16.npz').
@@ -17,13 +17,13 @@ from tlx.weights import rules
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(TransformerConfig):
-  """Shape of one variant; the defaults are ViT's."""
+  """Shape of one variant. The defaults are ViT's."""
 
 
 def timm(config: ViTConfig) -> Iterator[rules.Rule]:
   """timm's names: patch_embed.proj, blocks.0.attn.qkv, head."""
   yield from names.timm(config)
-  yield rules.Rule('pre_logits.*', None)  # of pretraining; the fine-tuned models have none
+  yield rules.Rule('pre_logits.*', None)  # a pretraining layer; the fine-tuned models lack it
 
 
 def torchvision(config: ViTConfig) -> Iterator[rules.Rule]:
@@ -32,16 +32,16 @@ def torchvision(config: ViTConfig) -> Iterator[rules.Rule]:
 
 
 def torchvision_files(config: ViTConfig) -> Iterator[rules.Rule]:
-  """Names in torchvision's files, some older than its code: encoder.layers.encoder_layer_0.mlp.linear_1."""
+  """Names in torchvision's files, some older than in its code: encoder.layers.encoder_layer_0.mlp.linear_1."""
   return names.layout(config, names.TORCHVISION._replace(mlp=('mlp.linear_1', 'mlp.linear_2')))
 
 
 def transformers(config: ViTConfig, prefix: str = 'vit.') -> Iterator[rules.Rule]:
-  """transformers' ViT and the encoder of its ViTMAE: vit.embeddings.cls_token, vit.encoder.layer.0, classifier."""
+  """transformers' names for ViT and ViTMAE's encoder: vit.embeddings.cls_token, vit.encoder.layer.0, classifier."""
   yield from names.layout(config, names.TRANSFORMERS.under(prefix))
   for unused in ('pooler.*', 'embeddings.mask_token'):
     yield rules.Rule(prefix + unused, None)
-  yield rules.Rule('decoder.*', None)  # of masked pretraining
+  yield rules.Rule('decoder.*', None)  # only for masked pretraining
 
 
 def big_vision(config: ViTConfig) -> Iterator[rules.Rule]:
@@ -53,7 +53,7 @@ def of_transformers(config: Mapping[str, Any]) -> ViTConfig:
   return names.of_transformers(ViTConfig, config)
 
 
-_SIZES = {  # dim, depth, heads, and where it is not four times dim the hidden channels of the perceptrons
+_SIZES = {  # dim, depth, heads, and the hidden channels of the MLPs unless they are 4 * dim
   'tiny': (192, 12, 3),
   'small': (384, 12, 6),
   'base': (768, 12, 12),

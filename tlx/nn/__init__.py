@@ -1,1 +1,1 @@
-"""Layers that two or more families share; they compute in the dtype of their input."""
+"""Layers that two or more families share. Every layer computes in the dtype of its input."""

@@ -1,4 +1,4 @@
-"""Attention and the perceptron beside it, as every transformer here uses them."""
+"""Attention and the MLP of a transformer block."""
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +8,27 @@ from tlx.nn.activation import Activation, gelu
 from tlx.nn.conv import Dense
 from tlx.nn.dtypes import at_least_float32
 
-table_init = nn.initializers.truncated_normal(0.02)  # of positions and of patch embeddings
+table_init = nn.initializers.truncated_normal(0.02)  # for position tables and patch embeddings
 
 
 def attend(
   query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None = None, scale: float | None = None
 ) -> jax.Array:
-  """softmax(scale * q k' + bias) v of each head (Vaswani et al. 2017): fused where the platform can.
+  """Computes softmax(scale * q k' + bias) v in each head (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
 
-  Args: query [b, n, heads, d], key and value [b, m, heads, d]; bias broadcast to [b, heads, n, m], added to the scaled
-    logits; scale: 1 / sqrt(d) by default. Returns: [b, n, heads, d] in the dtype of query; the softmax is at
-    least float32.
+  JAX uses a fused kernel where the platform has one.
+
+  Args:
+    query: float [b, n, heads, d].
+    key: float [b, m, heads, d].
+    value: float [b, m, heads, d].
+    bias: added to the scaled logits; broadcast to [b, heads, n, m].
+    scale: factor of the logits; 1 / sqrt(d) by default.
+
+  Returns:
+    [b, n, heads, d] in the dtype of `query`. The softmax is computed in float32, or float64 for float64 input.
   """
-  if query.dtype == jnp.float64:  # the library's softmax is float32 whatever comes in
+  if query.dtype == jnp.float64:  # JAX's attention would compute the softmax in float32
     logits = jnp.einsum('bnhd,bmhd->bhnm', query, key) * (query.shape[-1] ** -0.5 if scale is None else scale)
     shares = jax.nn.softmax(logits if bias is None else logits + bias)
     return jnp.einsum('bhnm,bmhd->bnhd', shares, value)
@@ -29,17 +37,17 @@ def attend(
 
 
 def split_heads(qkv: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """[b, n, 3 * heads * d] -> query, key and value [b, n, heads, d]."""
+  """Splits [b, n, 3 * heads * d] into query, key and value, each [b, n, heads, d]."""
   return tuple(x.reshape(*x.shape[:-1], heads, -1) for x in jnp.split(qkv, 3, axis=-1))
 
 
 def merge_heads(x: jax.Array) -> jax.Array:
-  """[b, n, heads, d] -> [b, n, heads * d]."""
+  """Joins the heads: [b, n, heads, d] -> [b, n, heads * d]."""
   return x.reshape(*x.shape[:-2], -1)
 
 
 class Mlp(nn.Module):
-  """Two linear layers around an activation: [..., d] -> [..., d]; `fc1`, `fc2`."""
+  """Two linear layers with an activation between them: [..., d] -> [..., d]. Submodules: `fc1`, `fc2`."""
 
   hidden: int
   activation: Activation = gelu

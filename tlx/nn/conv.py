@@ -1,9 +1,10 @@
-"""Convolutions and dense layers that compute in the dtype of their input, in the form that suits the platform.
+"""Convolution and dense layers that compute in the dtype of their input, with fast forms for CPUs.
 
-Images are [b, h, w, c], kernels HWIO. GPU and TPU get the library's convolution; a CPU gets the forms of `conv_cpu`,
-chosen when the program is lowered, so that one traced function serves every platform. `conv2d` has a custom reverse
-rule: reverse mode works, also nested and under vmap, scan, remat and pmap; forward mode straight through it
-(`jax.jvp`, `jax.jacfwd`) does not, forward over reverse does.
+Images are [b, h, w, c] and kernels are HWIO. GPUs and TPUs run XLA's convolution; CPUs run the forms of `conv_cpu`. JAX
+makes the choice when it lowers the program, so one traced function serves every platform.
+
+`conv2d` has a custom reverse rule. Reverse mode works, also nested and under vmap, scan, remat and pmap. Forward mode
+applied to it directly (`jax.jvp`, `jax.jacfwd`) does not work; forward over reverse does.
 """
 
 import functools
@@ -19,19 +20,37 @@ from tlx.nn import conv_cpu
 from tlx.nn.conv_cpu import Spec
 
 Padding = str | int | Sequence[Sequence[int]]
-fan_out_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015, as timm starts its CNNs
+fan_out_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')  # He et al. 2015, as in timm's CNNs
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
-  """3 -> (3, 3); (3, 5) stays."""
+  """Repeats an int: 3 -> (3, 3). A pair stays as it is."""
   return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
 def explicit_padding(padding: Padding, size, window, strides, dilation) -> tuple[tuple[int, int], tuple[int, int]]:
-  """Any way to say padding -> zeros (before, after) along height and width.
+  """Computes how many zeros to add before and after the height and the width.
 
-  'same' is TensorFlow's: ceil(size / stride) outputs, the odd zero after. 'torch' is (window - 1) * dilation // 2 on
-  each side, whatever the stride. Raises ValueError for anything else that is not 'valid', an int or two pairs.
+  Args:
+    padding: 'same' follows TensorFlow: ceil(size / stride) outputs, with the odd zero after. 'torch' adds
+      (window - 1) * dilation // 2 zeros on each side, whatever the stride. 'valid' adds none. An int adds that many
+      zeros on each side. ((top, bottom), (left, right)) is taken as it is.
+    size: height and width of the input, pixels.
+    window: height and width of the kernel, pixels.
+    strides: vertical and horizontal stride, pixels.
+    dilation: vertical and horizontal distance between two kernel positions, pixels.
+
+  Returns:
+    ((top, bottom), (left, right)).
+
+  Raises:
+    ValueError: for any other padding.
+
+  Examples:
+    >>> explicit_padding('same', size=(224, 224), window=(3, 3), strides=(2, 2), dilation=(1, 1))
+    ((0, 1), (0, 1))
+    >>> explicit_padding('torch', size=(224, 224), window=(3, 3), strides=(2, 2), dilation=(1, 1))
+    ((1, 1), (1, 1))
   """
   reach = [(w - 1) * d for w, d in zip(window, dilation)]
   if padding == 'valid':
@@ -49,7 +68,7 @@ def explicit_padding(padding: Padding, size, window, strides, dilation) -> tuple
 
 
 def library_conv(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
-  """The form for GPU and TPU, and the reference for the others."""
+  """XLA's convolution: the form for GPUs and TPUs, and the reference for the CPU forms."""
   numbers = ('NHWC', 'HWIO', 'NHWC')
   return lax.conv_general_dilated(
     x, kernel, spec.strides, spec.padding, None, spec.dilation, numbers, feature_group_count=spec.groups
@@ -57,19 +76,19 @@ def library_conv(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
 
 
 def library_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """The transpose of `library_conv` in x."""
+  """The gradient of `library_conv` with respect to x, given the gradient `dy` of its result."""
   like = jax.ShapeDtypeStruct(x_shape, dy.dtype)
   return jax.linear_transpose(lambda x: library_conv(x, kernel, spec), like)(dy)[0]
 
 
 def library_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """The transpose of `library_conv` in the kernel."""
+  """The gradient of `library_conv` with respect to the kernel, given the gradient `dy` of its result."""
   like = jax.ShapeDtypeStruct(kernel_shape, x.dtype)
   return jax.linear_transpose(lambda kernel: library_conv(x, kernel, spec), like)(dy)[0]
 
 
 def cpu_conv(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
-  """`library_conv` in the form that is fastest on a CPU."""
+  """Computes what `library_conv` computes, in the form that is fastest on a CPU."""
   out = output_size(x.shape, kernel.shape, spec)
   if conv_cpu.is_depthwise(x.shape, spec):
     return conv_cpu.depthwise(x, kernel, out, spec)
@@ -79,7 +98,7 @@ def cpu_conv(x: jax.Array, kernel: jax.Array, spec: Spec) -> jax.Array:
 
 
 def cpu_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """`library_input_gradient` in the form that is fastest on a CPU."""
+  """Computes what `library_input_gradient` computes, in the form that is fastest on a CPU."""
   if conv_cpu.is_depthwise(x_shape, spec):
     return conv_cpu.depthwise_input_gradient(dy, kernel, x_shape, spec)
   wide_strided = max(spec.strides) > 1 and kernel.shape[2] >= conv_cpu.WIDE and spec.groups == 1
@@ -89,7 +108,7 @@ def cpu_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...
 
 
 def cpu_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """`library_kernel_gradient` in the form that is fastest on a CPU."""
+  """Computes what `library_kernel_gradient` computes, in the form that is fastest on a CPU."""
   if conv_cpu.is_depthwise(x.shape, spec):
     return conv_cpu.depthwise_kernel_gradient(x, dy, kernel_shape, spec)
   if spec.groups > 1:
@@ -103,13 +122,13 @@ def cpu_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ..
 
 
 def output_size(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], spec: Spec) -> tuple[int, int]:
-  """Height and width of the result; zero or less where the kernel does not fit."""
+  """Height and width of the result. They are zero or negative where the kernel is larger than the padded input."""
   axes = zip(x_shape[1:3], kernel_shape[:2], spec.strides, spec.padding, spec.dilation)
   return tuple((size + sum(pads) - (window - 1) * d - 1) // s + 1 for size, window, s, pads, d in axes)
 
 
 def by_platform(cpu: Callable, library: Callable, a: jax.Array, b: jax.Array, *static: Any) -> jax.Array:
-  """cpu(a, b, *static) or library(a, b, *static), whichever the program is lowered for."""
+  """Runs cpu(a, b, *static) on CPUs and library(a, b, *static) elsewhere; JAX chooses when it lowers the program."""
   return lax.platform_dependent(a, b, cpu=lambda a, b: cpu(a, b, *static), default=lambda a, b: library(a, b, *static))
 
 
@@ -119,12 +138,12 @@ def _conv(x, kernel, spec):
 
 
 def _conv_forward(x, kernel, spec):
-  # Not _conv: forward over reverse differentiates this, and _conv has no forward rule.
+  # This does not call _conv, because forward over reverse differentiates it and _conv has no forward rule.
   return by_platform(cpu_conv, library_conv, x, kernel, spec), (x, kernel)
 
 
 def _conv_backward(spec, residuals, dy):
-  # Two computations, not one that returns both: jit drops the one that is not asked for.
+  # Two separate computations, so that jit can drop an unused one (the kernel's gradient, where the kernel is frozen).
   x, kernel = residuals
   return (
     by_platform(cpu_input_gradient, library_input_gradient, dy, kernel, x.shape, spec),
@@ -144,12 +163,21 @@ def conv2d(
   groups: int = 1,
   dilation: int | Sequence[int] = 1,
 ) -> jax.Array:
-  """2-D convolution (cross-correlation, as everywhere in deep learning).
+  """Two-dimensional convolution. It is a cross-correlation, as everywhere in deep learning: the kernel is not flipped.
 
-  Args: x: float [b, h, w, c]; kernel: float [kh, kw, c / groups, out], cast to the dtype of x; padding: see
-    `explicit_padding`.
-  Returns: [b, h', w', out] in the dtype of x.
-  Raises ValueError where shapes do not fit together.
+  Args:
+    x: float [b, h, w, c].
+    kernel: float [kh, kw, c / groups, out]; cast to the dtype of x.
+    strides: one int, or (vertical, horizontal), pixels.
+    padding: see `explicit_padding`.
+    groups: number of channel groups; c = a depthwise convolution.
+    dilation: one int, or (vertical, horizontal): distance between two kernel positions, pixels.
+
+  Returns:
+    [b, h', w', out] in the dtype of x.
+
+  Raises:
+    ValueError: if the shapes do not fit together, or the kernel is larger than the padded input.
   """
   if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
     raise ValueError(
@@ -166,7 +194,7 @@ def conv2d(
 
 @jax.custom_vjp
 def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[..., c] @ [c, d], with a kernel gradient of its own on a CPU; differentiable as `conv2d` is."""
+  """Computes [..., c] @ [c, d], with a faster kernel gradient on CPUs. It differentiates in the modes of `conv2d`."""
   return x @ kernel
 
 
@@ -179,12 +207,15 @@ linear.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _linear_backward)
 
 
 def library_linear_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-  """[c, d]."""
+  """The gradient of `linear` with respect to its kernel: [..., c], [..., d] -> [c, d]."""
   return jnp.einsum('...c,...d->cd', x, dy)
 
 
 class Conv(nn.Module):
-  """Convolution layer: `kernel` float32 HWIO, `bias` float32 [features]; computes in its input's dtype."""
+  """A convolution layer with parameters `kernel` float32 HWIO and `bias` float32 [features].
+
+  It computes in the dtype of its input.
+  """
 
   features: int
   kernel_size: int | Sequence[int]
@@ -205,15 +236,17 @@ class Conv(nn.Module):
     return y
 
   def prepared(self, kernel: jax.Array, dtype: Any) -> jax.Array:
-    """What of the kernel is convolved with an input of that dtype."""
+    """Returns the kernel to convolve with an input of that dtype. Subclasses override it (`StdConv`)."""
     return kernel
 
 
 class Dense(nn.Module):
-  """Linear layer over the last axis: `kernel` float32 [in, features], `bias` float32; computes in its input's dtype.
+  """A linear layer over the last axis, with parameters `kernel` float32 [in, features] and `bias` float32 [features].
 
-  A head starts from `nn.initializers.zeros`: its first logits are then uniform and its first gradient says nothing
-  to the backbone.
+  It computes in the dtype of its input.
+
+  A new head starts from `nn.initializers.zeros`: its first logits are then uniform, and its first gradient with respect
+  to the backbone is zero.
   """
 
   features: int

@@ -1,8 +1,8 @@
-"""Convolution forms for CPUs, where XLA's own are slow: depthwise, 1x1, and strided input gradients.
+"""Forms of the convolution for CPUs, where XLA's are slow: depthwise, 1x1, and the gradients of strided inputs.
 
-Arrays are [b, h, w, c], kernels HWIO [kh, kw, c / groups, out]. Sums of bfloat16 are kept in float32.
-No form loops over examples, so a batch that is sharded over devices stays so. Padding stands behind an optimisation
-barrier: fused into the taps it would be recomputed for each of them.
+Arrays are [b, h, w, c] and kernels are HWIO [kh, kw, c / groups, out]. Sums of bfloat16 values are kept in float32.
+Without a loop over examples, a batch that is sharded over devices stays sharded. An optimisation barrier follows the
+padding, because XLA would otherwise recompute the padding for each kernel position.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from jax import lax
 
 from tlx.nn.dtypes import at_least_float32, widened
 
-BLOCK = 1 << 20  # bytes of gathered inputs: what stays in a core's cache beside the result
-LARGE = 14 * 14  # positions of a result from which products by blocks of rows beat the library's kernel gradient
-WIDE = 32  # input channels from which products beat the library's strided input gradient; it wins at RGB stems
+BLOCK = 1 << 20  # maximum bytes of gathered inputs, so that they stay in a core's cache next to the result
+LARGE = 14 * 14  # from this many output positions on, products over blocks of rows beat XLA's kernel gradient
+WIDE = 32  # from this many input channels on, products beat XLA's strided input gradient; XLA wins at RGB stems
 
 
 class Spec(NamedTuple):
-  """A convolution's static part; hashable."""
+  """The static part of a convolution. It is hashable."""
 
   strides: tuple[int, int]
   padding: tuple[tuple[int, int], tuple[int, int]]  # (before, after) of height and of width
@@ -29,17 +29,17 @@ class Spec(NamedTuple):
 
 
 def is_depthwise(x_shape: tuple[int, ...], spec: Spec) -> bool:
-  """Whether each output channel sees one input channel."""
+  """Whether each output channel reads exactly one input channel."""
   return spec.groups == x_shape[3] and spec.groups > 1
 
 
 def is_pointwise(kernel_shape: tuple[int, ...], spec: Spec) -> bool:
-  """Whether each output position sees one input position, of all channels."""
+  """Whether each output position reads exactly one input position, in all channels."""
   return kernel_shape[:2] == (1, 1) and spec.groups == 1
 
 
 def pad(x: jax.Array, pads: tuple[tuple[int, int], ...]) -> jax.Array:
-  """Zero padding of height and width, materialised."""
+  """Pads height and width with zeros, in an array of its own (see the barrier above)."""
   if not any(map(any, pads)):
     return x
   config = ((0, 0, 0), *((before, after, 0) for before, after in pads), (0, 0, 0))
@@ -47,7 +47,7 @@ def pad(x: jax.Array, pads: tuple[tuple[int, int], ...]) -> jax.Array:
 
 
 def taps(x: jax.Array, window: tuple[int, int], out: tuple[int, int], spec: Spec) -> list[jax.Array]:
-  """What each kernel position multiplies, row by row: kh * kw arrays [b, *out, c]."""
+  """Returns the input values that each kernel position multiplies, row by row: kh * kw arrays [b, *out, c]."""
   padded, (sh, sw), (dh, dw) = pad(x, spec.padding), spec.strides, spec.dilation
 
   def tap(i: int, j: int) -> jax.Array:
@@ -57,18 +57,18 @@ def taps(x: jax.Array, window: tuple[int, int], out: tuple[int, int], spec: Spec
   return [tap(i, j) for i in range(window[0]) for j in range(window[1])]
 
 
-# Depthwise: shifted multiply-adds.
+# Depthwise convolutions are shifted multiply-adds.
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, out: tuple[int, int], spec: Spec) -> jax.Array:
-  """[b, h, w, c] -> [b, *out, c * multiplier]."""
+  """Depthwise convolution: [b, h, w, c] -> [b, *out, c * multiplier]."""
   x = jnp.repeat(x, kernel.shape[3] // x.shape[3], axis=3)
   weights = widened(kernel).reshape(-1, kernel.shape[3])
   return sum(tap * weight for tap, weight in zip(taps(x, kernel.shape[:2], out, spec), weights)).astype(x.dtype)
 
 
 def depthwise_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """One pass over x and dy feeds a sum for every tap, which is then rounded to the dtype of x."""
+  """Computes the sums of all kernel positions in one pass over x and dy, then rounds them to the dtype of x."""
   repeated, dy = jnp.repeat(x, dy.shape[3] // x.shape[3], axis=3), widened(dy)
   products = tuple(tap * dy for tap in taps(repeated, kernel_shape[:2], dy.shape[1:3], spec))
 
@@ -80,7 +80,18 @@ def depthwise_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[i
 
 
 def phases(size: int, taps_: int, stride: int, before: int, dilation: int) -> list[list[tuple[int, int]]]:
-  """For input positions stride * q + phase: the (tap i, offset) pairs through which output q + offset saw them."""
+  """For each remainder of the input position modulo the stride, lists the outputs that read it.
+
+  Args:
+    size: input positions along the axis.
+    taps_: kernel positions along the axis.
+    stride: input positions between two outputs.
+    before: zeros of padding ahead of the input.
+    dilation: input positions between two kernel positions.
+
+  Returns:
+    For input position stride * q + phase, the pairs (tap i, offset): output q + offset reads it through tap i.
+  """
   reach = [(before - i * dilation, i) for i in range(taps_)]
   return [[(i, (p + r) // stride) for r, i in reach if (p + r) % stride == 0] for p in range(min(stride, size))]
 
@@ -88,9 +99,20 @@ def phases(size: int, taps_: int, stride: int, before: int, dilation: int) -> li
 def input_gradient(
   dy: jax.Array, x_shape: tuple[int, ...], window: tuple[int, int], spec: Spec, apply: Callable
 ) -> jax.Array:
-  """One stride-1 sum for each remainder of position modulo stride, interleaved: no zero is multiplied.
+  """Computes one stride-1 sum for each remainder of the position modulo the stride, and interleaves the sums.
 
-  `apply(shifted dy, i, j)` is what tap (i, j) contributes, [b, q, q, channels], at least float32.
+  A transposed convolution would multiply the zeros between strided outputs; this form multiplies none.
+
+  Args:
+    dy: gradient of the result, [b, h', w', out].
+    x_shape: shape of the input, [b, h, w, c].
+    window: height and width of the kernel.
+    spec: the convolution.
+    apply: apply(shifted dy, i, j) returns the contribution of kernel position (i, j), [b, q, q, channels], in float32
+      or float64.
+
+  Returns:
+    The gradient with respect to the input, [b, h, w, channels], in the dtype of dy.
   """
   args = zip(x_shape[1:3], window, spec.strides, (before for before, _ in spec.padding), spec.dilation)
   rows, columns = (phases(*axis) for axis in args)
@@ -109,7 +131,7 @@ def input_gradient(
     return sum(terms).astype(dy.dtype) if terms else None
 
   grid = {(r, c): phase(row, column) for r, row in enumerate(rows) for c, column in enumerate(columns)}
-  empty = jnp.zeros_like(next(part for part in grid.values() if part is not None))  # a stride longer than the window
+  empty = jnp.zeros_like(next(part for part in grid.values() if part is not None))  # if stride > window
   parts = [[empty if grid[r, c] is None else grid[r, c] for c in range(len(columns))] for r in range(len(rows))]
   dx = jnp.stack([jnp.stack(row, 3) for row in parts], 2)  # [b, q, phase, q, phase, channels]
   dx = dx.reshape(dx.shape[0], counts[0] * len(rows), counts[1] * len(columns), dx.shape[5])
@@ -123,28 +145,29 @@ def depthwise_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[in
   return dx if dx.shape == x_shape else dx.reshape(*x_shape, -1).sum(-1)
 
 
-# Dense: matrix products.
+# Dense convolutions are matrix products.
 
 
 def product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """Einsum of two arrays of one dtype, with the result left at least float32."""
+  """Einsum of two arrays of one dtype; the result is float32, or float64 for float64 input."""
   return jnp.einsum(equation, a, b, preferred_element_type=at_least_float32(a.dtype))
 
 
 def pointwise(x: jax.Array, kernel: jax.Array, out: tuple[int, int], spec: Spec) -> jax.Array:
-  """[b, h, w, c] -> [b, *out, features]; positions that a stride skips are dropped first."""
+  """1x1 convolution: [b, h, w, c] -> [b, *out, features]. Positions that a stride skips are dropped first."""
   return product('bhwc,cd->bhwd', taps(x, (1, 1), out, spec)[0], kernel[0, 0]).astype(x.dtype)
 
 
 def pointwise_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """[1, 1, c, features]."""
+  """The kernel gradient of a 1x1 convolution: [1, 1, c, features]."""
   return linear_kernel_gradient(taps(x, (1, 1), dy.shape[1:3], spec)[0], dy).reshape(kernel_shape)
 
 
 def linear_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-  """[..., c], [..., d] -> [c, d].
+  """The kernel gradient of a linear layer: [..., c], [..., d] -> [c, d].
 
-  Behind a barrier: the copy that puts channels first would compute again all the sums of residuals that dy is.
+  A barrier precedes the product, because the copy of dy to channels-first order would recompute the sums of residual
+  branches that produced dy.
   """
   x, dy = lax.optimization_barrier((x, dy))
   dk = by_channels(x, dy).astype(x.dtype)
@@ -157,10 +180,11 @@ def is_wider(channels: int, dy: jax.Array) -> bool:
 
 
 def by_channels(inputs: jax.Array, dy: jax.Array) -> jax.Array:
-  """Sum over all positions of inputs times dy, [c, d], or [d, c] where the inputs are wider.
+  """Sums inputs times dy over all positions: [c, d], or [d, c] where the inputs have more channels.
 
-  XLA copies the left side of such a product, channels first, at a tenth of the product's speed: the narrower is left.
-  Widened before, because XLA:CPU compiles some products of bfloat16 with a float32 result that it cannot run.
+  XLA copies the left operand to channels-first order, at a tenth of the product's speed, so the array with fewer
+  channels stands on the left. Both operands are widened first, because XLA:CPU compiles some products of bfloat16 with
+  a float32 result that it cannot run.
   """
   inputs, dy = widened(inputs), widened(dy)
   if is_wider(inputs.shape[-1], dy):
@@ -169,7 +193,7 @@ def by_channels(inputs: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def grouped_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """One product a tap, batched over the groups; the library's takes groups one after the other."""
+  """Computes one product for each kernel position, batched over the groups. XLA's form takes the groups one by one."""
 
   def grouped(array: jax.Array) -> jax.Array:
     return array.reshape(*array.shape[:3], spec.groups, -1)
@@ -181,10 +205,10 @@ def grouped_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int
 
 
 def dense_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """One product for each block of output rows, of the inputs that all taps see there, gathered side by side.
+  """Computes one product for each block of output rows, over the gathered inputs of all kernel positions.
 
-  The blocks come one after the other and the batch stays whole, but the sum over it is taken in each: devices that
-  share a batch would meet that often, and must not take this form.
+  A scan runs over the blocks and each block holds the whole batch. A batch that is sharded over devices would be
+  all-reduced once per block, so the caller takes another form there.
   """
   (kh, kw, c, features), (examples, height, width, _) = kernel_shape, dy.shape
   one_row = examples * width * kh * kw * c * x.dtype.itemsize
@@ -205,7 +229,7 @@ def dense_kernel_gradient(x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, 
 
 
 def dense_input_gradient(dy: jax.Array, kernel: jax.Array, x_shape: tuple[int, ...], spec: Spec) -> jax.Array:
-  """One product for each tap, at the size of dy."""
+  """Computes one product for each kernel position, at the size of dy."""
 
   def apply(shifted: jax.Array, i: int, j: int) -> jax.Array:
     return product('bhwd,cd->bhwc', shifted, kernel[i, j])

@@ -1,4 +1,4 @@
-"""The unit of most convolutional networks."""
+"""Convolution, batch norm and activation: the unit of most convolutional networks."""
 
 from collections.abc import Callable
 
@@ -10,19 +10,20 @@ from tlx.nn.norm import BatchNorm
 
 
 class ConvNorm(nn.Module):
-  """Convolution, batch norm and activation, unless that is None: [b, h, w, c] -> [b, h', w', features]."""
+  """Convolution, then batch norm, then the activation unless it is None: [b, h, w, c] -> [b, h', w', features]."""
 
   features: int
   kernel: int | tuple[int, int]
   stride: int = 1
   groups: int = 1
   padding: Padding = 'torch'
-  epsilon: float = 1e-5  # of the batch norm
-  momentum: float = 0.9  # of its statistics
+  epsilon: float = 1e-5  # batch norm's
+  momentum: float = 0.9  # of the batch norm's running statistics
   activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = Conv(self.features, self.kernel, self.stride, self.padding, self.groups, name='conv')(x)
+    x = Conv(self.features, self.kernel, self.stride, self.padding, self.groups, self.dilation, name='conv')(x)
     x = BatchNorm(self.momentum, self.epsilon, name='norm')(x, train)
     return self.activation(x) if self.activation else x

@@ -1,7 +1,7 @@
-"""What a layer must know of the devices that share a batch, whichever way the step was compiled.
+"""Reductions over the devices that share a batch, under `jit` and under `pmap`.
 
-Under `pmap` or `shard_map` over the axis AXIS a layer sees one device's examples and must ask the others; under `jit`
-over a mesh it sees the whole batch and the compiler asks.
+Under `pmap` or `shard_map` over the axis AXIS, a layer sees the examples of one device and must reduce over the others.
+Under `jit` over a mesh it sees the whole batch, and the compiler inserts the communication.
 """
 
 import jax
@@ -12,7 +12,7 @@ AXIS = 'data'  # the mesh or pmap axis along which a batch is split
 
 
 def axis_is_bound() -> bool:
-  """Whether this code is being traced for one device of AXIS."""
+  """Whether JAX is tracing this code for one device of AXIS."""
   try:
     lax.axis_index(AXIS)
   except NameError:
@@ -21,16 +21,16 @@ def axis_is_bound() -> bool:
 
 
 def mean_over_devices(x: jax.Array) -> jax.Array:
-  """Mean over the devices of AXIS where each holds a part of the batch (equal parts), else x."""
+  """The mean of x over the devices of AXIS, if each holds an equal part of the batch; else x."""
   return lax.pmean(x, AXIS) if axis_is_bound() else x
 
 
 def device_count() -> int:
-  """How many devices share the batch that this code sees a part of; 1 where it sees all of it."""
+  """The number of devices that share the batch, if this code sees one device's part; 1 if it sees the whole batch."""
   return lax.axis_size(AXIS) if axis_is_bound() else 1
 
 
 def example_positions(count: int) -> jax.Array:
-  """int32 [count]: positions in the global batch of the `count` examples that this code sees."""
+  """Positions in the global batch of the `count` examples that this code sees: int32 [count]."""
   first = lax.axis_index(AXIS) * count if axis_is_bound() else 0
   return first + jnp.arange(count, dtype=jnp.int32)

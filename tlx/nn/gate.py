@@ -1,4 +1,4 @@
-"""Channel gates: each channel of a feature map is scaled by a number between 0 and 1 that depends on the whole map."""
+"""Channel gates: they scale each channel of a feature map by a factor that depends on the whole map."""
 
 import math
 from collections.abc import Callable
@@ -11,9 +11,12 @@ from tlx.nn.conv import Conv
 
 
 class SqueezeExcite(nn.Module):
-  """Two 1x1 convolutions on the channels' means (Hu et al. 2017, https://arxiv.org/abs/1709.01507): [b, h, w, c]."""
+  """Squeeze-and-excitation (Hu et al. 2017, https://arxiv.org/abs/1709.01507): [b, h, w, c] -> same.
 
-  squeezed: int  # channels between the two
+  Two 1x1 convolutions, `reduce` and `expand`, map the channels' means to the channels' factors.
+  """
+
+  squeezed: int  # channels between the two convolutions
   inner: Callable[[jax.Array], jax.Array] = nn.relu
   outer: Callable[[jax.Array], jax.Array] = nn.sigmoid
 
@@ -25,9 +28,10 @@ class SqueezeExcite(nn.Module):
 
 
 class EfficientChannelAttention(nn.Module):
-  """One short convolution along the channels' means (Wang et al. 2019, https://arxiv.org/abs/1910.03151).
+  """Efficient channel attention (Wang et al. 2019, https://arxiv.org/abs/1910.03151): [b, h, w, c] -> same.
 
-  `kernel` float32 [k, 1]; k grows with the logarithm of the channels and is odd.
+  One short convolution along the channel axis maps the channels' means to their factors. `kernel` is float32 [k, 1],
+  where k is odd and grows with the logarithm of the number of channels.
   """
 
   @nn.compact

@@ -1,5 +1,7 @@
-"""Networks of inverted residuals (Sandler et al. 2018, https://arxiv.org/abs/1801.04381), which MobileNet and
-EfficientNet are: a family's config makes a `Plan`, and modules, order of layers and tables of weights follow from it.
+"""Networks of inverted residual blocks, such as MobileNet and EfficientNet.
+
+(Sandler et al. 2018, https://arxiv.org/abs/1801.04381.) A family's config makes a `Plan`; modules, the order of layers
+and the tables of weights follow from the plan.
 """
 
 import dataclasses
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from tlx.nn import dilation
 from tlx.nn.activation import Activation, silu
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.gate import SqueezeExcite
@@ -18,8 +21,8 @@ from tlx.nn.stochastic import DropPath
 from tlx.types import Checkpoint, Preprocess
 from tlx.weights import rules
 
-Unit = tuple[str, str]  # what a checkpoint calls a convolution and the batch norm after it
-UNITS = {  # kind of a block: its convolutions in order; the gate comes before 'project'
+Unit = tuple[str, str]  # a checkpoint's names for a convolution and the batch norm after it
+UNITS = {  # kind of block -> its convolutions in order; a gate comes before 'project'
   'separable': ('depthwise', 'project'),
   'inverted': ('expand', 'depthwise', 'project'),
   'fused': ('expand', 'project'),  # the expansion is the spatial convolution
@@ -28,7 +31,10 @@ UNITS = {  # kind of a block: its convolutions in order; the gate comes before '
 
 
 class Gate(NamedTuple):
-  """How a block squeezes and excites (Hu et al. 2017, https://arxiv.org/abs/1709.01507)."""
+  """The squeeze-and-excitation gate of a block (Hu et al. 2017, https://arxiv.org/abs/1709.01507).
+
+  `squeezed(inputs, expanded)` gives the channels between the gate's two convolutions.
+  """
 
   squeezed: Callable[[int, int], int] = lambda inputs, expanded: max(1, inputs // 4)
   inner: Activation = silu
@@ -36,7 +42,7 @@ class Gate(NamedTuple):
 
 
 class Block(NamedTuple):
-  """One block; `features` come out."""
+  """The static description of one block. Its output has `features` channels."""
 
   kind: str  # key of UNITS
   kernel: int
@@ -45,8 +51,9 @@ class Block(NamedTuple):
   features: int
   activation: Activation
   gate: Gate | None = None
-  linear: bool = True  # nothing follows the projection's norm
-  skip: bool = True  # a shortcut wherever shapes allow it
+  linear: bool = True  # no activation follows the projection
+  skip: bool = True  # a residual connection wherever the shapes allow it
+  dilation: int = 1  # of the spatial convolution
 
   @property
   def units(self) -> tuple[str, ...]:
@@ -54,31 +61,52 @@ class Block(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """A whole network."""
+  """The static description of a whole network."""
 
-  stem: int  # channels
+  stem: int  # output channels of the stem
   stages: tuple[tuple[Block, ...], ...]
   final: int  # channels of the convolution after the last block; 0 = none
-  activation: Activation  # of stem and final convolution
+  activation: Activation  # after the stem and after the final convolution
 
   def blocks(self) -> Iterator[tuple[int, int, Block]]:
-    """(stage, place in it, block) from input to output."""
+    """(stage, position in the stage, block) from input to output."""
     return ((s, b, block) for s, stage in enumerate(self.stages) for b, block in enumerate(stage))
 
   def joined(self) -> list[int]:
-    """Stages that begin with a shortcut."""
+    """The stages that begin with a residual connection."""
     inputs = (self.stem, *(stage[-1].features for stage in self.stages))
     fits = lambda first, channels: first.skip and first.stride == 1 and first.features == channels
     return [s for s, stage in enumerate(self.stages) if fits(stage[0], inputs[s])]
 
+  def spread(self, output_stride: int, early: bool) -> 'Plan':
+    """The same with stages that dilate where they would go beyond the output stride; see `dilation.spread`.
+
+    Where `early`, such a stage also begins without a shortcut, as it would if it strode.
+    """
+    found = dilation.spread([stage[0].stride for stage in self.stages], output_stride, stem=2, early=early)
+
+    def spread(block: Block, stride: int, dilated: int) -> Block:
+      skip = block.skip and not (early and stride < block.stride)
+      return block._replace(stride=stride, dilation=dilated, skip=skip)
+
+    stages = zip(found, self.stages)
+    return self._replace(
+      stages=tuple(tuple(spread(x, *how.block(b)) for b, x in enumerate(stage)) for how, stage in stages)
+    )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-  """Base of the families' configs, which add `plan()`."""
+  """Base class of the families' configs. A subclass adds `plan()`."""
 
-  padding: str = 'torch'  # 'same' where the weights come from TensorFlow
-  epsilon: float = 1e-5  # of the batch norms
-  momentum: float = 0.9  # of their statistics
+  padding: str = 'torch'  # 'same' for weights from TensorFlow
+  epsilon: float = 1e-5  # batch norm's
+  momentum: float = 0.9  # of the batch norm's running statistics
+  output_stride: int = 32  # 8 or 16: the last stages dilate instead of striding
+  dilate_early: bool = False  # from their first block on (torchvision's MobileNetV3)
+
+  def __post_init__(self):
+    dilation.check_output_stride(self.output_stride)
 
   @property
   def width(self) -> int:
@@ -89,7 +117,7 @@ class Network:
     raise TypeError(f'{type(self).__name__} has no plan()')
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    plan = self.plan()
+    plan = self.plan().spread(self.output_stride, self.dilate_early)
     blocks = list(plan.blocks())
     numerics = {'padding': self.padding, 'epsilon': self.epsilon, 'momentum': self.momentum}
     unit = partial(ConvNorm, activation=plan.activation, **numerics)
@@ -103,21 +131,27 @@ class Network:
     )
 
 
-PREFIXES = {  # of a variant's name: whose weights it takes
+PREFIXES = {  # prefix of a variant's name -> settings of the library that its weights come from
   '': {},
-  'tf_': {'padding': 'same', 'epsilon': 1e-3},  # TensorFlow's
-  'tv_': {'epsilon': 1e-3, 'momentum': 0.99},  # those of torchvision's that have TensorFlow's batch norm
+  'tf_': {'padding': 'same', 'epsilon': 1e-3},  # TensorFlow
+  'tv_': {'epsilon': 1e-3, 'momentum': 0.99},  # torchvision, where it uses TensorFlow's batch norm
 }
 
 
 def round_channels(channels: float, limit: float = 0.9) -> int:
-  """The nearest multiple of 8, at least 8, and not below `limit` times the number."""
+  """Rounds to the nearest multiple of 8, but at least to 8 and never below `limit` times the number.
+
+  >>> round_channels(35.2)
+  32
+  >>> round_channels(11, limit=0.9)
+  16
+  """
   rounded = max(8, int(channels + 4) // 8 * 8)
   return rounded + 8 if rounded < limit * channels else rounded
 
 
 class Residual(nn.Module):
-  """Any kind of block: [b, h, w, c] -> [b, h / stride, w / stride, features]."""
+  """A block of any kind: [b, h, w, c] -> [b, h / stride, w / stride, features]."""
 
   block: Block
   drop_path: float
@@ -144,19 +178,32 @@ class Residual(nn.Module):
         epsilon=self.epsilon,
         momentum=self.momentum,
         activation=None if name == 'project' and block.linear else block.activation,
+        dilation=block.dilation if spatial else 1,
         name=name,
       )(x, train)
     fits = block.skip and block.stride == 1 and inputs == block.features
     return shortcut + DropPath(self.drop_path)(x, train) if fits else x
 
 
-# Tables of weights: what the checkpoints of several families call these parts.
+# Tables of weights: the names of these modules in the checkpoints of several families.
 
 Names = Callable[[int, int, int, Block], tuple[list[Unit], Unit]]
 
 
 def layout(config: Network, stem: Unit, final: Unit, head: str, names: Names) -> Iterator[rules.Rule]:
-  """`names` says, from a block's index in the network, stage and place in it, its units and its gate's two layers."""
+  """Yields the rules of a whole network.
+
+  Args:
+    config: the network.
+    stem: names of the stem's convolution and norm.
+    final: names of the final convolution and its norm.
+    head: name of the linear layer.
+    names: maps a block's index in the network, its stage, its position in the stage and the block itself to the names
+      of its units and of its gate's two layers.
+
+  Yields:
+    Rules between the checkpoint's names and ours.
+  """
   yield from rules.stem(stem[0], 'backbone/stem/conv')
   yield from rules.norm(stem[1], 'backbone/stem/norm')
   plan = config.plan()
@@ -172,7 +219,7 @@ def layout(config: Network, stem: Unit, final: Unit, head: str, names: Names) ->
 
 
 def unit(conv: str, norm: str, target: str) -> Iterator[rules.Rule]:
-  """One ConvNorm."""
+  """The rules of one ConvNorm."""
   yield from rules.conv(conv, f'{target}/conv')
   yield from rules.norm(norm, f'{target}/norm')
 
@@ -195,7 +242,11 @@ def timm(config: Network) -> Iterator[rules.Rule]:
 
 
 def torchvision(config: Network) -> Iterator[rules.Rule]:
-  """torchvision's names for EfficientNet: features.0.0, features.1.0.block.0.0, features.8.0, classifier.1."""
+  """torchvision's names for EfficientNet: features.0.0, features.1.0.block.0.0, features.8.0, classifier.1.
+
+  Raises:
+    NoLayoutError: if torchvision has no such network.
+  """
   blocks = [block for _, _, block in config.plan().blocks()]
   if any('depthwise' in block.units and not block.gate for block in blocks):
     raise rules.NoLayoutError('torchvision has no EfficientNet without gates (lite)')
@@ -207,12 +258,21 @@ def torchvision(config: Network) -> Iterator[rules.Rule]:
 
 
 def transformers_unit(at: str) -> Unit:
-  """How transformers' MobileNets call a ConvNorm's two parts."""
+  """transformers' names for the two modules of a ConvNorm, in its MobileNets."""
   return f'{at}.convolution', f'{at}.normalization'
 
 
 def weights_of(prefix: str, variants: Mapping[str, Any]) -> Callable[[str], str]:
-  """For LAYOUT_VARIANTS: the variant of the same shape that weights from there need, where it has its own name."""
+  """Makes an entry of LAYOUT_VARIANTS: it finds the variant for weights of another library.
+
+  Args:
+    prefix: prefix of the variants that fit that library's weights (a key of PREFIXES).
+    variants: the family's VARIANTS.
+
+  Returns:
+    A function from a variant's name to the variant of the same shape with that prefix; the name itself if there is
+    none.
+  """
 
   def rename(name: str) -> str:
     plain = name[3:] if name[:3] in PREFIXES else name
@@ -222,13 +282,13 @@ def weights_of(prefix: str, variants: Mapping[str, Any]) -> Callable[[str], str]
 
 
 def of_torchvision(variant: str, file: str, record: Preprocess) -> Checkpoint:
-  """Weights that torchvision publishes under its own names."""
+  """The checkpoint that torchvision publishes at https://download.pytorch.org/models/FILE.pth."""
   location = f'https://download.pytorch.org/models/{file}.pth'
   return Checkpoint(variant, location, 'torchvision', record, 'bsd-3-clause', 'https://github.com/pytorch/vision')
 
 
 def sequential(at: str, block: Block) -> tuple[list[Unit], Unit]:
-  """torchvision's names for the parts of a block, which are numbered; the gate takes the place before the last."""
+  """torchvision's names for the units and the gate of a block. It numbers them; the gate is the last but one."""
   last = len(block.units) - 1
   places = [i + 1 if block.gate and i == last else i for i in range(len(block.units))]
   return [(f'{at}.{i}.0', f'{at}.{i}.1') for i in places], (f'{at}.{last}.fc1', f'{at}.{last}.fc2')

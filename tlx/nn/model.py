@@ -1,5 +1,6 @@
-"""A backbone as an ordered list of named layers, and the model that puts a head on it."""
+"""A backbone as an ordered list of named layers, and the model that adds a head to it."""
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -7,23 +8,21 @@ import flax.linen as nn
 import jax
 
 from tlx.labels import HEAD
-from tlx.nn.conv import Dense
 from tlx.nn.dtypes import widened
-from tlx.nn.stochastic import Dropout
 from tlx.types import UsageError
 
-POOLED = 'pooled'  # one vector an image, behind the last layer
+POOLED = 'pooled'  # the feature after the last layer: one vector per image
 
 
 class Layer(NamedTuple):
-  """One named step of a backbone; `build(name=...)` makes its linen module, called as (x, train)."""
+  """One named step of a backbone. `build(name=...)` makes its linen module, which is called as (x, train)."""
 
   name: str
   build: Callable[..., nn.Module]
 
 
 class Tapped(NamedTuple):
-  """What a layer's module may return in place of an array: its output, and maps from inside it by name.
+  """What a layer's module may return instead of an array: its output, and maps from inside it by name.
 
   A head reads the map `conv` of the layer `stem` as the feature 'stem/conv'.
   """
@@ -33,10 +32,13 @@ class Tapped(NamedTuple):
 
 
 class Config(Protocol):
-  """What a family's frozen dataclass states: its layers in order, and the width of what comes out.
+  """The contract of a family's frozen dataclass: its layers in order, and the channels of the last one.
 
-  It may also have `size`, pixels: the only input that the model takes (its position tables depend on it); `smallest`,
-  the least side of an input, 32 where unstated; and `spatial_head` (see `Head`).
+  A config may also have these attributes:
+
+  - `size`: height and width in pixels of the only input that the model takes (its position tables depend on it).
+  - `smallest`: minimum height and width of an input in pixels; 32 by default.
+  - `spatial_head`: see `Head`.
   """
 
   width: int  # channels of the last layer
@@ -45,16 +47,24 @@ class Config(Protocol):
 
 
 class Staged:
-  """Base of the configs whose blocks come in stages: their order, and a layer for each."""
+  """Base class of configs that order their blocks in stages, with one layer for each block."""
 
-  depths: tuple[int, ...]  # blocks a stage
+  depths: tuple[int, ...]  # blocks of each stage
 
   def blocks(self) -> Iterator[tuple[int, int]]:
     """(stage, block) from input to output."""
     return ((s, b) for s, depth in enumerate(self.depths) for b in range(depth))
 
   def block_layers(self, drop_path: float, block: Callable[[int, int, float], Callable[..., nn.Module]]) -> list[Layer]:
-    """`block(stage, place in it, rate)` builds a layer; the rates grow linearly from 0 to `drop_path`."""
+    """The layers of all blocks, from input to output.
+
+    Args:
+      drop_path: stochastic depth rate of the last block; the rates grow linearly from 0.
+      block: block(stage, position in the stage, rate) returns the layer's `build` function.
+
+    Returns:
+      One layer per block, named 'stage{s}_block{b}'.
+    """
     last = max(1, sum(self.depths) - 1)
     return [Layer(f'stage{s}_block{b}', block(s, b, drop_path * i / last)) for i, (s, b) in enumerate(self.blocks())]
 
@@ -62,11 +72,11 @@ class Staged:
 class Backbone(nn.Module):
   """Runs a family's layers in order and returns every layer's output by name.
 
-  Images are float [b, h, w, 3], already normalised; the compute dtype is theirs, parameters stay float32.
+  Images are float [b, h, w, 3], already normalised. The backbone computes in their dtype; parameters stay float32.
   """
 
   config: Any
-  drop_path: float = 0.0  # stochastic depth of the last layer (Huang et al. 2016), growing linearly from 0
+  drop_path: float = 0.0  # stochastic depth rate of the last layer (Huang et al. 2016); it grows linearly from 0
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -83,12 +93,23 @@ class Backbone(nn.Module):
     remat: bool = False,
     taps: bool = False,
   ) -> dict[str, jax.Array]:
-    """Features by layer name, from after `start` (then `x` is its output) up to and including `stop`.
+    """Computes the features, from the layer after `start` up to and including `stop`.
 
-    train: the names of the layers in training mode (batch statistics, dropout, stochastic depth), or all or none.
-    remat: the backward pass computes the inside of a layer again, from the layer's input, instead of keeping it.
-    taps: the maps from inside layers too, by 'LAYER/NAME', ahead of their layer's output.
-    Raises UsageError for a name that is no layer.
+    Args:
+      x: images; or the output of `start`.
+      train: names of the layers in training mode (batch statistics, dropout, stochastic depth); or True for all layers,
+        False for none.
+      start: a layer's name. That layer and those before it do not run.
+      stop: a layer's name. The layers after it do not run.
+      remat: whether the backward pass recomputes the inside of each layer from the layer's input, instead of storing
+        it.
+      taps: whether to return the maps from inside layers too, as 'LAYER/NAME', ahead of the layer's output.
+
+    Returns:
+      {layer name: output}, in order.
+
+    Raises:
+      UsageError: if `start` or `stop` does not name a layer.
     """
     self._check(name for name in (start, stop) if name is not None)
     features, running, run = {}, start is None, nn.remat(_run, static_argnums=2) if remat else _run
@@ -103,7 +124,7 @@ class Backbone(nn.Module):
     return features
 
   def pool(self, x: jax.Array) -> jax.Array:
-    """The last layer's output as one vector an image, float32 [b, d]; global average pooling for feature maps."""
+    """Pools the last layer's output to one vector per image, float32 [b, d]: the mean over a map's positions."""
     return widened(x).mean(axis=tuple(range(1, x.ndim - 1)))
 
   def _check(self, names) -> None:
@@ -116,51 +137,89 @@ def _run(layer: nn.Module, x: jax.Array, train: bool) -> jax.Array | Tapped:
   return layer(x, train)
 
 
-class Head(nn.Module):
-  """Dropout and one linear layer, in float32: pooled [b, d] -> logits [b, k]; k = 0 passes `pooled` on.
+class TransferModel(nn.Module):
+  """A backbone and a head: images float [b, h, w, 3], normalised -> the head's outputs.
 
-  spatial: it sees the map [b, h, w, d] instead, and the rectified logits of all places are averaged (SqueezeNet).
+  The head is a linen module, called as `head(features, train)`. The features are the output of every layer, the maps
+  tapped inside layers, and 'pooled' [b, d]. The heads of `tlx/heads` are such modules; your own can be one too.
   """
 
-  num_classes: int
-  dropout: float = 0.0
-  spatial: bool = False
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    x = Dropout(self.dropout, name='dropout')(widened(x), train)
-    x = Dense(self.num_classes, name='logits')(x) if self.num_classes else x
-    return nn.relu(x).mean(axis=(1, 2)) if self.spatial and self.num_classes else x
-
-
-class TransferModel(nn.Module):
-  """A backbone and a head: images float [b, h, w, 3], normalised, -> logits float32 [b, k]."""
-
   backbone: Backbone
-  head: Head
+  head: nn.Module
 
   def __call__(
-    self, x: jax.Array, *, train: bool | Collection[str] = False, start: str | None = None, remat: bool = False
-  ) -> jax.Array:
-    """train: layer names (the head's is 'head') in training mode, or all or none.
+    self,
+    x: jax.Array | Mapping[str, jax.Array],
+    *,
+    train: bool | Collection[str] = False,
+    start: str | None = None,
+    remat: bool = False,
+  ) -> Any:
+    """Computes the head's outputs.
 
-    start: a layer whose output `x` is, or 'pooled'; the layers up to it do not run. remat: as of the backbone.
+    Args:
+      x: images; or the output of `start`; or a dict of it and of the earlier features that the head reads.
+      train: names of the layers in training mode (the head's is 'head'); or True for all, False for none.
+      start: a layer's name, or 'pooled'. The layers up to it do not run.
+      remat: see `Backbone`.
+
+    Returns:
+      Whatever the head makes: logits float32 [b, k] for a classifier.
     """
-    if start != POOLED:
-      last = self.backbone.names[-1]
-      x = x if start == last else self.backbone(x, train=train, start=start, remat=remat)[last]
-      x = x if self.pools_nothing else self.backbone.pool(x)
-    return self.head(x, trains(train, HEAD))
-
-  @property
-  def pools_nothing(self) -> bool:
-    """The head sees the last layer's map as it is."""
-    return bool(self.head.spatial and self.head.num_classes)
+    features = x if isinstance(x, Mapping) else {start: x} if start else {}
+    last = self.backbone.names[-1]
+    if start not in (POOLED, last):
+      image = x if start is None else features[start]
+      features = {**features, **self.backbone(image, train=train, start=start, remat=remat, taps=True)}
+    if POOLED not in features and last in features:
+      features = {**features, POOLED: self.backbone.pool(features[last])}
+    return self.head(features, trains(train, HEAD))
 
   def features(self, images: jax.Array, *, train: bool | Collection[str] = False) -> dict[str, jax.Array]:
-    """Every layer's output by name, in order, and 'pooled' [b, d]."""
+    """Every layer's output by name, in order, and then 'pooled' [b, d]."""
     features = self.backbone(images, train=train)
     return {**features, POOLED: self.backbone.pool(features[self.backbone.names[-1]])}
+
+  def reads(self) -> tuple[str, ...]:
+    """Names of the features that the head reads: its `needs`, or else what it asks for when it is called on shapes."""
+    return getattr(self.head, 'needs', None) or _reads(self)
+
+
+@functools.cache
+def _reads(model: TransferModel) -> tuple[str, ...]:
+  side = getattr(model.backbone.config, 'size', None) or max(64, getattr(model.backbone.config, 'smallest', 64))
+  noted: dict[str, None] = {}
+
+  class Noting(dict):
+    """Features that note which of them are asked for."""
+
+    def __getitem__(self, name):
+      noted[name] = None
+      return super().__getitem__(name)
+
+    def __iter__(self):
+      noted.update(dict.fromkeys(self.keys()))
+      return super().__iter__()
+
+    def items(self):
+      noted.update(dict.fromkeys(self.keys()))
+      return super().items()
+
+    def values(self):
+      noted.update(dict.fromkeys(self.keys()))
+      return super().values()
+
+    def get(self, name, default=None):
+      noted[name] = None
+      return super().get(name, default)
+
+  def run(images: jax.Array) -> None:
+    features = model.backbone.init_with_output(jax.random.key(0), images, taps=True)[0]
+    pooled = model.backbone.pool(features[model.backbone.names[-1]])
+    model.head.init(jax.random.key(0), Noting({**features, POOLED: pooled}), False)
+
+  jax.eval_shape(run, jax.ShapeDtypeStruct((1, side, side, 3), 'float32'))
+  return tuple(noted)
 
 
 def trains(train: bool | Collection[str], name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Normalisation with PyTorch's arithmetic; batch statistics are float32 and move only in train mode."""
+"""Normalisation layers with PyTorch's arithmetic."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,12 +13,14 @@ from tlx.nn.dtypes import widened
 
 
 class BatchNorm(nn.Module):
-  """Normalises over all axes but the last (Ioffe and Szegedy 2015), over the batches of all devices together.
+  """Normalises over all axes but the last (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
 
-  Params `scale`, `bias`, batch_stats `mean`, `var`: float32 [c]. With train=True it normalises by the batch (biased
-  variance) and moves the statistics, running = momentum * running + (1 - momentum) * batch, by the unbiased variance;
-  the caller makes `batch_stats` mutable, and momentum 0.9 here is 0.1 in PyTorch. With train=False it is one
-  multiply-add and leaves `batch_stats` alone. A parent that holds some layers still decides `train` for each.
+  Parameters `scale`, `bias` and batch_stats `mean`, `var` are float32 [c].
+
+  With train=True it normalises by the mean and the biased variance of the batch, over all devices. It updates the
+  running statistics, running = momentum * running + (1 - momentum) * batch, with the unbiased variance, so the caller
+  must make `batch_stats` mutable. Momentum 0.9 here is 0.1 in PyTorch. With train=False it is one multiply-add with the
+  running statistics, which stay as they are. A parent with some frozen layers chooses `train` for each layer.
   """
 
   momentum: float = 0.9
@@ -46,9 +48,13 @@ class BatchNorm(nn.Module):
 
 @contextlib.contextmanager
 def stored_statistics(root: str) -> Iterator[None]:
-  """Inside it, the batch norms of the top-level module named `root` use their stored statistics, which do not move.
+  """Makes the batch norms of one top-level module use their stored statistics, which then stay as they are.
 
-  Scale and bias still learn, and dropout and stochastic depth go on. For code that applies a model, while it is traced.
+  Their scale and bias still learn; dropout and stochastic depth still run. It affects code that applies a model, at the
+  time JAX traces it.
+
+  Args:
+    root: name of the top-level module, such as 'backbone'.
   """
 
   def stored(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
@@ -60,9 +66,9 @@ def stored_statistics(root: str) -> Iterator[None]:
 
 
 def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(mean, biased variance) [c] over all other axes and all devices, in float32, or float64 where x is.
+  """Computes (mean, biased variance), each [c], over all other axes and all devices, in float32 or float64.
 
-  Two passes: the mean of squares less the squared mean loses all digits where the mean is large.
+  It takes two passes, because E[x^2] - E[x]^2 loses all digits where the mean is large.
   """
   x = widened(x)
   axes = tuple(range(x.ndim - 1))
@@ -71,10 +77,13 @@ def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class LayerNorm(nn.Module):
-  """Normalises each position over its channels, the last axis (Ba et al. 2016); `scale`, `bias` float32 [c]."""
+  """Normalises each position over its channels, the last axis (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
+
+  Parameters `scale` and `bias` are float32 [c].
+  """
 
   epsilon: float = 1e-6
-  initial: float = 1.0  # of the scale
+  initial: float = 1.0  # initial value of `scale`
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,7 +91,10 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """Normalises each image over its places and `groups` groups of channels (Wu and He 2018): [b, ..., c]."""
+  """Normalises each image over its positions and over `groups` groups of channels: [b, ..., c] -> same.
+
+  (Wu and He 2018, https://arxiv.org/abs/1803.08494.) Parameters `scale` and `bias` are float32 [c].
+  """
 
   groups: int = 32
   epsilon: float = 1e-5
@@ -94,7 +106,7 @@ class GroupNorm(nn.Module):
 
 
 class LayerScale(nn.Module):
-  """Multiplies each channel by a learnt factor (Touvron et al. 2021, https://arxiv.org/abs/2103.17239); `scale`."""
+  """Multiplies each channel by a learnable factor `scale` (Touvron et al. 2021, https://arxiv.org/abs/2103.17239)."""
 
   initial: float = 1e-5
 
@@ -104,14 +116,14 @@ class LayerScale(nn.Module):
 
 
 def _standardised(x: jax.Array, axes: tuple[int, ...], epsilon: float) -> jax.Array:
-  """Mean 0 and variance 1 over `axes`, at least float32."""
+  """Subtracts the mean and divides by the standard deviation over `axes`, in float32 or float64."""
   x = widened(x)
   centred = x - x.mean(axes, keepdims=True)
   return centred * lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + epsilon)
 
 
 def _affine(module: nn.Module, x: jax.Array, standardised: jax.Array, initial: float = 1.0) -> jax.Array:
-  """standardised * scale + bias, with the module's parameters, in the dtype of x."""
+  """Computes standardised * scale + bias with the module's parameters, in the dtype of x."""
   scale = module.param('scale', nn.initializers.constant(initial), (x.shape[-1],))
   bias = module.param('bias', nn.initializers.zeros, (x.shape[-1],))
   return (standardised * scale + bias).astype(x.dtype)

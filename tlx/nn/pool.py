@@ -1,29 +1,42 @@
-"""Pooling with PyTorch's arithmetic: images [b, h, w, c], square windows, the dtype of the input."""
+"""Pooling with PyTorch's arithmetic over square windows: images [b, h, w, c] in the dtype of the input."""
+
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from tlx import words
+from tlx.types import Level, UsageError
+
 
 def max_pool(x: jax.Array, window: int, stride: int, *, padding: int = 0, ceil: bool = False) -> jax.Array:
-  """Largest value of each window; what lies outside the image never wins.
+  """Takes the maximum of each window; the padding is -infinity.
 
-  ceil: a last window that the image only partly fills counts too, if it begins inside (PyTorch's ceil_mode).
+  Args:
+    x: [b, h, w, c].
+    window: height and width of the window, pixels.
+    stride: pixels between two windows.
+    padding: pixels on each side.
+    ceil: whether to add a last window that overlaps the image only partly, if it begins inside (PyTorch's ceil_mode).
+
+  Returns:
+    [b, h', w', c].
   """
   pads = [(padding, padding + (_overhang(size, window, stride, padding) if ceil else 0)) for size in x.shape[1:3]]
   return nn.max_pool(x, (window, window), (stride, stride), pads)
 
 
 def avg_pool(x: jax.Array, window: int, stride: int, *, padding: int = 0) -> jax.Array:
-  """Mean of each window; the zeros of the padding count (PyTorch's count_include_pad)."""
+  """Takes the mean of each window; the zeros of the padding count (PyTorch's count_include_pad)."""
   return nn.avg_pool(x, (window, window), (stride, stride), [(padding, padding)] * 2)
 
 
 def adaptive_avg_pool(x: jax.Array, height: int, width: int) -> jax.Array:
-  """Means over height x width cells that cover the image: [b, h, w, c] -> [b, height, width, c].
+  """Averages over height x width cells that cover the image: [b, h, w, c] -> [b, height, width, c].
 
-  Of n rows, cell i of m sees floor(i n / m) up to ceil((i + 1) n / m), as in PyTorch: neighbours overlap where m does
-  not divide n, and rows repeat where n < m.
+  Cell i of m, on an axis of n pixels, covers floor(i n / m) up to ceil((i + 1) n / m), as in PyTorch. Neighbouring
+  cells overlap if m does not divide n, and pixels repeat if n < m.
   """
   for axis, cells in ((1, height), (2, width)):
     size = x.shape[axis]
@@ -34,10 +47,28 @@ def adaptive_avg_pool(x: jax.Array, height: int, width: int) -> jax.Array:
   return x
 
 
+POOLS = ('avg', 'max', 'flatten')
+
+
+def pooled(features: Mapping[str, jax.Array], levels: Sequence[Level], how: str) -> jax.Array:
+  """One vector an image [b, d]: 'avg' is what the backbone pools; 'max' and 'flatten' read its last map.
+
+  Raises UsageError for another word, and where the backbone gives no map to pool.
+  """
+  if how == 'avg':
+    return features['pooled']
+  if how not in POOLS:
+    raise UsageError(f'no pool {how!r}{words.suggest(how, POOLS)}')
+  if not levels:
+    raise UsageError(f'pool {how}: the backbone gives one vector an image and no map; only avg pools it')
+  x = features[levels[-1].layer]
+  return x.reshape(len(x), -1) if how == 'flatten' else x.max(axis=tuple(range(1, x.ndim - 1)))
+
+
 def _overhang(size: int, window: int, stride: int, padding: int) -> int:
-  """How far the last window reaches over the padded end."""
+  """How many pixels the last window reaches beyond the padded end."""
   padded = size + 2 * padding
   windows = -(-(padded - window) // stride) + 1
-  if (windows - 1) * stride >= size + padding:  # it would see nothing of the image
+  if (windows - 1) * stride >= size + padding:  # the last window would lie in the padding
     windows -= 1
   return max(0, (windows - 1) * stride + window - padded)

@@ -1,4 +1,4 @@
-"""Query, key and value from one product, with a bias for query and value at most."""
+"""Query, key and value from one matrix product, with an optional bias for query and value."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from tlx.nn.conv import linear
 
 
 class QueryKeyValue(nn.Module):
-  """[b, n, d] -> query, key and value [b, n, heads, d / heads]; `kernel` [d, 3 d], `bias` [2 d]: query's, value's.
+  """Projects tokens [b, n, d] to query, key and value [b, n, heads, d / heads].
 
-  A bias of the keys would add the same to all logits of a query, which the softmax does not see (Bao et al. 2021,
-  https://arxiv.org/abs/2106.08254).
+  Parameters: `kernel` [d, 3 d]; `bias` [2 d], the query's and then the value's. A bias of the keys would add the same
+  constant to all logits of a query, and the softmax cancels it (Bao et al. 2021, https://arxiv.org/abs/2106.08254).
   """
 
   heads: int

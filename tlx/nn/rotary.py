@@ -1,7 +1,7 @@
-"""Rotary position embeddings of the places of a grid (Su et al. 2021, 2104.09864; Heo et al. 2024, 2403.13298).
+"""Rotary position embeddings for the positions of a grid (Su et al. 2021, 2104.09864; Heo et al. 2024, 2403.13298).
 
-Every pair of channels of a query or key is turned by an angle that grows with the place's row or column; the logits
-then depend on the step between two places only.
+They rotate each pair of channels of a query or key by an angle proportional to the token's row or column. The logits
+then depend only on the offset between two positions.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,22 @@ from tlx.nn.qkv import QueryKeyValue
 
 
 def frequencies(count: int, temperature: float = 10_000.0) -> np.ndarray:
-  """Angles a unit of distance, from 1 down to almost 1 / temperature in equal ratios: float64 [count]."""
+  """A geometric series from 1 down to almost 1 / temperature, in radians per unit of distance: float64 [count]."""
   return temperature ** (-np.arange(count) / count)
 
 
 def axial_angles(rows: np.ndarray, columns: np.ndarray, frequencies: np.ndarray) -> jax.Array:
-  """Half of the angles follow the row, half the column.
+  """Computes the angle of each channel pair at each position; half of the pairs follow the row, half the column.
 
-  Args: rows, columns: the coordinates of the grid, [h] and [w], in any unit; frequencies: [k], radians a unit.
-  Returns: [h * w, 2 k], row by row, float32, or float64 where jax has it.
+  Args:
+    rows: row coordinates of the grid, [h], in any unit.
+    columns: column coordinates of the grid, [w], in the same unit.
+    frequencies: [k], radians per unit.
+
+  Returns:
+    [h * w, 2 k], row by row, in radians; float32, or float64 where jax enables it.
   """
-  # In the program, not on the host: the blocks' tables would be its constants, and the compiler makes one of them all.
+  # Computed in the program, so that XLA shares one table among the blocks; from the host each would be a constant.
   rows, columns = (jnp.asarray(axis)[:, None] * jnp.asarray(frequencies) for axis in (rows, columns))
   shape = (len(rows), len(columns), len(frequencies))
   angles = [jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns[None], shape)]
@@ -36,10 +41,16 @@ def axial_angles(rows: np.ndarray, columns: np.ndarray, frequencies: np.ndarray)
 
 
 def rotate(x: jax.Array, angles: jax.Array, prefix: int = 0, halves: bool = False) -> jax.Array:
-  """Turns each pair of channels of the tokens behind the first `prefix`.
+  """Rotates each pair of channels of the tokens after the first `prefix`.
 
-  Args: x: [b, prefix + n, heads, d]; angles: [n, d / 2]; halves: channel i is paired with channel i + d / 2, as in
-    DINOv3, not with its neighbour, as in EVA-02. Returns: like x; the arithmetic is at least float32.
+  Args:
+    x: queries or keys, [b, prefix + n, heads, d].
+    angles: [n, d / 2], radians.
+    prefix: number of leading tokens without a position; they stay as they are.
+    halves: whether channel i pairs with channel i + d / 2 (DINOv3) or with its neighbour (EVA-02).
+
+  Returns:
+    An array of the shape and dtype of x; the arithmetic is float32, or float64 for float64 input.
   """
   tokens = widened(x[:, prefix:])
   cosine, sine = (turn(angles)[:, None].astype(tokens.dtype) for turn in (jnp.cos, jnp.sin))
@@ -50,9 +61,10 @@ def rotate(x: jax.Array, angles: jax.Array, prefix: int = 0, halves: bool = Fals
 
 
 class RotaryAttention(nn.Module):
-  """Self-attention whose queries and keys are turned by their place: [b, prefix + n, d] -> same.
+  """Self-attention with rotary position embeddings: [b, prefix + n, d] -> same.
 
-  angles: makes [n, d / heads / 2] inside the program; None = nothing is turned. halves: as of `rotate`.
+  `angles` makes the angles [n, d / heads / 2] inside the program; None turns the rotation off. For `halves` see
+  `rotate`.
   """
 
   heads: int

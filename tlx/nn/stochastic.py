@@ -1,7 +1,7 @@
-"""Dropout and stochastic depth whose masks depend on the key and the example's place in the batch, on nothing else.
+"""Dropout and stochastic depth with masks that depend only on the key and the example's position in the global batch.
 
-The same masks are drawn on one device or many, under `jit` or `pmap`. With rate 0 or train=False a layer is the
-identity and asks for no key; otherwise it draws from the collection 'dropout'.
+The masks are the same on one device or many, under `jit` or `pmap`. With rate 0 or train=False a layer is the identity
+and needs no key; otherwise it draws its key from the collection 'dropout'.
 """
 
 import jax
@@ -12,7 +12,16 @@ from tlx.nn.devices import example_positions
 
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
-  """bool `shape`, true with probability 1 - rate; row i is drawn from `key` and the global position of example i."""
+  """Draws a bool mask of `shape` that is true with probability 1 - rate.
+
+  Args:
+    key: random key.
+    rate: drop probability, [0, 1).
+    shape: shape of the mask; its first axis is the batch.
+
+  Returns:
+    bool `shape`. Row i depends on `key` and on the position of example i in the global batch.
+  """
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, example_positions(shape[0]))
   return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape[1:]))(keys)
 
@@ -28,7 +37,10 @@ class Dropout(nn.Module):
 
 
 class DropPath(nn.Module):
-  """Zeroes a residual branch for whole examples (stochastic depth, Huang et al. 2016), scaled as in Dropout."""
+  """Zeroes the residual branch of a whole example with probability `rate` (stochastic depth, Huang et al. 2016).
+
+  It scales the other examples by 1 / (1 - rate). https://arxiv.org/abs/1603.09382.
+  """
 
   rate: float
 
@@ -38,7 +50,7 @@ class DropPath(nn.Module):
 
 
 def _dropped(module: Dropout | DropPath, x: jax.Array, shape: tuple[int, ...], train: bool) -> jax.Array:
-  """x under a mask of that shape, which is broadcast."""
+  """Applies a mask of that shape, broadcast, to x. Raises ValueError for a rate outside [0, 1)."""
   if not 0 <= module.rate < 1:
     raise ValueError(f'dropout rate {module.rate}: use a number from 0 up to, not including, 1')
   if not (module.rate and train):

@@ -1,8 +1,8 @@
-"""The plain vision transformer (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929) that several families share.
+"""The plain vision transformer that several families share (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929).
 
-Tokens are [b, n, d]: class token, distillation token, registers, then the patches row by row; what a variant lacks is
-left out. One resolution, pre-norm blocks; a family's config is a subclass of `TransformerConfig`, which may override
-what a block is made of.
+It has one resolution and pre-norm blocks. Tokens are [b, n, d]: class token, distillation token, registers, then the
+patches row by row; a variant may lack any but the patches. A family's config is a subclass of `TransformerConfig`,
+which may override a block's attention and MLP.
 """
 
 import dataclasses
@@ -35,23 +35,23 @@ class TransformerConfig:
   depth: int
   heads: int
   patch: int = 16  # pixels, height = width
-  size: int = 224  # pixels of the image, height = width; what a last patch does not fill is cut off
-  mlp: int | None = None  # hidden channels of the perceptrons; four times dim by default
-  gated: bool = False  # silu(a) * b in place of the activation (SwiGLU)
+  size: int = 224  # pixels of the image, height = width; pixels beyond the last whole patch are ignored
+  mlp: int | None = None  # hidden channels of the MLPs; 4 * dim by default
+  gated: bool = False  # silu(a) * b instead of the activation (SwiGLU)
   activation: str = 'gelu'
   epsilon: float = 1e-6
   qkv_bias: bool = True
-  layer_scale: float | None = None  # its initial value
+  layer_scale: float | None = None  # initial value of the layer scales; None = no layer scales
   class_token: bool = True
-  distilled: bool = False  # a second token, which DeiT learns from its teacher
+  distilled: bool = False  # a second token, which DeiT trains on its teacher's predictions
   registers: int = 0  # tokens without a position (Darcet et al. 2023, https://arxiv.org/abs/2309.16588)
-  positions: bool = True  # a table of them is added to the tokens
-  prefix_positions: bool = True  # that table has rows for the class and the distillation token, ahead of the grid's
-  pre_norm: bool = False  # a norm before the blocks, and then no bias in the patch embedding (CLIP)
-  # The class token; the mean of the patches; both, one after the other; attention from a learnt query; or the mean of
-  # the patches before the norm, which then has no effect.
+  positions: bool = True  # a learnable position table is added to the tokens
+  prefix_positions: bool = True  # the table begins with rows for the class and distillation tokens
+  pre_norm: bool = False  # a norm before the blocks and a patch embedding without bias (CLIP)
+  # The class token; the mean of the patches; both, concatenated; attention with a learnable query; or the mean of the
+  # patches before the norm, which then has no effect.
   pool: Literal['token', 'mean', 'token_mean', 'map', 'raw_mean'] = 'token'
-  norm_last: bool = False  # the norm follows the pooling
+  norm_last: bool = False  # pooling comes before the norm
 
   @property
   def width(self) -> int:
@@ -59,17 +59,17 @@ class TransformerConfig:
 
   @property
   def grid(self) -> int:
-    """Patches along a side."""
+    """Patches along one axis of the image."""
     return self.size // self.patch
 
   @property
   def specials(self) -> int:
-    """Class and distillation tokens."""
+    """Number of class and distillation tokens."""
     return self.class_token + self.distilled
 
   @property
   def prefix(self) -> int:
-    """Tokens ahead of the patches."""
+    """Number of tokens ahead of the patches."""
     return self.specials + self.registers
 
   @property
@@ -91,16 +91,19 @@ class TransformerConfig:
     )
 
   def attention(self, name: str) -> nn.Module:
-    """Of a block: [b, n, d] -> [b, n, d]."""
+    """The attention of a block: [b, n, d] -> [b, n, d]."""
     return Attention(self.heads, self.qkv_bias, name=name)
 
   def perceptron(self, name: str) -> nn.Module:
-    """Of a block: [b, n, d] -> [b, n, d]."""
+    """The MLP of a block: [b, n, d] -> [b, n, d]."""
     return GatedMlp(self.hidden, name=name) if self.gated else Mlp(self.hidden, ACTIVATIONS[self.activation], name=name)
 
 
 class Embedding(nn.Module):
-  """Patches to tokens with their positions: [b, s, s, c] -> [b, n, d]. Raises UsageError for another size."""
+  """Embeds patches as tokens and adds their positions: [b, s, s, c] -> [b, n, d].
+
+  Raises UsageError for images of another size than the config's.
+  """
 
   config: TransformerConfig
 
@@ -125,13 +128,13 @@ class Embedding(nn.Module):
     return LayerNorm(c.epsilon, name='pre_norm')(x) if c.pre_norm else x
 
   def _token(self, name: str, count: int, x: jax.Array) -> jax.Array:
-    """The same learnt tokens for every image: [b, count, d]."""
+    """The same learnable tokens for every image: [b, count, d]."""
     token = self.param(name, token_init, (1, count, self.config.dim)).astype(x.dtype)
     return jnp.broadcast_to(token, (x.shape[0], count, self.config.dim))
 
 
 class Attention(nn.Module):
-  """Self-attention (Vaswani et al. 2017): [b, n, d] -> [b, n, d]; query, key and value are one product, `qkv`."""
+  """Self-attention (Vaswani et al. 2017): [b, n, d] -> [b, n, d]. One product, `qkv`, makes query, key and value."""
 
   heads: int
   qkv_bias: bool = True
@@ -143,10 +146,10 @@ class Attention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-  """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202): `fc1` yields gate and value in that order."""
+  """SwiGLU (Shazeer 2020, https://arxiv.org/abs/2002.05202). `fc1` yields the gate and then the value."""
 
   hidden: int
-  norm: float | None = None  # epsilon of a norm before the last product; None = there is none
+  norm: float | None = None  # epsilon of a norm before the last product; None = no norm
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -157,7 +160,7 @@ class GatedMlp(nn.Module):
 
 
 class Block(nn.Module):
-  """The config's attention and perceptron, each behind a norm and beside a shortcut: [b, n, d] -> [b, n, d]."""
+  """The config's attention and MLP, each after a norm and with a residual connection: [b, n, d] -> [b, n, d]."""
 
   config: TransformerConfig
   drop_path: float
@@ -173,9 +176,9 @@ class Block(nn.Module):
 
 
 class Norm(nn.Module):
-  """The last norm and whatever pooling has no parameters: [b, n, d] -> [b, width], or [b, n, d] for attention pooling.
+  """The last norm and the pooling: [b, n, d] -> [b, width]; or [b, patches, d], if an attention pool follows.
 
-  Sums over tokens are at least float32.
+  Sums over tokens are float32, or float64 for float64 input.
   """
 
   config: TransformerConfig
@@ -199,7 +202,10 @@ class Norm(nn.Module):
 
 
 class Projections(nn.Module):
-  """Queries of some tokens, keys and values of others: [b, m, d], [b, n, d] -> three; `kernel` [d, 3 d], `bias`."""
+  """Queries of some tokens, keys and values of others: [b, m, d], [b, n, d] -> query, key, value.
+
+  Parameters: `kernel` [d, 3 d] and `bias` [3 d].
+  """
 
   @nn.compact
   def __call__(self, ours: jax.Array, theirs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -211,7 +217,7 @@ class Projections(nn.Module):
 
 
 class AttentionPool(nn.Module):
-  """Attention of one learnt query over all tokens, and a perceptron beside a shortcut: [b, n, d] -> [b, d].
+  """Attention of one learnable query over all tokens, then an MLP with a residual connection: [b, n, d] -> [b, d].
 
   (Zhai et al. 2021, https://arxiv.org/abs/2106.04560.)
   """

@@ -1,6 +1,6 @@
-"""How checkpoints name the parts of `tlx.nn.transformer`: a generator for the layouts of PyTorch, another for npz.
+"""Names of the parts of `tlx.nn.transformer` in checkpoints: a generator for PyTorch's layouts, another for npz files.
 
-And what a config.json of transformers says of such a model.
+`of_transformers` reads a config.json of transformers.
 """
 
 import dataclasses
@@ -18,25 +18,25 @@ STEM, POOL = 'backbone/stem', 'backbone/pool'
 
 
 class Names(NamedTuple):
-  """One layout's names; those of a block's parts follow the block's."""
+  """The names of one layout. A block's parts are named relative to the block."""
 
   patches: str
   tokens: tuple[str, str, str]  # class, distillation, registers
   positions: str
   pre_norm: str
-  block: str  # '{}' stands for its number
+  block: str  # '{}' stands for the block's number
   norms: tuple[str, str]
-  qkv: tuple[str, ...]  # one, or three for query, key and value; 'weight' and 'bias' follow without a dot
+  qkv: tuple[str, ...]  # one, or query, key and value; 'weight' or 'bias' is appended without a dot
   proj: str
   scales: tuple[str, str]  # layer scales
-  mlp: tuple[str, ...]  # all but the last are parts of fc1: gate and value
+  mlp: tuple[str, ...]  # fc1 and fc2; or fc1's gate, fc1's value and fc2
   norm: str
   head: str
-  biases: tuple[str, ...] = ()  # query's and value's, where the key has none
-  flat: bool = False  # class token [d] and positions [n, d] (CLIP) in place of [1, 1, d] and [1, n, d]
+  biases: tuple[str, ...] = ()  # the query's and the value's, if the key has no bias
+  flat: bool = False  # class token [d] and positions [n, d] (CLIP) instead of [1, 1, d] and [1, n, d]
 
   def under(self, prefix: str) -> 'Names':
-    """With a prefix such as 'vit.' before all but the head."""
+    """Puts a prefix such as 'vit.' ahead of all names but the head's."""
     return self._replace(
       tokens=tuple(prefix + name for name in self.tokens),
       **{name: prefix + getattr(self, name) for name in ('patches', 'positions', 'pre_norm', 'block', 'norm')},
@@ -71,7 +71,7 @@ TORCHVISION = Names(
   norm='encoder.ln',
   head='heads.head',
 )
-TRANSFORMERS = Names(  # ViT, DeiT and the encoder of MAE; DINOv2 with other names for a block's parts
+TRANSFORMERS = Names(  # ViT, DeiT and the encoder of MAE; DINOv2 has other names inside a block
   patches='embeddings.patch_embeddings.projection',
   tokens=('embeddings.cls_token', 'embeddings.distillation_token', 'embeddings.register_tokens'),
   positions='embeddings.position_embeddings',
@@ -86,11 +86,11 @@ TRANSFORMERS = Names(  # ViT, DeiT and the encoder of MAE; DINOv2 with other nam
   head='classifier',
 )
 
-CLIP = Names(  # and SigLIP, in transformers
+CLIP = Names(  # CLIP and SigLIP in transformers
   patches='embeddings.patch_embedding',
   tokens=('embeddings.class_embedding', '', ''),
   positions='embeddings.position_embedding.weight',
-  pre_norm='pre_layrnorm',  # as it is spelt there
+  pre_norm='pre_layrnorm',  # transformers spells it so
   block='encoder.layers.{}',
   norms=('layer_norm1', 'layer_norm2'),
   qkv=('self_attn.q_proj.', 'self_attn.k_proj.', 'self_attn.v_proj.'),
@@ -104,7 +104,7 @@ CLIP = Names(  # and SigLIP, in transformers
 
 
 def layout(config: TransformerConfig, names: Names) -> Iterator[rules.Rule]:
-  """Every tensor but attention pooling's."""
+  """The rules for every tensor but those of an attention pool."""
   yield from rules.conv(names.patches, f'{STEM}/patches', bias=not config.pre_norm, fit=fit_patches)
   flat_token = rules.reshape((-1,), (1, 1, -1)) if names.flat else rules.SAME
   held = (config.class_token, config.distilled, config.registers)
@@ -138,7 +138,7 @@ def _block(config: TransformerConfig, names: Names, source: str, target: str) ->
 
 
 def timm(config: TransformerConfig) -> Iterator[rules.Rule]:
-  """timm's names: patch_embed.proj, blocks.0.attn.qkv, norm, head; fc_norm where the norm follows the pooling."""
+  """timm's names: patch_embed.proj, blocks.0.attn.qkv, norm, head. The norm is fc_norm if it follows the pooling."""
   yield from layout(config, TIMM._replace(norm='fc_norm') if config.norm_last else TIMM)
   if config.pool == 'map':
     yield from _pool(Pool('attn_pool.latent', 'attn_pool.proj', 'attn_pool.norm', 'attn_pool.mlp'))
@@ -148,7 +148,7 @@ def timm(config: TransformerConfig) -> Iterator[rules.Rule]:
 
 
 def clip(config: TransformerConfig, prefix: str = 'vision_model.') -> Iterator[rules.Rule]:
-  """transformers' names of the image towers of CLIP and SigLIP; the rest of the model is dropped."""
+  """transformers' names for the image towers of CLIP and SigLIP; the text tower is dropped."""
   yield from layout(config, CLIP.under(prefix))
   head = f'{prefix}head'
   if config.pool == 'map':
@@ -163,7 +163,7 @@ def clip(config: TransformerConfig, prefix: str = 'vision_model.') -> Iterator[r
 
 
 class Pool(NamedTuple):
-  """One layout's names of attention pooling."""
+  """The names of an attention pool in one layout."""
 
   token: str
   proj: str
@@ -172,7 +172,7 @@ class Pool(NamedTuple):
 
 
 def _pool(names: Pool) -> Iterator[rules.Rule]:
-  """All but query, key and value."""
+  """The rules of an attention pool, without query, key and value."""
   yield rules.Rule(names.token, f'params/{POOL}/query_token')
   yield from rules.dense(names.proj, f'{POOL}/proj')
   yield from rules.affine(names.norm, f'{POOL}/norm')
@@ -181,10 +181,14 @@ def _pool(names: Pool) -> Iterator[rules.Rule]:
 
 
 def npz(config: TransformerConfig, root: str = '', new: bool = False) -> Iterator[rules.Rule]:
-  """Google's JAX checkpoints: 'embedding/kernel', 'Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel'.
+  """The names of Google's JAX checkpoints: 'embedding/kernel', 'Transformer/encoderblock_0/MlpBlock_3/Dense_0/kernel'.
 
-  new: big_vision's numbers of the parts in place of vision_transformer's; root: such as 'params/'. Checkpoints whose
-  blocks are stacked into one array ('encoderblock/') are not covered.
+  Checkpoints that stack all blocks into one array ('encoderblock/') are not supported.
+
+  Args:
+    config: the model.
+    root: prefix of every name, such as 'params/'.
+    new: whether the parts are numbered as in big_vision or as in vision_transformer.
   """
   attention, mlp, second = (0, 0, 1) if new else (1, 3, 2)
   positions = 'pos_embedding' if new else 'Transformer/posembed_input/pos_embedding'
@@ -207,7 +211,7 @@ def npz(config: TransformerConfig, root: str = '', new: bool = False) -> Iterato
   if config.pool == 'map':
     yield from _npz_pool(config, f'{root}MAPHead_0')
   yield from _npz_parts(f'{root}head', 'head/logits')
-  yield rules.Rule(f'{root}pre_logits/*', None)  # of pretraining; the fine-tuned models have none
+  yield rules.Rule(f'{root}pre_logits/*', None)  # a pretraining layer; the fine-tuned models lack it
 
 
 def _npz_pool(config: TransformerConfig, source: str) -> Iterator[rules.Rule]:
@@ -227,33 +231,42 @@ def _npz_parts(source: str, target: str, first: str = 'kernel') -> Iterator[rule
 
 
 def _npz_heads(config: TransformerConfig, source: str, target: str) -> Iterator[rules.Rule]:
-  """[d, heads, d / heads] and [heads, d / heads]."""
+  """Query, key or value: kernel [d, heads, d / heads] and bias [heads, d / heads]."""
   dim, heads = config.dim, config.heads
   yield rules.Rule(f'{source}/kernel', f'params/{target}/kernel', rules.reshape((dim, heads, -1), (dim, -1)))
   yield rules.Rule(f'{source}/bias', f'params/{target}/bias', rules.reshape((heads, -1), (-1,)))
 
 
 def _npz_out(config: TransformerConfig, source: str, target: str) -> Iterator[rules.Rule]:
-  """[heads, d / heads, d] and [d]."""
+  """The output projection: kernel [heads, d / heads, d] and bias [d]."""
   dim, heads = config.dim, config.heads
   yield rules.Rule(f'{source}/kernel', f'params/{target}/kernel', rules.reshape((heads, -1, dim), (-1, dim)))
   yield rules.Rule(f'{source}/bias', f'params/{target}/bias')
 
 
 def fit_patches(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """The patch embedding for other channels, or another size of patches."""
+  """Adapts the patch embedding to another number of channels, or to another patch size."""
   return resample.patch_kernel(resample.input_channels(kernel, shape[2]), shape[:2])
 
 
 def fit_positions(config: TransformerConfig) -> rules.Fit:
-  """The position table for another size of images."""
+  """Adapts the position table to another image size."""
   return partial(resample.position_table, prefix=config.placeless)
 
 
 def of_transformers(kind: type[TransformerConfig], config: Mapping[str, Any], **fields: Any) -> TransformerConfig:
-  """Our config from a complete one of transformers, or its vision_config; `fields` win.
+  """Makes our config from a complete config of transformers, or from its vision_config.
 
-  Raises UsageError for an activation that tlx lacks, and for images or patches that are not square.
+  Args:
+    kind: the family's config class.
+    config: parsed config.json.
+    fields: values that override those of `config`.
+
+  Returns:
+    A config of class `kind`.
+
+  Raises:
+    UsageError: for an activation that tlx lacks, and for images or patches that are not square.
   """
   activation = {'gelu_pytorch_tanh': 'gelu_tanh'}.get(config['hidden_act'], config['hidden_act'])
   if activation not in ACTIVATIONS:
@@ -274,12 +287,12 @@ def of_transformers(kind: type[TransformerConfig], config: Mapping[str, Any], **
 
 
 def classifies(config: Mapping[str, Any]) -> bool:
-  """Whether transformers' class behind a config is one for image classification."""
+  """Whether a config.json of transformers belongs to one of its image classifiers."""
   return any(name.endswith('ForImageClassification') for name in config.get('architectures') or ())
 
 
 def _side(config: Mapping[str, Any], name: str) -> int:
   sides = config[name] if isinstance(config[name], list | tuple) else [config[name]]
   if len(set(sides)) != 1:
-    raise UsageError(f'{name} {sides} in config.json: tlx has transformers for square images and patches only')
+    raise UsageError(f'{name} {sides} in config.json: tlx supports only square images and patches here')
   return sides[0]

@@ -1,8 +1,8 @@
-"""Attention inside windows of a feature map, as the Swin transformers have it, and their pyramid of stages.
+"""Attention inside windows of a feature map, as in the Swin transformers, and their pyramid of stages.
 
-Maps are [b, h, w, c]; windows are [b * number, window * window, c], window by window and row by row. A map that is no
-multiple of the window is filled up with zeros at its bottom and right, after the shift as in timm; what was filled in
-takes part in the attention, as there.
+Maps are [b, h, w, c]; windows are [b * number, window * window, c], window by window and row by row. If the window does
+not divide the map, zeros fill the map up at the bottom and right. As in timm, this padding follows the shift and takes
+part in the attention.
 """
 
 import dataclasses
@@ -20,25 +20,25 @@ from tlx.nn.norm import LayerNorm
 from tlx.nn.stochastic import DropPath
 
 PATCH = 4  # pixels
-SEPARATE = -100.0  # added to the logits of two places that the cyclic shift brought together
-EPSILON = 1e-5  # of every norm
+SEPARATE = -100.0  # added to the logits of two positions that only the cyclic shift made neighbours
+EPSILON = 1e-5  # in every norm
 
 
 @dataclasses.dataclass(frozen=True)
 class PyramidConfig(Staged):
-  """Shape of a hierarchical transformer: each stage has maps half as wide and twice the channels of the one before.
+  """Shape of a hierarchical transformer: each stage halves the height and width of the map and doubles the channels.
 
-  Windows and position tables are made for images of `size`; the modules take others too, also oblong ones, and then
-  keep these windows.
+  Windows and position tables are made for images of `size`. The modules also take other sizes, even with height !=
+  width, and then keep the same windows.
   """
 
-  depths: tuple[int, ...]  # blocks a stage
-  heads: tuple[int, ...]  # a stage
+  depths: tuple[int, ...]  # blocks of each stage
+  heads: tuple[int, ...]  # attention heads of each stage
   base: int  # channels of the first stage
-  windows: tuple[int, ...]  # places along a side, a stage
+  windows: tuple[int, ...]  # height = width of each stage's windows, positions
   size: int = 224  # pixels, height = width
-  mlp_ratio: float = 4.0  # hidden channels of the perceptrons
-  norm_last: bool = False  # norms follow attention, perceptron and the product of the merging, not precede them
+  mlp_ratio: float = 4.0  # hidden channels of the MLPs, over the stage's channels
+  norm_last: bool = False  # norms come after attention, MLP and patch merging, not before
 
   @property
   def width(self) -> int:
@@ -52,27 +52,30 @@ class PyramidConfig(Staged):
     )
 
   def attention(self, stage: int, block: int, name: str) -> nn.Module:
-    """Of a block: [b, h, w, c] -> same. A family's config says which."""
+    """The attention of a block: [b, h, w, c] -> same. A family's config overrides it."""
     raise TypeError(f'{type(self).__name__} has no attention()')
 
   def channels(self, stage: int) -> int:
     return self.base * 2**stage
 
   def window(self, stage: int) -> int:
-    """Never larger than the map."""
+    """Height and width of the stage's windows, in positions; never larger than the map."""
     return min(self.windows[stage], self.side(stage))
 
   def shift(self, stage: int, block: int) -> int:
-    """Every other block moves its windows by half of their side, unless one window is the whole map."""
+    """How far the block shifts its windows, in positions: half a window in every other block.
+
+    It is 0 where one window covers the whole map.
+    """
     return 0 if block % 2 == 0 or self.side(stage) <= self.windows[stage] else self.window(stage) // 2
 
   def side(self, stage: int) -> int:
-    """Places along a side of the stage's map."""
+    """Height and width of the stage's map, in positions."""
     return -(-(self.size // PATCH) // 2**stage)
 
 
 def partition(x: jax.Array, window: int, shift: int = 0) -> jax.Array:
-  """A map [b, h, w, c] moved up and left by `shift` -> its windows [b * number, window * window, c]."""
+  """Shifts a map [b, h, w, c] up and left, and cuts it into windows [b * number, window * window, c]."""
   x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
   b, h, w, c = x.shape
   x = jnp.pad(x, ((0, 0), (0, -h % window), (0, -w % window), (0, 0)))
@@ -81,7 +84,7 @@ def partition(x: jax.Array, window: int, shift: int = 0) -> jax.Array:
 
 
 def restore(windows: jax.Array, size: tuple[int, int], window: int, shift: int = 0) -> jax.Array:
-  """The inverse of `partition` for a map of height and width `size`."""
+  """Inverts `partition` for a map of height and width `size`."""
   rows, columns = (-(-n // window) for n in size)
   x = windows.reshape(-1, rows, columns, window, window, windows.shape[-1]).swapaxes(2, 3)
   x = x.reshape(-1, rows * window, columns * window, windows.shape[-1])[:, : size[0], : size[1]]
@@ -89,22 +92,29 @@ def restore(windows: jax.Array, size: tuple[int, int], window: int, shift: int =
 
 
 def window_bias(positions: jax.Array, windows: int, size: tuple[int, int], window: int, shift: int) -> jax.Array:
-  """What attention adds to its logits: relative positions, and a wall between places that are no neighbours.
+  """Computes the attention bias: relative positions, and a mask between positions that are not neighbours.
 
-  Args: positions: [heads, n, n] with n = window * window; windows: of all images together; size: height and width of
-    the map. Returns: [1 or windows, heads, n, n].
+  Args:
+    positions: relative position bias, [heads, n, n] with n = window * window.
+    windows: number of windows in the whole batch.
+    size: height and width of the map, in positions.
+    window: height and width of a window, in positions.
+    shift: of the windows, in positions.
+
+  Returns:
+    [1, heads, n, n] if shift is 0, else [windows, heads, n, n].
   """
   if not shift:
     return positions[None]
   region = _regions(size, window, shift)
-  # Compared here, not on the host: as constants the masks of large maps would fill megabytes of the program.
+  # The program makes the comparison: from the host, the masks of large maps would be megabytes of constants in it.
   wall = jnp.where(jnp.asarray(region)[:, :, None] == jnp.asarray(region)[:, None, :], 0.0, SEPARATE)
   bias = positions + wall[:, None].astype(positions.dtype)
   return jnp.tile(bias, (windows // len(region), 1, 1, 1))
 
 
 def _regions(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
-  """Which of the nine parts of a shifted map each place of each window came from: int32 [number, window * window]."""
+  """Which of the nine parts of a shifted map each position belongs to: int32 [number of windows, window * window]."""
   parts = []
   for n in size:
     padded = -(-n // window) * window
@@ -117,36 +127,41 @@ def _regions(size: tuple[int, int], window: int, shift: int) -> np.ndarray:
 
 
 def relative_positions(table: jax.Array, side: int) -> jax.Array:
-  """A value for every pair of places of a square grid: the entry of the table for the step from one to the other.
+  """Looks up a bias for every pair of positions of a square grid, by the offset between them.
 
-  Read by reshapes, not by indices: the gradient of a gather is a scatter, whose sums a GPU adds up in another order
-  every time, and training would not repeat itself bit for bit.
+  It reads the table by reshapes, because the gradient of indexing is a scatter. A GPU adds up a scatter's sums in a
+  different order each time, and training would not repeat bit for bit.
 
-  Args: table: [(2 side - 1)^2, heads], by rows and columns of the step query - key, from -(side - 1) on.
-  Returns: [heads, side^2 queries, side^2 keys].
+  Args:
+    table: [(2 side - 1)^2, heads], by rows and columns of the offset query - key, starting at -(side - 1).
+    side: height and width of the grid.
+
+  Returns:
+    [heads, side^2 queries, side^2 keys].
   """
   steps = 2 * side - 1
-  x = _toeplitz(table.reshape(steps, steps, -1), side)  # [query row, key row, step of columns, heads]
+  x = _toeplitz(table.reshape(steps, steps, -1), side)  # [query row, key row, column offset, heads]
   x = _toeplitz(x.transpose(2, 0, 1, 3), side)  # [query column, key column, query row, key row, heads]
   return x.transpose(4, 2, 0, 3, 1).reshape(-1, side * side, side * side)
 
 
 def _toeplitz(x: jax.Array, side: int) -> jax.Array:
-  """[2 side - 1, ...] -> [side, side, ...] whose entry (i, j) is x[i - j + side - 1]."""
+  """Maps x [2 side - 1, ...] to [side, side, ...] with entry (i, j) = x[i - j + side - 1]."""
   if side == 1:
     return x[None]
   steps, rest = 2 * side - 1, x.shape[1:]
-  # Rows one entry short of a period: each starts one place later in the cycle than the row above.
+  # Rows are one entry shorter than the cycle, so each row starts one entry later in it than the row above.
   cycle = jnp.roll(x[::-1], 1 - side, axis=0)
   rows = jnp.broadcast_to(cycle, (side, *x.shape)).reshape(side * steps, *rest)[: side * (steps - 1)]
   return rows.reshape(side, steps - 1, *rest)[:, :side]
 
 
 class RelativePositionBias(nn.Module):
-  """A learnt bias for every step between two places of a square grid: [heads, n, n]; `table` [steps, heads].
+  """A learnable bias for every offset between two positions of a square grid: [heads, n, n].
 
-  class_token: a token ahead of the grid, with three more entries at the table's end: from the class to a place, from a
-  place to the class, from the class to itself (Bao et al. 2021, https://arxiv.org/abs/2106.08254).
+  Parameter: `table` [offsets, heads]. With `class_token` a token precedes the grid, and the table ends with three more
+  rows: from the class token to a position, from a position to the class token, and from the class token to itself (Bao
+  et al. 2021, https://arxiv.org/abs/2106.08254).
   """
 
   side: int
@@ -168,7 +183,7 @@ class RelativePositionBias(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-  """Patches of 4 x 4 pixels to normalised channels: [b, h, w, 3] -> [b, h / 4, w / 4, features]."""
+  """Embeds patches of 4 x 4 pixels as normalised channels: [b, h, w, 3] -> [b, h / 4, w / 4, features]."""
 
   features: int
 
@@ -179,15 +194,15 @@ class PatchEmbedding(nn.Module):
 
 
 class PatchMerging(nn.Module):
-  """Four neighbours become one place of twice the channels: [b, h, w, c] -> [b, h / 2, w / 2, 2 c], rounded up."""
+  """Merges 2 x 2 neighbours into one position: [b, h, w, c] -> [b, h / 2, w / 2, 2 c], rounded up."""
 
-  norm_last: bool  # after the product, not before
+  norm_last: bool  # the norm comes after the linear layer, not before
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     b, h, w, c = x.shape
     x = jnp.pad(x, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
-    x = x.reshape(b, -(-h // 2), 2, -(-w // 2), 2, c).transpose(0, 1, 3, 4, 2, 5)  # column of the four before row
+    x = x.reshape(b, -(-h // 2), 2, -(-w // 2), 2, c).transpose(0, 1, 3, 4, 2, 5)  # columns of the 2 x 2 before rows
     x = x.reshape(*x.shape[:3], 4 * c)
     reduction = Dense(2 * c, use_bias=False, name='reduction')
     norm = LayerNorm(EPSILON, name='norm')
@@ -195,7 +210,7 @@ class PatchMerging(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and perceptron, each with a norm and beside a shortcut; the first of a later stage merges patches."""
+  """Attention and MLP, each with a norm and a residual connection. The first block of a later stage merges patches."""
 
   config: PyramidConfig
   stage: int
@@ -208,7 +223,7 @@ class Block(nn.Module):
     if s and not self.block:
       x = PatchMerging(c.norm_last, name='merging')(x)
     mlp = Mlp(int(c.channels(s) * c.mlp_ratio), name='mlp')
-    first = 0.0 if c.norm_last else 1.0  # a fresh branch that ends with its norm is silent
+    first = 0.0 if c.norm_last else 1.0  # with a final scale of 0, a new branch starts as zero
     for i, branch in ((1, c.attention(s, self.block, name='attention')), (2, mlp)):
       norm = LayerNorm(EPSILON, first, name=f'norm{i}')
       y = norm(branch(x)) if c.norm_last else branch(norm(x))
@@ -217,7 +232,7 @@ class Block(nn.Module):
 
 
 class MapNorm(nn.Module):
-  """The norm of the last map, which keeps its places for dense tasks."""
+  """The norm of the last map, which keeps its positions for dense tasks."""
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -1,4 +1,4 @@
-"""How checkpoints name the parts of a pyramid of windowed attention, and what transformers says of one."""
+"""Names of the parts of `tlx.nn.window` in checkpoints, and its settings in a config.json of transformers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -9,22 +9,22 @@ import numpy as np
 from tlx.nn.window import EPSILON, PATCH, PyramidConfig
 from tlx.weights import records, rules
 
-DERIVED = ('*.relative_position_index', '*.relative_coords_table', '*.attn_mask')  # from the window's size
-Positions = Callable[[str, str], Iterator[rules.Rule]]  # names of a block, ours without 'params/' -> its rules
+DERIVED = ('*.relative_position_index', '*.relative_coords_table', '*.attn_mask')  # derived from the window's size
+Positions = Callable[[str, str], Iterator[rules.Rule]]  # a block's source name and our name, without 'params/' -> rules
 
 
 class Names(NamedTuple):
-  """One layout's names.
+  """The names of one layout.
 
-  In `block` and `merging`, {s} stands for the stage, {b} for the block, {before} for the stage before, {odd} and {even}
-  for 2 s + 1 and 2 s. What follows `merging` is named after the block.
+  In `block` and `merging`, {s} stands for the stage, {b} for the block, {before} for the stage before, {odd} for 2 s +
+  1 and {even} for 2 s. The fields from `norms` to `mlp` are relative to the block.
   """
 
   stem: tuple[str, str]  # patches, norm
   block: str
   merging: str
   norms: tuple[str, str]
-  kernels: tuple[str, ...]  # one tensor, or query's, key's and value's
+  kernels: tuple[str, ...]  # one tensor, or the query's, the key's and the value's
   biases: tuple[str, ...]
   proj: str
   mlp: tuple[str, str]
@@ -33,7 +33,7 @@ class Names(NamedTuple):
   bias_transform: rules.Transform = rules.SAME
 
   def under(self, prefix: str) -> 'Names':
-    """With a prefix such as 'swin.' before all but the head."""
+    """Puts a prefix such as 'swin.' ahead of all names but the head's."""
     return self._replace(
       stem=tuple(prefix + name for name in self.stem),
       **{name: prefix + getattr(self, name) for name in ('block', 'merging', 'norm')},
@@ -75,7 +75,13 @@ TRANSFORMERS = Names(
 
 
 def layout(config: PyramidConfig, names: Names, positions: Positions) -> Iterator[rules.Rule]:
-  """Every tensor; positions: the rules of what a block's attention knows of places."""
+  """The rules for every tensor.
+
+  Args:
+    config: the model.
+    names: the layout.
+    positions: yields the rules of a block's position parameters.
+  """
   yield from rules.stem(names.stem[0], 'backbone/stem/patches', bias=True)
   yield from rules.affine(names.stem[1], 'backbone/stem/norm')
   for s, b in config.blocks():
@@ -102,10 +108,14 @@ def _block(names: Names, source: str, target: str) -> Iterator[rules.Rule]:
 
 
 def require_tiles(config: PyramidConfig, library: str, shrinks: bool = False) -> None:
-  """Raises NoLayoutError unless patches tile the image, and windows of one size the map of every stage.
+  """Raises NoLayoutError unless patches tile the image, and windows of one size tile the map of every stage.
 
-  Elsewhere the library computes otherwise: it fills a map up before it shifts it, tlx and timm after. shrinks: it has
-  smaller windows where a map is smaller than they are.
+  Elsewhere the library computes something else: it pads a map before the shift, whereas tlx and timm pad after it.
+
+  Args:
+    config: the model.
+    library: named in the error.
+    shrinks: whether the library shrinks a window that is larger than the map.
   """
   if len(set(config.windows)) > 1:
     raise rules.NoLayoutError(f'{library} has one window for all stages of a Swin (not S3)')
@@ -113,12 +123,17 @@ def require_tiles(config: PyramidConfig, library: str, shrinks: bool = False) ->
   sides = [(config.size, PATCH), *((config.side(s), tile) for s, tile in enumerate(tiles))]
   if odd := [f'{side} by {tile}' for side, tile in sides if side % tile]:
     raise rules.NoLayoutError(
-      f'{library} fills up in another way what is no multiple of its patches or windows ({", ".join(odd)})'
+      f'{library} pads in another way where patches or windows do not divide the map ({", ".join(odd)})'
     )
 
 
 def torchvision_buffers(config: PyramidConfig, make: Mapping[str, Callable[[int], np.ndarray]]) -> Iterator[rules.Rule]:
-  """What torchvision's files have besides, of every block; make: name -> from the window's side."""
+  """The buffers of every block in torchvision's files.
+
+  Args:
+    config: the model.
+    make: buffer's name -> a function from the window's side to the buffer.
+  """
   for s, b in config.blocks():
     block = TORCHVISION.block.format(odd=2 * s + 1, b=b)
     for name, value in make.items():
@@ -126,23 +141,33 @@ def torchvision_buffers(config: PyramidConfig, make: Mapping[str, Callable[[int]
 
 
 def position_index(side: int) -> np.ndarray:
-  """Where torchvision finds the bias of every pair of places in its table: int64 [side^4]."""
+  """torchvision's index into its table for every pair of positions in a window: int64 [side^4]."""
   row, column = np.divmod(np.arange(side * side), side)
   step = lambda place: place[:, None] - place[None, :] + side - 1
   return (step(row) * (2 * side - 1) + step(column)).reshape(-1)
 
 
 def pretraining(prefix: str) -> Iterator[rules.Rule]:
-  """What transformers' models for masked images (SimMIM) have besides."""
+  """The tensors that only transformers' masked image models (SimMIM) have; all are dropped."""
   return (rules.Rule(pattern, None) for pattern in (f'{prefix}embeddings.mask_token', 'decoder.*'))
 
 
 def of_transformers(
   kind: type[PyramidConfig], config: Mapping[str, Any], shrinks: bool = False, **fields: Any
 ) -> PyramidConfig:
-  """Our config from a complete one of transformers. Raises UsageError, naming all settings that tlx lacks.
+  """Makes our config from a complete config of transformers.
 
-  shrinks: as in `require_tiles`.
+  Args:
+    kind: the family's config class.
+    config: parsed config.json.
+    shrinks: see `require_tiles`.
+    fields: further fields of our config.
+
+  Returns:
+    A config of class `kind`.
+
+  Raises:
+    UsageError: it lists all settings that tlx lacks.
   """
   known = {
     'patch_size': PATCH,

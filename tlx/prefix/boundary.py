@@ -1,10 +1,10 @@
-"""The frozen prefix is computed once: where it ends, and its features of a whole split.
+"""The frozen prefix: where it ends, which of its features a phase needs, and the step that computes them.
 
 Every example's features come from the same program in the same batches, so a resumed run finds the same bits.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,36 +16,51 @@ from tlx.data import augment
 from tlx.nn.model import POOLED, TransferModel
 from tlx.train import memory
 from tlx.train.step import Recipe
-from tlx.types import Batch, Phase, Variables
+from tlx.types import Batch, Phase, Target, Variables
 
 SHARE = 4  # features may take this part of the memory that is free
 STREAM = 0x76696577  # of random numbers: not those of the steps, which fold in their number
+Values = Mapping[str, np.ndarray]  # {layer or tap: float [n, ...]}
 
 
 class Features(NamedTuple):
-  """Of one split, in its order; with several views of each image, one after the other, `n` counts the views."""
+  """The features of one split, in its order; the views of an image stand one after the other."""
 
-  values: np.ndarray  # float [n, ...]
-  labels: np.ndarray  # int32 [n]
+  values: Values  # n counts the views
   mask: np.ndarray  # bool [n]; False where an image could not be read
+  targets: Callable[[np.ndarray], Target]  # positions of images, -1 for padding -> their targets
+  views: int = 1  # of each image
 
   def load(self, positions: np.ndarray) -> Batch:
     """The part of a batch at these positions; -1 is padding."""
     found = np.maximum(positions, 0)
     return {
-      'features': self.values[found],
-      'label': np.where(positions >= 0, self.labels[found], 0).astype(np.int32),
+      'image': {name: values[found] for name, values in self.values.items()},
       'mask': self.mask[found] & (positions >= 0),
+      'target': self.targets(positions // self.views),
     }
 
 
 def boundary(module: TransferModel, phase: Phase) -> str | None:
-  """The layer after which the first one learns; 'pooled' where only the head does, None where the first layer does."""
+  """The last layer before the first trainable one; None where the first layer learns.
+
+  Where only the head learns: 'pooled' if it reads nothing else, and the last layer if it does.
+  """
   names = module.backbone.names
   learning = [i for i, name in enumerate(names) if name in phase.rates]
   if not learning:
-    return names[-1] if module.pools_nothing else POOLED
+    return POOLED if module.reads() == (POOLED,) else names[-1]
   return names[learning[0] - 1] if learning[0] else None
+
+
+def kept(module: TransferModel, layer: str) -> tuple[str, ...]:
+  """The features up to `layer` that the rest of the model needs: its output, and the earlier ones that heads read."""
+  names = module.backbone.names
+  if layer in (POOLED, names[-1]):
+    return module.reads()
+  inside = names[: names.index(layer) + 1]
+  early = [name for name in module.reads() if name.split('/')[0] in inside and name != layer]
+  return (*early, layer)
 
 
 def leaves(module: TransferModel, layer: str, variables: Variables) -> dict[str, Any]:
@@ -66,55 +81,59 @@ def prefix_step(recipe: Recipe, layer: str, seed: int = 0) -> Callable:
   Where the recipe augments, the batch is of canvases and has draw int32 [b]: image i's pixels are a function of the
   seed and draw[i] alone.
   """
-  backbone = recipe.model.backbone
+  backbone, names = recipe.model.backbone, kept(recipe.model, layer)
+  last = backbone.names[-1] if layer == POOLED else layer
 
   def step(variables: Variables, batch: Batch):
     inside = {name: tree['backbone'] for name, tree in variables.items() if 'backbone' in tree}
-    last = backbone.names[-1] if layer == POOLED else layer
-    features = backbone.apply(inside, recipe.inputs(pixels(batch)), stop=last)[last]
-    features = backbone.pool(features) if layer == POOLED else features
+    found = backbone.apply(inside, recipe.inputs(pixels(batch)), stop=last, taps=True)
+    features = {name: backbone.pool(found[last]) if name == POOLED else found[name] for name in names}
     return (), {'index': batch['index'], 'mask': batch['mask'], 'features': features}
 
   def pixels(batch: Batch) -> jax.Array:
     if recipe.augment is None:
       return augment.to_float(batch['image'])
     key = jax.random.fold_in(jax.random.key(seed), STREAM)
-    size = recipe.preprocess.size
-    return augment.augment_batch(key, batch['image'], batch['aspect'], recipe.augment, size, batch['draw'])
+    aspect, shape = batch['geometry'][:, 1] / batch['geometry'][:, 0], recipe.preprocess.shape
+    return augment.augment_batch(key, batch['image'], aspect, recipe.augment, shape, batch['draw'])[0]
 
   return step
 
 
 def parts(
   step: Callable, variables: Variables, batches: Iterable[Batch], put: Callable, examples: int, views: int = 1
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Values, np.ndarray]]:
   """(values, mask) of every batch of a whole split, in its order, the views of an image one after the other.
 
   step: the compiled `prefix_step`, which runs `views` times on each batch. put: the placement's `put_batch`.
   """
   for batch in batches:
-    placed, first = put(batch), batch['index']
+    seen = {name: batch[name] for name in ('image', 'mask', 'geometry', 'index')}
+    placed, first = put(seen), batch['index']
     draws = [put({'draw': first + np.int32(view * examples)}) for view in range(views)]
     found = jax.device_get([step(variables, {**placed, **draw})[1] for draw in draws])
     order = np.argsort(index := found[0]['index'])[(index < 0).sum() :]  # devices may hold it in another one
-    values, mask = (np.stack([each[name][order] for each in found], axis=1) for name in ('features', 'mask'))
-    yield values.reshape(-1, *values.shape[2:]), mask.reshape(-1)
+    stacked = jax.tree.map(lambda *each: np.stack(each, axis=1), *found)
+    joined = jax.tree.map(lambda x, order=order: x[order].reshape(-1, *x.shape[2:]), stacked)
+    yield joined['features'], joined['mask']
 
 
-def gather(parts: Iterable[tuple[np.ndarray, np.ndarray]], total: int) -> tuple[np.ndarray, np.ndarray]:
+def gather(parts: Iterable[tuple[Values, np.ndarray]], total: int) -> tuple[Values, np.ndarray]:
   """The (values, mask) of `total` views in memory."""
-  values, mask, done = None, np.zeros(total, bool), 0
+  values, mask, done = {}, np.zeros(total, bool), 0
   for part, seen in parts:
-    values = np.empty((total, *part.shape[1:]), part.dtype) if values is None else values
-    values[done : done + len(part)], mask[done : done + len(part)] = part, seen
-    done += len(part)
+    values = values or {name: np.empty((total, *x.shape[1:]), x.dtype) for name, x in part.items()}
+    for name, x in part.items():
+      values[name][done : done + len(x)] = x
+    mask[done : done + len(seen)] = seen
+    done += len(seen)
   return values, mask
 
 
 def size_in_bytes(step: Callable, variables: Variables, batch: Batch) -> int:
   """Of the features of one example."""
   _, found = jax.eval_shape(step, variables, batch)
-  return int(np.prod(found['features'].shape[1:])) * found['features'].dtype.itemsize
+  return trees.size_in_bytes(found['features'])
 
 
 def place(needed: int, folder: Path, asked: str) -> str | None:

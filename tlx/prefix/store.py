@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -28,9 +28,10 @@ DEAD = 24 * 3600  # seconds without a write, after which the writer of a part is
 VARIABLE, OFF = 'TLX_FEATURE_CACHE', 'off'  # of the environment: another folder, or none
 PART = '.part'
 ENTRY = re.compile(rf'[0-9a-f]{{32}}(-[0-9a-f]{{8}}{re.escape(PART)})?')  # the folder may hold other things too
-VALUES, MASK = 'features.npy', 'mask.npy'
+MASK = 'mask.npy'
 
-Parts = Iterable[tuple[np.ndarray, np.ndarray]]  # (values [any, ...], mask [any]), one after the other
+Values = Mapping[str, np.ndarray]  # {layer or tap: float [n, ...]}
+Parts = Iterable[tuple[Values, np.ndarray]]  # (values, mask), one after the other
 
 
 def folder() -> Path:
@@ -57,7 +58,7 @@ def of_arrays(leaves: Mapping[str, Any]) -> str:
   return digest.hexdigest()
 
 
-def take(entry: Path | None, memory: bool) -> tuple[np.ndarray, np.ndarray] | None:
+def take(entry: Path | None, memory: bool) -> tuple[Values, np.ndarray] | None:
   """(values, mask) of an entry, into memory or mapped from disk; None where it is not there, or not what was written.
 
   What is mapped stays readable when the entry is removed.
@@ -73,7 +74,7 @@ def take(entry: Path | None, memory: bool) -> tuple[np.ndarray, np.ndarray] | No
   return None
 
 
-def write(entry: Path, total: int, parts: Parts, owner: str) -> tuple[np.ndarray, np.ndarray]:
+def write(entry: Path, total: int, parts: Parts, owner: str) -> tuple[Values, np.ndarray]:
   """Writes an entry of `total` examples as they come, and maps it.
 
   owner: of the run; what it left half written when it was killed is written anew. An entry with images that could not
@@ -84,7 +85,7 @@ def write(entry: Path, total: int, parts: Parts, owner: str) -> tuple[np.ndarray
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
   try:
-    np.save(part / MASK, _stream(part / VALUES, total, parts))
+    np.save(part / MASK, _stream(part, total, parts))
     files.seal(part)
     values, mask = _load(part, memory=False)
     if mask.all():
@@ -111,21 +112,33 @@ def make_room(needed: int) -> None:
       total -= size[entry]
 
 
-def _stream(path: Path, total: int, parts: Parts) -> np.ndarray:
+def file_of(name: str) -> str:
+  """The file of a layer's features: 'stem/conv' -> 'stem+conv.npy'."""
+  return f'{name.replace("/", "+")}.npy'
+
+
+def _stream(folder: Path, total: int, parts: Parts) -> np.ndarray:
   """Writes the values and returns the mask. Not through a memory map, where a full disk kills the process."""
-  masks = []
-  with path.open('xb') as file:
+  masks: list[np.ndarray] = []
+  with contextlib.ExitStack() as stack:
+    files_of: dict[str, BinaryIO] = {}
     for values, mask in parts:
-      if not masks:
-        kind = np.lib.format.dtype_to_descr(values.dtype)
-        header = {'descr': kind, 'fortran_order': False, 'shape': (total, *values.shape[1:])}
-        np.lib.format.write_array_header_2_0(file, header)
-      file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)  # no copy
+      for name, x in values.items():
+        if name not in files_of:
+          files_of[name] = stack.enter_context((folder / file_of(name)).open('xb'))
+          kind = np.lib.format.dtype_to_descr(x.dtype)
+          header = {'descr': kind, 'fortran_order': False, 'shape': (total, *x.shape[1:])}
+          np.lib.format.write_array_header_2_0(files_of[name], header)
+        files_of[name].write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)  # no copy
       masks.append(mask)
   return np.concatenate(masks)
 
 
-def _load(entry: Path, memory: bool) -> tuple[np.ndarray, np.ndarray]:
-  values = np.load(entry / VALUES, mmap_mode=None if memory else 'r')
-  values = values.view(ml_dtypes.bfloat16) if values.dtype.kind == 'V' else values  # which .npy has no name for
+def _load(entry: Path, memory: bool) -> tuple[Values, np.ndarray]:
+  values = {}
+  for path in sorted(entry.glob('*.npy')):
+    if path.name != MASK:
+      x = np.load(path, mmap_mode=None if memory else 'r')
+      x = x.view(ml_dtypes.bfloat16) if x.dtype.kind == 'V' else x  # which .npy has no name for
+      values[path.stem.replace('+', '/')] = x
   return values, np.load(entry / MASK)

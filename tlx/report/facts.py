@@ -1,7 +1,6 @@
 """What a run comes to, put into numbers, tables and charts: one function for each part of the page.
 
-In every confusion matrix rows are labels and columns predictions. The bins of `evaluation.npz` are sums over the
-examples that fall into 15 equal intervals of confidence: how many, of their confidences, of their right answers.
+The parts that depend on the task are in its folder of `tlx/tasks`.
 """
 
 import math
@@ -11,24 +10,21 @@ from typing import Any
 import numpy as np
 
 from tlx.report import charts
+from tlx.types import Task
 
 FEW = 30  # classes that are shown one by one; more are summed up
 _REJECTED = 50
+TITLES = {'miou': 'mIoU', 'map': 'mAP', 'macro_f1': 'Macro F1'}
 
 
-def headline(experiment: Mapping, result: Mapping, evaluation: Mapping) -> dict[str, Any]:
-  """What was trained on what, and the few numbers that matter."""
+def headline(experiment: Mapping, result: Mapping) -> dict[str, Any]:
+  """What was trained on what, and how much of it learned."""
   options, data, model = (experiment[key] for key in ('experiment', 'data', 'model'))
-  count, accuracy, matrix = result.get('count'), result.get('accuracy'), evaluation.get('confusion')
   learned, total = result.get('trainable_parameters'), result.get('parameters') or model.get('parameters')
-  common = None if matrix is None or not matrix.sum() else float(matrix.sum(axis=1).max() / matrix.sum())
   return {
     'model': options.get('model') or model.get('variant') or 'a model',
     'data': data.get('name') or options.get('data') or 'unnamed data',
     'strategy': options.get('strategy'),
-    'split': result.get('split'),
-    'interval': wilson(accuracy, count) if accuracy is not None and 0 <= accuracy <= 1 <= (count or 0) else None,
-    'common': common,
     'share': learned / total if learned is not None and total and _finite(total) else None,
     'learned': learned,
     'total': total,
@@ -42,18 +38,28 @@ def wilson(share: float, count: int) -> tuple[float, float]:
   return (middle - room) / (1 + z * z / count), (middle + room) / (1 + z * z / count)
 
 
-def curves(metrics: Sequence[Mapping], phases: Sequence[Mapping]) -> list[dict[str, Any]]:
-  """Charts of loss, accuracy, learning rate and gradient norm, each where it was logged, with phase borders."""
+def curves(metrics: Sequence[Mapping], phases: Sequence[Mapping], task: Task) -> list[dict[str, Any]]:
+  """Charts of loss, the task's metrics, learning rate and gradient norm, each where it was logged, with phase borders.
+
+  Of the metrics: the primary one, and those that training logs too.
+  """
+  logged = {name for line in metrics if line.get('split') == 'train' for name in line}
+  shown = [name for name in task.percents if name == task.primary or name in logged]
   borders = phase_borders(metrics, phases)
   rates = _series(metrics, 'learning_rate', ('train',))
   norms = _series(metrics, 'grad_norm', ('train',))
   wanted = (
     ('Loss', _series(metrics, 'loss'), {}),
-    ('Accuracy', _series(metrics, 'accuracy'), {'percent': True}),
+    *((title(name), _series(metrics, name), {'percent': True}) for name in shown),
     ('Learning rate', rates, {'log': len(borders) > 1 and _spread(rates) > 20}),
     ('Gradient norm', norms, {'log': _spread(norms) > 30}),
   )
   return [_chart(title, series, borders=borders, **how) for title, series, how in wanted if series]
+
+
+def title(metric: str) -> str:
+  """'pixel_accuracy' -> 'Pixel accuracy', 'miou' -> 'mIoU'."""
+  return TITLES.get(metric, metric.replace('_', ' ').capitalize())
 
 
 def phase_borders(metrics: Sequence[Mapping], phases: Sequence[Mapping]) -> list[tuple[float, str]]:
@@ -70,54 +76,15 @@ def phase_borders(metrics: Sequence[Mapping], phases: Sequence[Mapping]) -> list
   return borders
 
 
-def best(metrics: Sequence[Mapping]) -> tuple[float, int, float] | None:
-  """Best validation accuracy, its step and the last validation accuracy; None where nothing was validated."""
-  steps, values = _series(metrics, 'accuracy', ('validation',)).get('validation', ((), ()))
+def best(metrics: Sequence[Mapping], primary: str) -> tuple[float, int, float] | None:
+  """Best value of the primary metric on validation, its step and the last value; None where nothing was validated."""
+  steps, values = _series(metrics, primary, ('validation',)).get('validation', ((), ()))
   return (max(values), steps[int(np.argmax(values))], values[-1]) if values else None
-
-
-def classes(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-  """Support, precision, recall and F1 of each class; None where a class has no example or was never predicted."""
-  right, support, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-
-  def ratio(a, b):
-    return float(a / b) if b else None
-
-  return [
-    {'name': name, 'support': int(s), 'precision': ratio(r, p), 'recall': ratio(r, s), 'f1': ratio(2 * r, s + p)}
-    for name, r, s, p in zip(names, right, support, predicted, strict=True)
-  ]
-
-
-def confused(matrix: np.ndarray, names: Sequence[str], most: int = 12) -> list[dict[str, Any]]:
-  """Pairs of label and prediction that were confused most often."""
-  wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
-  order = np.argsort(-wrong, axis=None, kind='stable')[:most]
-  pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
-  return [
-    {
-      'label': names[i],
-      'prediction': names[j],
-      'count': int(matrix[i, j]),
-      'share': float(matrix[i, j] / matrix[i].sum()),
-    }
-    for i, j in pairs
-  ]
-
-
-def calibration(evaluation: Mapping) -> dict[str, Any] | None:
-  """Reliability diagram, and by how much the mean confidence exceeds the accuracy."""
-  count, confidence, correct = (evaluation.get(f'bin_{name}') for name in ('count', 'confidence', 'correct'))
-  if count is None or confidence is None or correct is None or not count.sum():
-    return None
-  some = np.maximum(count, 1)
-  svg = charts.reliability((confidence / some).tolist(), (correct / some).tolist(), (count / count.sum()).tolist())
-  return {'svg': svg, 'excess': float((confidence.sum() - correct.sum()) / count.sum())}
 
 
 def data_facts(data: Mapping) -> dict[str, Any]:
   """Sizes of the splits, balance of the classes and the files that were left out."""
-  names, counts = data.get('class_names', []), data.get('counts', {})
+  names, counts, images = data.get('class_names', []), data.get('counts', {}), data.get('images') or {}
   most = max((max(values, default=0) for values in counts.values()), default=0) or 1
   train = counts.get('train') or next(iter(counts.values()), [])
   rows = [
@@ -128,7 +95,7 @@ def data_facts(data: Mapping) -> dict[str, Any]:
   rejected = data.get('rejected', [])
   extremes = (int(np.argmax(train)), int(np.argmin(train))) if many and len(train) == len(names) else ()
   return {
-    'sizes': {split: sum(values) for split, values in counts.items()},
+    'sizes': {split: images.get(split, sum(values)) for split, values in counts.items()},
     'rows': [] if many else rows,
     'profile': charts.profile(train) if many else '',
     'extremes': [(names[i], train[i]) for i in extremes],

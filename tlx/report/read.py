@@ -57,8 +57,8 @@ def mistakes(folder: pathlib.Path, records: Sequence, names: Sequence[str]) -> l
       record,
       label=called(record.get('label')),
       prediction=called(record.get('prediction')),
-      picture=_picture(folder, str(record.get('file', ''))),
-      heat=_picture(folder, str(record.get('heat', ''))),  # older runs have none
+      picture=picture(folder, record.get('file')),
+      heat=picture(folder, record.get('heat')),  # older runs have none
     )
     for record in shown
   ]
@@ -116,7 +116,7 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   return arrays
 
 
-def _picture(folder: pathlib.Path, name: str) -> str | None:
+def picture(folder: pathlib.Path, name: str | None) -> str | None:
   """Data address of a thumbnail, made smaller where it is large; None unless it is a picture inside the run folder."""
   candidates = [(folder / 'mistakes' / name), folder / name]
   path = next((p for p in candidates if name and p.is_file() and p.resolve().is_relative_to(folder.resolve())), None)

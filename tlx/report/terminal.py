@@ -16,10 +16,11 @@ from rich.table import Table
 
 from tlx.cost import compiled
 from tlx.train import memory
-from tlx.types import DatasetInfo
+from tlx.types import DatasetInfo, Task
 
 NUMBERS = ('images', 'classes', 'tensors', 'parameters', 'peak lr', 'gmacs', 'size', 'top-1')  # columns of numbers
 WIDE = 200  # columns
+LOGGED_ALONE = ('grad_norm', 'learning_rate', 'images_per_second')  # too much for one line
 
 
 class Console:
@@ -84,21 +85,13 @@ class Console:
       self.line(f'{phase}: a step takes {needs} on each device{parts}')
     return program
 
-  def result(self, metrics: Mapping[str, Any], out: Path) -> None:
+  def result(self, metrics: Mapping[str, Any], task: Task, out: Path) -> None:
     """The table at the end, and where the report lies."""
     table = _table(f'result on {metrics.get("split", "validation")}', 'metric', 'value')
-    for name in (
-      'accuracy',
-      'top5_accuracy',
-      'loss',
-      'macro_precision',
-      'macro_recall',
-      'macro_f1',
-      'calibration_error',
-    ):
+    for name in task.metrics:
       table.add_row(name, f'{metrics[name]:.4f}')
     if 'test' in metrics:
-      table.add_row('accuracy on test', f'{metrics["test"]["accuracy"]:.4f}')
+      table.add_row(f'{task.primary} on test', f'{metrics["test"][task.primary]:.4f}')
     for name in ('count', 'trainable_parameters', 'parameters'):
       table.add_row(name, f'{metrics[name]:,}')
     table.add_row('seconds', f'{metrics["seconds"]:.1f}')
@@ -168,10 +161,10 @@ class Console:
     return self.rich.measure(table, options=self.rich.options.update(width=10 * WIDE)).maximum
 
   @contextlib.contextmanager
-  def progress(self, steps: int) -> Iterator['_Progress']:
-    """A bar on a terminal, a line every few seconds elsewhere."""
+  def progress(self, steps: int, primary: str) -> Iterator['_Progress']:
+    """A bar on a terminal, a line every few seconds elsewhere; primary: the metric that validation shows."""
     with self._bar() as bar:
-      yield _Progress(self, bar, steps)
+      yield _Progress(self, bar, steps, primary)
 
   @contextlib.contextmanager
   def work(self, what: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
@@ -191,8 +184,8 @@ class Console:
 class _Progress:
   """The newest numbers of the run."""
 
-  def __init__(self, console: Console, bar: Progress, steps: int):
-    self._console, self._bar, self._steps = console, bar, steps
+  def __init__(self, console: Console, bar: Progress, steps: int, primary: str):
+    self._console, self._bar, self._steps, self._primary = console, bar, steps, primary
     self._task = bar.add_task('compiling', total=steps, numbers='')
     self._printed = time.monotonic()
 
@@ -202,9 +195,8 @@ class _Progress:
       self._bar.update(self._task, completed=step)
 
   def update(self, step: int, phase: str, numbers: Mapping[str, float]) -> None:
-    text = (
-      f'loss {numbers["loss"]:.4f}  accuracy {numbers["accuracy"]:.3f}  {numbers["images_per_second"]:.0f} images/s'
-    )
+    text = '  '.join(f'{name} {value:.4f}' for name, value in numbers.items() if name not in LOGGED_ALONE)
+    text += f'  {numbers["images_per_second"]:.0f} images/s'
     self._bar.update(self._task, completed=step, description=phase, numbers=text)
     if self._bar.disable and time.monotonic() - self._printed > 5:
       self._printed = time.monotonic()
@@ -214,7 +206,8 @@ class _Progress:
     """Validation results stay on the screen; training ones move the bar."""
     if record['split'] == 'validation':
       self._console.line(
-        f'step {record["step"]}/{self._steps}  validation  loss {record["loss"]:.4f}  accuracy {record["accuracy"]:.4f}'
+        f'step {record["step"]}/{self._steps}  validation  loss {record["loss"]:.4f}  '
+        f'{self._primary} {record[self._primary]:.4f}'
       )
 
 

@@ -1,1 +1,1 @@
-"""What learns, and when: one frozen dataclass a file, named Strategy, whose `phases(layers)` returns Phase tuples."""
+"""Strategies: what learns, and when. Each file has a dataclass Strategy; `phases(layers)` returns Phase tuples."""

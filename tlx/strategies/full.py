@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter learns, the backbone at a lower rate than the fresh head."""
+"""Full fine-tuning: every parameter learns, the backbone at a lower learning rate than the fresh head."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from tlx.types import Phase
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-  """full."""
+  """`full`. The backbone learns at `rate` times the head's learning rate."""
 
   rate: float = 0.1
 

@@ -9,7 +9,10 @@ from tlx.types import Phase
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-  """gradual: the head, then a third of the layers more in each phase, until everything learns."""
+  """`gradual`. The head learns first, then another third of the layers joins in each phase, until everything learns.
+
+  The backbone learns at `rate` times the head's learning rate.
+  """
 
   rate: float = 0.1
   parts: int = 3

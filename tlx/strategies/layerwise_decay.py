@@ -1,4 +1,4 @@
-"""Everything learns, each layer slower than the one above it (BEiT, https://arxiv.org/abs/2106.08254)."""
+"""Layer-wise learning-rate decay: each layer learns slower than the next (BEiT, https://arxiv.org/abs/2106.08254)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from tlx.types import Phase, UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-  """layerwise_decay:D, 0 < D <= 1: the i-th layer below the head learns at D^i of its rate."""
+  """`layerwise_decay:D`, 0 < D <= 1. The i-th layer before the head learns at D^i times the head's learning rate."""
 
   decay: float
 

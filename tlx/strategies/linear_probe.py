@@ -1,4 +1,4 @@
-"""Only a linear head learns; the backbone, its statistics included, stays as it was pretrained."""
+"""Linear probe: only a linear head learns. The backbone stays as it was pretrained, its batch statistics too."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from tlx.types import Phase
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-  """linear_probe."""
+  """`linear_probe`."""
 
   def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
     return (Phase('head', 1.0, labels.head_only()),)

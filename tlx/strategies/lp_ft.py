@@ -1,6 +1,6 @@
 """Linear probe, then full fine-tuning at a lower rate (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
 
-A fresh head sends large gradients into good features; training it first keeps them.
+A fresh head would send large gradients into good features; training the head first preserves them.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from tlx.types import Phase
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-  """lp_ft."""
+  """`lp_ft`. Only the head learns for `probe_share` of the steps; then everything learns at `rate` times the peak."""
 
   rate: float = 0.1
   probe_share: float = 0.3

@@ -1,4 +1,4 @@
-"""The last K layers of the layer order and the head learn."""
+"""Partial fine-tuning: the last K layers and the head learn."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from tlx.types import Phase
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-  """partial:K. The layers learn at a tenth of the head's rate: theirs are good weights, the head's are none."""
+  """`partial:K`. The layers learn at a tenth of the head's rate, because they are pretrained and the head is not."""
 
   last: int
   rate: float = 0.1

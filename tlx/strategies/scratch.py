@@ -1,4 +1,4 @@
-"""The same model from random weights: the baseline that shows what the transfer gained."""
+"""Training from random weights: the baseline that shows what the transfer gained."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from tlx.types import Phase
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-  """scratch."""
+  """`scratch`. Everything learns at the peak rate."""
 
-  pretrained = False  # the experiment then leaves the checkpoint's weights aside
+  pretrained = False  # a run then ignores the checkpoint's weights
 
   def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
     return (Phase('everything', 1.0, labels.last_layers(layers, len(layers))),)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from tlx import processes
 from tlx.train import compile_ahead
@@ -38,8 +39,8 @@ class Stretch(NamedTuple):
   end: int
 
 
-class View(NamedTuple):
-  """How a phase sees the data: as images, or as the features of its frozen prefix."""
+class PhaseInputs(NamedTuple):
+  """A phase's input: images, or cached features of its frozen layers."""
 
   start: str | None  # the layer whose features the batches hold; None: images
   batches: Callable[[int], Any]  # first step -> iterator of placed batches, with `waited` seconds and close()
@@ -54,7 +55,7 @@ class Plan(NamedTuple):
   optimizer: Optimizer
   placement: Jit | Pmap
   checkpoints: Checkpoints
-  view: Callable[[Stretch, Variables, Callable[[], None]], View]  # of placed variables; the last raises Stopped if due
+  inputs: Callable[[Stretch, Variables, Callable[[], None]], PhaseInputs]  # placed variables; the last raises Stopped
   # A phase, what compiles its step by a recipe, the recipe, and the step's arguments -> its program; may raise before
   # the first step.
   program: Callable[[Stretch, Callable[[Recipe], Any], Recipe, Any], Callable]
@@ -126,12 +127,12 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
       due = bool(restored and index == first and restored.meta['evaluation_due'])
       if due or step < stretch.end:
         with watch.of('prefix'):
-          view = plan.view(stretch, placed.variables, lambda step=step: _leave(signals, step))
+          inputs = plan.inputs(stretch, placed.variables, lambda step=step: _leave(signals, step))
       if due:
-        _evaluate(plan, view, placed, step, stretch, watch)
+        _evaluate(plan, inputs, placed, step, stretch, watch)
       if step < stretch.end:
         pending = _gathered(restored.meta) if restored and index == first else []
-        placed = _train(plan, view, index, tx, placed, step, watch, signals, pending)
+        placed = _train(plan, inputs, index, tx, placed, step, watch, signals, pending)
       state, step = plan.placement.one(placed), stretch.end
     plan.checkpoints.wait()
     _leave(signals, step)  # too late for the last step to see it
@@ -139,11 +140,19 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
 
 
 def _train(
-  plan: Plan, view: View, index: int, tx, state, start: int, watch: 'Stopwatch', signals: '_Signals', pending: list
-):
+  plan: Plan,
+  inputs: PhaseInputs,
+  index: int,
+  tx: optax.GradientTransformation,
+  state: states.TrainState,
+  start: int,
+  watch: 'Stopwatch',
+  signals: '_Signals',
+  pending: list,
+) -> states.TrainState:
   """One phase, from after `start` to its end; pending: metrics of the steps up to there that are in no line yet."""
   stretch = plan.stretches[index]
-  batches, recipe = view.batches(start), dataclasses.replace(plan.recipe, start=view.start)
+  batches, recipe = inputs.batches(start), dataclasses.replace(plan.recipe, start=inputs.start)
   try:
     with watch.of('train'):
       batch = next(batches)
@@ -166,7 +175,7 @@ def _train(
           _check(plan, _rows(pending), step, stretch)
         batch = None if last else batches.after(metrics)
       if due and not stop:
-        _evaluate(plan, view, state, step, stretch, watch)
+        _evaluate(plan, inputs, state, step, stretch, watch)
       if save or stop:
         rows = {name: values.tolist() for name, values in _rows(pending).items()}
         meta = {'phase': index, 'data': {'next_index': step}, 'evaluation_due': due and bool(stop), 'unlogged': rows}
@@ -201,9 +210,9 @@ def _leave(signals: '_Signals', step: int) -> None:
     raise Stopped(step, stop)
 
 
-def _evaluate(plan: Plan, view: View, state, step: int, stretch: Stretch, watch: 'Stopwatch') -> None:
+def _evaluate(plan: Plan, inputs: PhaseInputs, state, step: int, stretch: Stretch, watch: 'Stopwatch') -> None:
   with watch.of('evaluate'):
-    numbers = view.evaluate(state.averaged)
+    numbers = inputs.evaluate(state.averaged)
   plan.log({'step': step, 'split': 'validation', 'phase': stretch.phase.name, **numbers})
 
 

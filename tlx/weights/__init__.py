@@ -1,4 +1,10 @@
-"""Weights from and to files: fetch (where from), read and write (which bytes), rules (whose names), resample (fit)."""
+"""Weights from and to files.
+
+- `fetch` finds or downloads a file.
+- `read` and `write` turn files into arrays and back.
+- `rules` translates the names of other libraries.
+- `resample` adapts arrays to another input size.
+"""
 
 from tlx.weights.fetch import at_hand, fetch, read_config, read_processor
 from tlx.weights.read import read_tensors

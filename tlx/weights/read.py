@@ -1,6 +1,7 @@
-"""Files of tensors to {name: array}: safetensors, npz and torch checkpoints, told apart by content, not by extension.
+"""Reads files of tensors as {name: array}: safetensors, npz and torch checkpoints.
 
-Sizes that a file declares are compared with the file before anything is allocated, and no pickle is executed.
+It tells the formats apart by content, not by extension. It compares the sizes that a file declares with the file's own
+size before it allocates memory, and it executes no pickle.
 """
 
 import json
@@ -17,22 +18,30 @@ from tlx.types import TlxError
 from tlx.weights.torch_file import BROKEN, LEGACY_MAGIC, broken, open_zip, read_torch
 from tlx.weights.torch_pickle import DTYPES
 
-HEADER_BYTES = 32 << 20  # of a safetensors file: 200,000 tensors
-NPZ_GROWTH = 100  # an npz file may be compressed, but weights do not shrink a hundredfold
+HEADER_BYTES = 32 << 20  # maximum header of a safetensors file; enough for 200,000 tensors
+NPZ_GROWTH = 100  # maximum ratio of arrays to file; compression does not shrink weights a hundredfold
 SAFETENSORS_DTYPES = {
   'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'I64': 'int64', 'I32': 'int32',
   'I16': 'int16', 'I8': 'int8', 'U64': 'uint64', 'U32': 'uint32', 'U16': 'uint16', 'U8': 'uint8', 'BOOL': 'bool',
   'C64': 'complex64', 'F8_E4M3': 'float8_e4m3fn', 'F8_E5M2': 'float8_e5m2',
 }  # fmt: skip
-WEIGHT_NAMES = ('model.safetensors', 'pytorch_model.bin')  # in order of preference, also with .index.json
+WEIGHT_NAMES = ('model.safetensors', 'pytorch_model.bin')  # in order of preference, alone or with .index.json
 SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin', '.ckpt')
 
 
 def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """{name: array} of a .safetensors, .npz or torch file, or of the weights in a folder, in one file or in shards.
+  """Reads the tensors of a file, or of the weights in a folder.
 
-  Arrays are native, contiguous and independent of the file; bfloat16 is ml_dtypes.bfloat16. For torch files see
-  `torch_file.read_torch`. Raises: TlxError, one line naming the file, for whatever cannot be read.
+  Args:
+    path: a .safetensors, .npz or torch file (see `torch_file.read_torch`), or a folder with the weights in one file or
+      in shards.
+
+  Returns:
+    {name: array}. Arrays are contiguous, in the machine's byte order, and independent of the file; bfloat16 is
+    ml_dtypes.bfloat16.
+
+  Raises:
+    TlxError: one line that names the file, if it cannot be read.
   """
   path = pathlib.Path(path)
   try:
@@ -50,12 +59,16 @@ def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The files in a folder that together hold its weights. Raises: TlxError if there are none, or several choices."""
+  """Lists the files in a folder that together hold its weights.
+
+  Raises:
+    TlxError: if the folder has no weights, or has several files to choose from.
+  """
   return _weight_files(folder)[0]
 
 
 def _weight_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
-  """The files, and the names of the tensors that an index promises."""
+  """The files, and the names of the tensors that an index lists."""
   for name in WEIGHT_NAMES:
     if (index := folder / f'{name}.index.json').is_file():
       return _shards(index)
@@ -86,7 +99,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
     head = file.read(64)
   if head[:4] == b'PK\x03\x04':
     return _read_npz(path) if _is_npz(path) else read_torch(path)
-  if LEGACY_MAGIC in head[:32]:  # after PROTO, and FRAME from protocol 4 on
+  if LEGACY_MAGIC in head[:32]:  # it follows PROTO, and from protocol 4 on also FRAME
     return read_torch(path)
   if head[8:9] == b'{':
     return _read_safetensors(path)
@@ -94,7 +107,7 @@ def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
   if head.startswith(b'version https://git-lfs'):
     what = 'only a git-lfs pointer; run `git lfs pull` to get the weights'
   elif head.lstrip()[:5].lower() in (b'<!doc', b'<html'):
-    what = 'a web page, not weights; the address it came from may need a login'
+    what = 'a web page, not weights; its address may need a login'
   raise TlxError(f'{path}: {what} (it starts with {head[:8]!r})')
 
 
@@ -122,10 +135,10 @@ def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     array = np.lib.format.read_array(file, allow_pickle=False)
     if file.read(1):
       raise ValueError(f'array {info.filename!r:.80} is longer than its shape')
-  if array.dtype == 'V2':  # how numpy writes bfloat16
+  if array.dtype == 'V2':  # NumPy writes bfloat16 as V2
     array = array.view(ml_dtypes.bfloat16)
   if array.dtype.name not in DTYPES:
-    raise ValueError(f'array {info.filename!r:.80} is {array.dtype}, no numbers')
+    raise ValueError(f'array {info.filename!r:.80} is {array.dtype}, not numbers')
   return np.ascontiguousarray(array).reshape(array.shape).astype(array.dtype.newbyteorder('='), copy=False)
 
 
@@ -151,7 +164,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_tiling(offsets: list[Any], size: int) -> None:
-  """Tensors cover the file without a gap or an overlap, as the format demands."""
+  """Checks that the tensors cover the file without a gap or an overlap, as the format demands."""
   position = 0
   for begin, end in sorted(offsets):
     if type(begin) is not int or begin != position or end < begin:

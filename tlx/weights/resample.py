@@ -1,4 +1,4 @@
-"""Pretrained arrays made to fit another input."""
+"""Adapts pretrained arrays to another input: other channels, another image size, another patch size."""
 
 import math
 
@@ -10,15 +10,27 @@ RGB = 3
 
 
 def input_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-  """A stem kernel pretrained on RGB, for images of another number of channels, as timm's adapt_input_conv does.
+  """Adapts an RGB stem kernel to another number of input channels, as timm's adapt_input_conv does.
 
-  One channel: the kernels of the three colours are summed, so that a grey image gives what its RGB copy gave (a
-  space-to-depth stem with a multiple of 3 channels: per group of 3). More, or two: repeated in turn and scaled by
-  3 / channels. Three: unchanged.
+  For one channel it sums the kernels of the three colours, so that a grey image gives the result of its RGB copy. (A
+  space-to-depth stem with a multiple of 3 channels is summed in groups of 3.) For two or more than three channels it
+  repeats the kernels in turn and scales them by 3 / channels. Three channels leave the kernel as it is.
 
-  Args: kernel: [kh, kw, 3, out]. channels: at least 1.
-  Returns: [kh, kw, channels, out], same dtype; the arithmetic is float32.
-  Raises: TlxError for any other kernel or number of channels.
+  Args:
+    kernel: [kh, kw, 3, out].
+    channels: at least 1.
+
+  Returns:
+    [kh, kw, channels, out], same dtype; the arithmetic is float32.
+
+  Raises:
+    TlxError: for any other kernel or number of channels.
+
+  Examples:
+    >>> input_channels(np.ones((7, 7, 3, 64), np.float32), channels=1)[0, 0, :, 0]
+    array([3.], dtype=float32)
+    >>> input_channels(np.ones((7, 7, 3, 64), np.float32), channels=6)[0, 0, :, 0]
+    array([0.5, 0.5, 0.5, 0.5, 0.5, 0.5], dtype=float32)
   """
   if channels < 1 or kernel.ndim != 4:
     raise TlxError(
@@ -38,17 +50,29 @@ def input_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def position_table(table: np.ndarray, shape: tuple[int, ...], prefix: int = 1) -> np.ndarray:
-  """Learned positions of a square grid, for another grid, as timm's resample_abs_pos_embed does (bicubic, antialiased).
+  """Resizes a learned position table to another square grid, as timm's resample_abs_pos_embed does.
 
-  Args: table: [1, prefix + g * g, d], the rows of the class token and its like first, which stay as they are.
+  The resize is bicubic and antialiased.
+
+  Args:
+    table: [1, prefix + g * g, d]. The first `prefix` rows belong to the class token and its like and stay as they are.
     shape: (1, prefix + h * h, d).
-  Returns: that shape, same dtype; the arithmetic is float64.
-  Raises: ValueError where either has no square grid, or d differs.
+    prefix: number of rows ahead of the grid's.
+
+  Returns:
+    An array of that shape, same dtype; the arithmetic is float64.
+
+  Raises:
+    ValueError: if either grid is not square, or if d differs.
+
+  Examples:
+    >>> position_table(np.zeros((1, 1 + 14 * 14, 384)), (1, 1 + 24 * 24, 384)).shape
+    (1, 577, 384)
   """
   places = [rows - prefix for rows in (table.shape[1], shape[1])]
   old, new = (math.isqrt(max(0, count)) for count in places)
   if [old * old, new * new] != places or not old * new or table.shape[2:] != shape[2:]:
-    raise ValueError(f'positions {table.shape} and {shape} with {prefix} of no place are not of square grids')
+    raise ValueError(f'positions {table.shape} and {shape} without their first {prefix} rows are not of square grids')
   if old == new:
     return table
   weights, grid = bicubic(old, new), table[0, prefix:].astype(np.float64).reshape(old, old, -1)
@@ -57,10 +81,17 @@ def position_table(table: np.ndarray, shape: tuple[int, ...], prefix: int = 1) -
 
 
 def patch_kernel(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """A patch embedding for patches of another size, which then sees in a resized patch what it saw in the original.
+  """Resizes a patch embedding to another patch size, as timm's resample_patch_embed does.
 
-  The pseudo-inverse of the bicubic resize (FlexiViT, https://arxiv.org/abs/2212.08013, Sec. 3.4), as timm's
-  resample_patch_embed. Args: kernel: [h, w, c, out]. Returns: [*size, c, out], same dtype; the arithmetic is float64.
+  It applies the pseudo-inverse of the bicubic resize, so that a resized patch gives the embedding of the original patch
+  (FlexiViT, https://arxiv.org/abs/2212.08013, Sec. 3.4).
+
+  Args:
+    kernel: [h, w, c, out].
+    size: new height and width of a patch, pixels.
+
+  Returns:
+    [*size, c, out], same dtype; the arithmetic is float64.
   """
   if kernel.shape[:2] == tuple(size):
     return kernel
@@ -69,10 +100,16 @@ def patch_kernel(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def bicubic(old: int, new: int) -> np.ndarray:
-  """Weights [new, old] of an antialiased bicubic resize along one axis; rows sum to one.
+  """Weights [new, old] of an antialiased bicubic resize along one axis; each row sums to one.
 
-  Keys' kernel with a = -0.5 about half-pixel centres, widened by old / new where the axis shrinks, and cut off at the
-  borders: torch's interpolate(mode='bicubic', antialias=True), which is Pillow's too.
+  It is Keys' kernel with a = -0.5 about half-pixel centres, widened by old / new if the axis shrinks, and cut off at
+  the borders: the resize of torch's interpolate(mode='bicubic', antialias=True) and of Pillow.
+
+  >>> bicubic(2, 4).round(3)
+  array([[ 1.088, -0.088],
+         [ 0.793,  0.207],
+         [ 0.207,  0.793],
+         [-0.088,  1.088]])
   """
   stretch = max(old / new, 1.0)
   centres = (np.arange(new) + 0.5) * old / new

@@ -1,6 +1,6 @@
-"""One table for both directions: which tensor of a checkpoint is which leaf, and how its axes lie.
+"""Translates the tensors of a checkpoint to the leaves of a model and back, by one table of rules.
 
-Every tensor is accounted for: read, or dropped by a rule that says so. Nothing is skipped in silence.
+Every tensor is accounted for: a rule reads it, or a rule drops it.
 """
 
 import fnmatch
@@ -17,11 +17,11 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class WeightMismatchError(TlxError):
-  """A checkpoint and a model do not fit; the message lists every problem."""
+  """A checkpoint does not fit a model. The message lists every problem."""
 
 
 class NoLayoutError(UsageError):
-  """A function of LAYOUTS raises it where that library has no such network; the message says what it lacks."""
+  """A library has no such network. A function of LAYOUTS raises it, and the message says what the library lacks."""
 
 
 class Transform(NamedTuple):
@@ -29,7 +29,7 @@ class Transform(NamedTuple):
 
   read: Callable[[np.ndarray], np.ndarray]
   write: Callable[[np.ndarray], np.ndarray]
-  exact: bool = True  # False: values without influence are not read, and are kept beside what is
+  exact: bool = True  # False: `read` drops values that have no effect; they are kept for export
 
 
 SAME = Transform(lambda x: x, lambda x: x)
@@ -39,21 +39,25 @@ POINTWISE = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]
 
 
 def reshape(theirs: Sequence[int], ours: Sequence[int]) -> Transform:
-  """The same values in another shape; one -1 in each stands for what is left over."""
+  """Reshapes `theirs` to `ours` and back. One -1 in each stands for the remaining size."""
   return Transform(lambda x: x.reshape(ours), lambda x: x.reshape(theirs))
 
 
-Fit = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]  # a leaf's value and the shape it must have -> resampled
+Fit = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]  # (a leaf's value, the shape it must have) -> resampled value
 
 
 class Rule(NamedTuple):
-  """One tensor of a checkpoint.
+  """The rule for one tensor of a checkpoint.
 
-  source: its name; where it is dropped also a pattern such as 'text_model.*'. target: the leaf's path, 'params/...' or
-  'batch_stats/...'; None drops it. Several rules with one target are parts of the leaf, joined along its last axis in
-  the order of the table (query, key and value). fit: makes a leaf of another shape fit, where the input's size or
-  channels differ from the checkpoint's. share: how long this part is beside the leaf's others. value: of a tensor that
-  is dropped and that its library wants in a file, where none was kept.
+  Attributes:
+    source: the tensor's name. A rule that drops tensors may have a pattern such as 'text_model.*'.
+    target: path of the leaf, 'params/...' or 'batch_stats/...'; None drops the tensor. Several rules with one target
+      are parts of the leaf, joined along its last axis in the order of the table (query, key and value).
+    transform: from the checkpoint's axes to ours, and back.
+    fit: resamples the value where the input's size or channels differ from the checkpoint's.
+    share: length of this part relative to the leaf's other parts.
+    value: makes the value of a dropped tensor that its library expects in a file, for a model that kept none.
+    absent: value of the whole leaf in files without this tensor, which is then written only for another value.
   """
 
   source: str
@@ -62,40 +66,41 @@ class Rule(NamedTuple):
   fit: Fit | None = None
   share: int = 1
   value: Callable[[], np.ndarray] | None = None
+  absent: float | None = None
 
 
 def conv(source: str, target: str, bias: bool = False, fit: Fit | None = None) -> Iterator[Rule]:
-  """A convolution, grouped and depthwise ones too."""
+  """The rules of a convolution, also grouped or depthwise."""
   yield Rule(f'{source}.weight', f'params/{target}/kernel', CONV, fit)
   if bias:
     yield Rule(f'{source}.bias', f'params/{target}/bias')
 
 
 def stem(source: str, target: str, bias: bool = False) -> Iterator[Rule]:
-  """The convolution that sees the image, which adapts to another number of channels."""
+  """The rules of the convolution that reads the image; it adapts to another number of channels."""
   return conv(source, target, bias, fit_channels)
 
 
 def fit_channels(kernel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """A convolution's kernel for another number of input channels: the `fit` of what sees the image."""
+  """Adapts a convolution's kernel to another number of input channels: the `fit` of a stem."""
   return resample.input_channels(kernel, shape[2])
 
 
 def dense(source: str, target: str, bias: bool = True) -> Iterator[Rule]:
-  """A linear layer."""
+  """The rules of a linear layer."""
   yield Rule(f'{source}.weight', f'params/{target}/kernel', DENSE)
   if bias:
     yield Rule(f'{source}.bias', f'params/{target}/bias')
 
 
 def affine(source: str, target: str) -> Iterator[Rule]:
-  """A norm without statistics: layer norm, group norm."""
+  """The rules of a norm without statistics: layer norm or group norm."""
   yield Rule(f'{source}.weight', f'params/{target}/scale')
   yield Rule(f'{source}.bias', f'params/{target}/bias')
 
 
 def norm(source: str, target: str) -> Iterator[Rule]:
-  """A batch norm: parameters, statistics, and PyTorch's step counter, which no inference needs."""
+  """The rules of a batch norm: parameters, statistics, and PyTorch's step counter, which is dropped."""
   yield from affine(source, target)
   yield Rule(f'{source}.running_mean', f'batch_stats/{target}/mean')
   yield Rule(f'{source}.running_var', f'batch_stats/{target}/var')
@@ -105,7 +110,15 @@ def norm(source: str, target: str) -> Iterator[Rule]:
 def tables(
   layouts: Mapping[str, Callable[[Any], Iterable[Rule]]], config: Any
 ) -> tuple[dict[str, tuple[Rule, ...]], dict[str, str]]:
-  """{layout: its table for a family's config}, and {layout: why there is none} of the others."""
+  """Makes the tables of rules of all layouts that have this network.
+
+  Args:
+    layouts: layout's name -> a function from a config to its rules.
+    config: of the family.
+
+  Returns:
+    {layout: table}, and {layout: why it has none} for the others.
+  """
   made, refused = {}, {}
   for name, layout in layouts.items():
     try:
@@ -116,26 +129,39 @@ def tables(
 
 
 def read(
-  tensors: Tensors, rules: Sequence[Rule], like: Variables, *, fresh: str | None = None, where: str = 'checkpoint'
+  tensors: Tensors, rules: Sequence[Rule], like: Variables, *, fresh: Sequence[str] = (), where: str = 'checkpoint'
 ) -> tuple[Variables, dict[str, np.ndarray]]:
-  """Checkpoint tensors -> variables of `like`'s shapes in its dtypes, and the tensors that the rules drop.
+  """Reads the variables of a model from the tensors of a checkpoint.
 
-  fresh: a module such as 'logits' whose leaves are taken from `like` as they are, whatever the checkpoint says.
-  Raises WeightMismatchError listing all problems: missing, unexpected, wrongly shaped, never written.
+  Args:
+    tensors: {name: array}.
+    rules: the table.
+    like: variables of the model; the result has their shapes and dtypes.
+    fresh: modules such as 'logits'; their leaves come from `like`, whatever the checkpoint holds.
+    where: names the checkpoint in an error.
+
+  Returns:
+    The variables, and the tensors that the rules drop.
+
+  Raises:
+    WeightMismatchError: it lists all problems: tensors that are missing, unexpected or of the wrong shape, and leaves
+      that no rule writes.
   """
   wanted = trees.flatten(like)
-  is_fresh = lambda path: fresh in path.split('/')
+  is_fresh = lambda path: not set(fresh).isdisjoint(path.split('/'))
   leaves = {path: leaf for path, leaf in wanted.items() if is_fresh(path)}
   targets, drops = by_target(rules), _dropping(rules)
   dropped = {name: np.asarray(tensor) for name, tensor in tensors.items() if drops(name)}
   known = {rule.source for rule in rules} | dropped.keys()
-  problems = [f'{name} {tensors[name].shape}: the model has no place for it' for name in tensors if name not in known]
+  problems = [f'{name} {tensors[name].shape}: no rule reads it' for name in tensors if name not in known]
   for path, parts in targets.items():
     missing = [rule.source for rule in parts if rule.source not in tensors]
     if is_fresh(path) or (path not in wanted and len(missing) == len(parts)):
       continue
     if path not in wanted:
       problems.append(f'{parts[0].source} -> {path}: the model has no such leaf')
+    elif missing and parts[0].absent is not None:
+      leaves[path] = np.full(wanted[path].shape, parts[0].absent, wanted[path].dtype)
     elif missing:
       problems.append(f'{", ".join(missing)} -> {path}: not in the checkpoint')
     elif (value := _join(parts, tensors, wanted[path])) is None:
@@ -153,10 +179,20 @@ def read(
 def write(
   variables: Variables, rules: Sequence[Rule], dropped: Tensors | None = None, dtypes: Mapping[str, str] | None = None
 ) -> dict[str, np.ndarray]:
-  """The inverse of `read`: the checkpoint's names, shapes and order of axes; raises if a leaf has no rule.
+  """Inverts `read`: makes the checkpoint's names, shapes and order of axes.
 
-  dropped: as `read` returned them; what a transform did not read of a tensor comes back where the rest is unchanged.
-  dtypes: of tensors by name, which they get where no value changes by that.
+  Args:
+    variables: of the model.
+    rules: the table.
+    dropped: the tensors that `read` returned. They come back; so do the values that an inexact transform did not read,
+      if the rest of the tensor is unchanged.
+    dtypes: {tensor's name: dtype}; a tensor is cast to it if no value changes.
+
+  Returns:
+    {name: array}, in the order of the table.
+
+  Raises:
+    WeightMismatchError: if a leaf has no rule.
   """
   leaves, targets = trees.flatten(variables), by_target(rules)
   if homeless := [f'{path}: no rule names it' for path in leaves if path not in targets]:
@@ -165,6 +201,8 @@ def write(
   for path, leaf in leaves.items():
     parts = targets[path]
     for rule, value in zip(parts, _split(np.asarray(leaf), parts)):
+      if rule.absent is not None and np.all(value == value.dtype.type(rule.absent)):
+        continue
       kept = tensors.get(rule.source)
       if kept is None or not np.array_equal(rule.transform.read(kept), value):
         tensor = np.ascontiguousarray(rule.transform.write(value))
@@ -174,7 +212,7 @@ def write(
 
 
 def _narrowed(tensor: np.ndarray, dtype: str | None) -> np.ndarray:
-  """The tensor in that dtype, where no value changes by that."""
+  """Casts the tensor to that dtype, if no value changes."""
   if dtype is None or tensor.dtype == np.dtype(dtype):
     return tensor
   narrow = tensor.astype(np.dtype(dtype))
@@ -182,7 +220,7 @@ def _narrowed(tensor: np.ndarray, dtype: str | None) -> np.ndarray:
 
 
 def by_target(rules: Sequence[Rule]) -> dict[str, list[Rule]]:
-  """{path of a leaf: the rules that make it, in order}."""
+  """{path of a leaf: the rules of its parts, in order}."""
   targets: dict[str, list[Rule]] = {}
   for rule in rules:
     if rule.target is not None:
@@ -191,14 +229,14 @@ def by_target(rules: Sequence[Rule]) -> dict[str, list[Rule]]:
 
 
 def _dropping(rules: Sequence[Rule]) -> Callable[[str], bool]:
-  """Whether the table drops a tensor of that name."""
+  """Makes a function that says whether the table drops a tensor of that name."""
   sources = {rule.source for rule in rules if rule.target is None}
   patterns = [source for source in sources if '*' in source]
   return lambda name: name in sources or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _split(leaf: np.ndarray, parts: Sequence[Rule]) -> list[np.ndarray]:
-  """The leaf as the parts that its rules make it of."""
+  """Splits a leaf into the parts of its rules."""
   if not parts[1:]:
     return [leaf]
   shares = np.cumsum([rule.share for rule in parts])
@@ -206,13 +244,13 @@ def _split(leaf: np.ndarray, parts: Sequence[Rule]) -> list[np.ndarray]:
 
 
 def _join(parts: Sequence[Rule], tensors: Tensors, leaf) -> np.ndarray | None:
-  """The tensors as the leaf wants them, or None where the shapes differ."""
+  """Joins the tensors into the leaf; None if the shapes differ."""
   try:
     values = [rule.transform.read(np.asarray(tensors[rule.source])) for rule in parts]
     value = np.concatenate(values, axis=-1) if values[1:] else values[0]
     if value.shape != leaf.shape and parts[0].fit and value.ndim == len(leaf.shape):
       value = parts[0].fit(value, leaf.shape)
-  except (ValueError, IndexError):  # a tensor of another rank
+  except (ValueError, IndexError):  # the tensor has another rank
     return None
   fair = len(parts) == 1 or len({(*v.shape[:-1], v.shape[-1] / rule.share) for rule, v in zip(parts, values)}) == 1
   return np.ascontiguousarray(value, dtype=leaf.dtype) if fair and value.shape == leaf.shape else None
@@ -223,13 +261,24 @@ def _report(where: str, problems: list[str]) -> str:
   return '\n  '.join([f'{where}: {len(problems)} problem{"s" * (len(problems) > 1)}', *shown])
 
 
-def blank(like: Variables, fresh: str | None, rectified: bool = False) -> Variables:
-  """`like` with zeros for a fresh head: the first steps then move the backbone little.
+def own(leaves: Iterable[str]) -> Iterator[Rule]:
+  """Rules for leaves that no other library names: 'params/head/conv/kernel' is 'head.conv.kernel' in a file."""
+  for path in leaves:
+    yield Rule(path.partition('/')[2].replace('/', '.'), path)
 
-  rectified: its logits go through a ReLU, where zeros would never learn; its kernel is drawn, with deviation 0.01.
+
+def blank(like: Variables, fresh: Sequence[str], rectified: bool = False) -> Variables:
+  """Replaces a fresh linear head in `like` by zeros, so that the first steps change the backbone little.
+
+  Args:
+    like: variables of the model.
+    fresh: modules such as 'logits'.
+    rectified: whether the logits pass a ReLU. Zeros would then never learn, so the kernel is drawn from a normal
+      distribution with standard deviation 0.01.
+
+  Returns:
+    Variables like `like`.
   """
-  if fresh is None:
-    return like
   rng = np.random.default_rng(0)
 
   def start(path: str, x: Any) -> np.ndarray:
@@ -237,4 +286,5 @@ def blank(like: Variables, fresh: str | None, rectified: bool = False) -> Variab
     return rng.normal(0, 0.01, x.shape).astype(x.dtype) if drawn else np.zeros(x.shape, x.dtype)
 
   flat = trees.flatten(like)
-  return trees.unflatten({path: start(path, x) if fresh in path.split('/') else x for path, x in flat.items()})
+  old = lambda path: set(fresh).isdisjoint(path.split('/'))
+  return trees.unflatten({path: x if old(path) else start(path, x) for path, x in flat.items()})

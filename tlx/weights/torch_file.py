@@ -1,8 +1,8 @@
-"""Reads what torch.save wrote, without PyTorch and without running anything (see torch_pickle).
+"""Reads files of torch.save without PyTorch, and without running code in them (see `torch_pickle`).
 
-Zip layout (PyTorch 1.6 and later): NAME/data.pkl, NAME/data/KEY, NAME/byteorder, every entry stored, not compressed.
-Older layout: five pickles in a row (magic number, protocol, system, object, storage keys), then each storage as an
-int64 count and its elements, little-endian.
+The zip format (PyTorch 1.6 and later) has the entries NAME/data.pkl, NAME/data/KEY and NAME/byteorder, all stored
+without compression. The older format has five pickles in a row (magic number, protocol, system, object, storage keys)
+and then each storage, as an int64 count and the elements, little-endian.
 """
 
 import contextlib
@@ -24,21 +24,29 @@ from tlx.weights.torch_pickle import PICKLE_BYTES, Machine, Unsafe, View
 
 LEGACY_MAGIC = b'\x8a\x0a' + (0x1950A86A20F9469CFC6C).to_bytes(10, 'little')
 PROTOCOL = 1001
-DIRECTORY_BYTES = 8 << 20  # of a zip file: 100,000 entries
+DIRECTORY_BYTES = 8 << 20  # maximum directory of a zip file; enough for 100,000 entries
 WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model_state_dict', 'model')  # averaged weights first, as timm
-PREFIXES = ('module.', '_orig_mod.')  # of DistributedDataParallel and torch.compile
+PREFIXES = ('module.', '_orig_mod.')  # DistributedDataParallel and torch.compile add these
 BROKEN = (ValueError, LookupError, TypeError, OverflowError, EOFError, MemoryError, RuntimeError, AssertionError,
           struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
-Records = Callable[[View], np.ndarray]  # all bytes of the record that a tensor lies in, uint8
+Records = Callable[[View], np.ndarray]  # returns all bytes of a tensor's storage, uint8
 
 
 def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """{name: array} of the state dict in a checkpoint, bfloat16 as ml_dtypes.bfloat16; tied tensors share one array.
+  """Reads the state dict of a torch checkpoint.
 
-  The state dict is the file's own dictionary, or the first of WRAPPERS in it that holds tensors. What is no tensor
-  (epoch, arguments) is left out, and so is a prefix of PREFIXES that all names share.
-  Raises: TlxError, naming the file, for a file that is broken, holds no tensors, or asks for anything to be run.
+  The state dict is the file's own dictionary, or the first of WRAPPERS in it that holds tensors. Entries that are not
+  tensors (epoch, arguments) are left out. A prefix of PREFIXES is removed if all names share it.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    {name: array}; bfloat16 is ml_dtypes.bfloat16, and tied tensors share one array.
+
+  Raises:
+    TlxError: naming the file, if it is damaged, holds no tensors, or asks to run code.
   """
   path = pathlib.Path(path)
   try:
@@ -49,21 +57,24 @@ def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     return _copy(_state_dict(tree), records, len(data))
   except Unsafe as error:
     raise TlxError(
-      f'{path}: refused, its pickle asks for {error}, which no file of weights needs; nothing was run. '
-      'Ask for .safetensors, or save the state dict alone: torch.save(model.state_dict(), FILE)'
+      f'{path}: refused, because its pickle asks for {error}, which no file of weights needs; nothing was run. '
+      'Use a .safetensors file, or save the state dict alone: torch.save(model.state_dict(), FILE)'
     ) from None
   except BROKEN as error:
     raise broken(path, 'a torch checkpoint', error) from None
 
 
 def broken(path: pathlib.Path, kind: str, error: Exception) -> TlxError:
-  """The one line for a file that does not hold what it should."""
+  """Makes the one-line error for a file that is damaged or of another kind."""
   reason = ' '.join(str(error).split())[:160].encode('ascii', 'backslashreplace').decode() or type(error).__name__
   return TlxError(f'{path}: not {kind}, or a damaged one ({reason}); download or copy it again')
 
 
 class _Capped(io.FileIO):
-  """A file that reads no giant at once: zipfile reads the central directory in one go, whatever size it claims."""
+  """A file that refuses to read more than DIRECTORY_BYTES at once.
+
+  `zipfile` reads the central directory in one call, whatever size the file claims for it.
+  """
 
   def read(self, size: int = -1) -> bytes:
     if size is not None and size > DIRECTORY_BYTES:
@@ -73,7 +84,7 @@ class _Capped(io.FileIO):
 
 @contextlib.contextmanager
 def open_zip(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
-  """A zip file without duplicate names, names that point elsewhere, or passwords; ValueError otherwise."""
+  """Opens a zip file. Raises ValueError for duplicate names, paths that point outside of it, and encryption."""
   with _Capped(path) as file, zipfile.ZipFile(file) as archive:
     names = archive.namelist()
     if len(set(names)) != len(names):
@@ -89,7 +100,7 @@ def _load_zip(path: pathlib.Path, data: mmap.mmap) -> tuple[Any, Records]:
     infos = {info.filename: info for info in archive.infolist()}
   roots = [name.removesuffix('data.pkl') for name in infos if name.endswith('/data.pkl') and name.count('/') == 1]
   if len(roots) != 1:
-    raise ValueError(f'{len(roots)} entries are called data.pkl, not one')
+    raise ValueError(f'{len(roots)} entries are called data.pkl, and there must be one')
   root = roots[0]
   order = _entry(data, infos[root + 'byteorder']).tobytes() if root + 'byteorder' in infos else b'little'
   if order not in (b'little', b'big'):
@@ -106,19 +117,19 @@ def _load_zip(path: pathlib.Path, data: mmap.mmap) -> tuple[Any, Records]:
 
 
 def _entry(data: mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
-  """The bytes of a stored entry, in place, uint8 [size]."""
+  """The bytes of an uncompressed entry, without a copy: uint8 [size]."""
   start = info.header_offset
   signature, method, name, extra = struct.unpack('<4s4xH16xHH', data[start : start + 30])
   if (signature, method, info.compress_type, info.compress_size) != (b'PK\x03\x04', 0, 0, info.file_size):
     raise ValueError(f'entry {info.filename!r:.60} is compressed, or its sizes disagree')
   raw = np.frombuffer(data, np.uint8, info.file_size, start + 30 + name + extra)
-  if info.CRC not in (0, zlib.crc32(raw)):  # 0: torch.serialization.set_crc32_options(False)
+  if info.CRC not in (0, zlib.crc32(raw)):  # torch.serialization.set_crc32_options(False) writes 0
     raise ValueError(f'entry {info.filename!r:.60} has a wrong checksum')
   return raw
 
 
 def _swap(raw: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  """Big-endian numbers to little-endian ones; a complex number is two."""
+  """Turns big-endian numbers into little-endian ones; a complex number is a pair of numbers."""
   width = dtype.itemsize // (2 if dtype.kind == 'c' else 1)
   return raw.reshape(-1, width)[:, ::-1].reshape(-1)
 
@@ -127,21 +138,21 @@ def _load_legacy(path: pathlib.Path, data: mmap.mmap) -> tuple[Any, Records]:
   stream = io.BytesIO(data[:PICKLE_BYTES])
   machine = Machine()
   if machine.load(stream) != int.from_bytes(LEGACY_MAGIC[2:], 'little') or machine.load(stream) != PROTOCOL:
-    raise ValueError('the magic number or protocol is another')
-  machine.load(stream)  # sizes of C types; storages are little-endian whatever it says
+    raise ValueError('the magic number or the protocol differs')
+  machine.load(stream)  # sizes of C types and byte order; storages are little-endian whatever this record says
   tree, keys = machine.load(stream), machine.load(stream)
   records, position = {}, stream.tell()
   for key in keys:
     dtype, total = machine.storages[key]
     if struct.unpack('<q', data[position : position + 8]) != (total,):
-      raise ValueError(f'storage {key!r:.40} has another size than its tensors say')
+      raise ValueError(f'the size of storage {key!r:.40} contradicts its tensors')
     records[key] = np.frombuffer(data, np.uint8, total * dtype.itemsize, position + 8)
     position += 8 + total * dtype.itemsize
   return tree, lambda view: records[view.storage.key]
 
 
 def _state_dict(tree: Any) -> dict[str, View]:
-  """The tensors of the state dict by name, without the shared prefix."""
+  """The tensors of the state dict by name, without a shared prefix."""
   if type(tree) is not dict:
     raise ValueError('it holds no dictionary of tensors')
   for candidate in [*(tree.get(name) for name in WRAPPERS), tree]:
@@ -159,10 +170,13 @@ def _state_dict(tree: Any) -> dict[str, View]:
 
 
 def _copy(views: dict[str, View], records: Records, file_bytes: int) -> dict[str, np.ndarray]:
-  """Arrays of their own from views into the file; the sum is capped, for one storage can be seen by many tensors."""
+  """Copies views of the file into arrays of their own.
+
+  Many tensors may view one storage, so it limits the sum of their sizes to four times the file.
+  """
   allowed = 4 * file_bytes + (16 << 20)
   raw: dict[tuple[str, str], np.ndarray] = {}
-  copies: dict[str, np.ndarray] = {}  # by text: hashes of numbers can be made to collide
+  copies: dict[str, np.ndarray] = {}  # keyed by text, because a hostile file could make hashes of numbers collide
   arrays = {}
   for name, view in views.items():
     text, record = repr(view), (view.storage.key, view.dtype.name)
@@ -181,7 +195,10 @@ def _copy(views: dict[str, View], records: Records, file_bytes: int) -> dict[str
 
 
 def _array(view: View, raw: np.ndarray) -> np.ndarray:
-  """The tensor, contiguous and native; ValueError if it reaches outside of its storage."""
+  """Copies the tensor to a contiguous array in the machine's byte order.
+
+  Raises ValueError if it reaches outside of its storage.
+  """
   storage, dtype = view.storage, view.dtype
   if raw.size != storage.total * storage.dtype.itemsize:
     raise ValueError(f'its storage takes {raw.size} bytes, not {storage.total} {storage.dtype}')
@@ -191,7 +208,7 @@ def _array(view: View, raw: np.ndarray) -> np.ndarray:
   last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides))
   if (last + 1) * dtype.itemsize > raw.size:
     raise ValueError('it reaches outside of its storage')
-  # bytes first, numbers after the copy: a storage need not be aligned, and a byte of a bool may be neither 0 nor 1
+  # copies bytes and then views them as numbers, because a storage may be unaligned and a bool's byte may exceed 1
   start = raw[view.offset * dtype.itemsize :]
   strides = (*(stride * dtype.itemsize for stride in view.strides), 1)
   values = np.lib.stride_tricks.as_strided(start, (*view.shape, dtype.itemsize), strides).copy()

@@ -1,12 +1,12 @@
-"""A machine for the pickles inside torch checkpoints that can only build data: nothing in a file is ever called.
+"""Reads the pickles inside torch checkpoints with a machine that only builds data and calls nothing.
 
-`pickletools` splits the bytes into opcodes and the loop below acts on the few that torch.save writes. A global is
-kept as its name; REDUCE recognises a dozen names and builds inert records from them; every other opcode and every
-other global is refused. Python's own unpickler is not used: it calls what a file names, and even with a guarded
-`find_class` it skips the guard for cached EXT codes and lets BUILD set attributes on whatever the guard returned.
+`pickletools` splits the bytes into opcodes, and the loop below acts on the few that torch.save writes. It keeps a
+global as its name. REDUCE recognises a dozen names and builds inert records from them. Every other opcode and every
+other global is refused. Python's own unpickler would call what a file names; even with a guarded `find_class` it skips
+the guard for cached EXT codes and lets BUILD set attributes on whatever the guard returned.
 
-Time and memory are bounded by the number of opcodes (`OPCODES`) and bytes (`PICKLE_BYTES`), never by a number that
-the file declares. Dictionary keys are strings and small integers only: others can be chosen to collide.
+The number of opcodes (`OPCODES`) and of bytes (`PICKLE_BYTES`) bound time and memory; a number that the file declares
+never does. Dictionary keys are strings and small integers only, because a hostile file could make others collide.
 """
 
 import pickletools
@@ -15,11 +15,11 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-OPCODES = 2_000_000  # a tensor takes about 30: enough for 60,000
+OPCODES = 2_000_000  # a tensor takes about 30, so it is enough for 60,000 tensors
 PICKLE_BYTES = 32 << 20
 RANK = 32
 ARGUMENTS = 16
-LARGEST = 2**62  # of any size, stride or offset
+LARGEST = 2**62  # upper bound of sizes, strides and offsets
 
 DTYPES = {
   name: np.dtype(getattr(ml_dtypes, name, name))
@@ -36,17 +36,17 @@ STORAGES = {
 
 
 class Unsafe(ValueError):
-  """The stream asks for something that a file of tensors never needs; the message says what."""
+  """The pickle asks for something that a file of tensors never needs. The message says what."""
 
 
 class Global(NamedTuple):
-  """A name that the stream asked for, of the allowed ones."""
+  """One of the ALLOWED names, which the pickle asked for."""
 
   name: str
 
 
 class Storage(NamedTuple):
-  """A run of elements: `count` of them from `start`, in a record that holds `total`."""
+  """A run of `count` elements, beginning at `start`, in a storage that holds `total`."""
 
   key: str
   dtype: np.dtype
@@ -56,7 +56,7 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-  """A tensor, not yet read: strides and offset in elements of the storage."""
+  """A tensor that has not been read yet. Strides and offset count elements of the storage."""
 
   storage: Storage
   dtype: np.dtype
@@ -68,7 +68,7 @@ class View(NamedTuple):
 MAPPINGS = {'collections.OrderedDict', 'collections.Counter'}
 TENSORS = {f'torch._utils._rebuild_tensor{suffix}' for suffix in ('', '_v2', '_v3')}
 PARAMETERS = {'torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state'}
-SUBCLASS = 'torch._tensor._rebuild_from_type_v2'  # a tensor with attributes: (function, class, arguments, state)
+SUBCLASS = 'torch._tensor._rebuild_from_type_v2'  # of (function, class, arguments, state): a tensor with attributes
 OTHERS = {'torch.Size', 'torch.device', 'torch.Tensor', 'torch.nn.parameter.Parameter', SUBCLASS}
 STORAGE_DTYPES = (
   {f'torch.{name}Storage': DTYPES[dtype] for name, dtype in STORAGES.items()}
@@ -100,28 +100,36 @@ def _sizes(values: Any) -> tuple[int, ...]:
 
 
 def _size(value: Any) -> int:
-  _expect(type(value) is int and 0 <= value < LARGEST, 'a size, stride or offset is negative, too large or no integer')
+  _expect(type(value) is int and 0 <= value < LARGEST, 'a size, stride or offset is negative, huge or not an integer')
   return value
 
 
 def _text(value: Any) -> str:
-  if type(value) is int and abs(value) < LARGEST:  # keys written by Python 2
+  if type(value) is int and abs(value) < LARGEST:  # Python 2 writes such keys
     value = str(value)
-  _expect(type(value) is str, 'the name of a storage is no text')
+  _expect(type(value) is str, 'the name of a storage is not text')
   return value
 
 
 class Machine:
-  """Runs one pickle; `storages` collects what its persistent ids declare."""
+  """Runs the pickles of one file. `storages` collects the dtypes and sizes that their persistent ids declare."""
 
   def __init__(self) -> None:
     self.storages: dict[str, tuple[np.dtype, int]] = {}
     self.budget = OPCODES
 
   def load(self, stream: BinaryIO) -> Any:
-    """The object that the pickle at the stream's position describes; leaves the stream right after it.
+    """Builds the object that the pickle at the stream's position describes. The stream then stands after the pickle.
 
-    Raises: Unsafe, or ValueError, IndexError, KeyError, TypeError on a broken stream.
+    Args:
+      stream: of the file's bytes.
+
+    Returns:
+      The object.
+
+    Raises:
+      Unsafe: if the pickle asks for an opcode or a global that is not allowed.
+      ValueError, IndexError, KeyError, TypeError: if the stream is damaged.
     """
     self.stack: list[Any] = []
     self.below: list[list[Any]] = []  # one stack for each open MARK
@@ -129,7 +137,7 @@ class Machine:
     for opcode, argument, _ in pickletools.genops(stream):
       self._spend(1)
       if opcode.name == 'STOP':
-        _expect(len(self.stack) == 1 and not self.below, 'the pickle ends with an untidy stack')
+        _expect(len(self.stack) == 1 and not self.below, 'the pickle ends with items left on its stack')
         return self.stack.pop()
       self._step(opcode.name, argument)
     raise ValueError('the pickle has no end')
@@ -148,7 +156,7 @@ class Machine:
       stack.append(CONSTANTS[name]())
     elif name in LITERALS:
       stack.append(argument)
-    elif name in ('BINSTRING', 'SHORT_BINSTRING'):  # Python 2's str
+    elif name in ('BINSTRING', 'SHORT_BINSTRING'):  # str of Python 2
       stack.append(argument.encode('latin-1').decode('utf-8'))
     elif name in ('BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
       self.memo[len(self.memo) if name == 'MEMOIZE' else argument] = stack[-1]
@@ -166,7 +174,7 @@ class Machine:
       self.stack.append(tuple(items))
     elif name in ('APPEND', 'APPENDS'):
       items = [stack.pop()] if name == 'APPEND' else self._to_mark()
-      _expect(type(self.stack[-1]) is list, 'an item is appended to what is no list')
+      _expect(type(self.stack[-1]) is list, 'an item is appended to something that is not a list')
       self.stack[-1].extend(items)
     elif name in ('SETITEM', 'SETITEMS'):
       items = [stack.pop(-2), stack.pop()] if name == 'SETITEM' else self._to_mark()
@@ -176,22 +184,22 @@ class Machine:
       stack.append(self._global(*argument.split(' ', 1)))
     elif name == 'STACK_GLOBAL':
       attribute, module = stack.pop(), stack.pop()
-      _expect(type(module) is str and type(attribute) is str, 'the name of a global is no text')
+      _expect(type(module) is str and type(attribute) is str, 'the name of a global is not text')
       stack.append(self._global(module, attribute))
     elif name == 'REDUCE':
       arguments, function = stack.pop(), stack.pop()
       stack.append(self._reduce(function, arguments))
     elif name == 'BINPERSID':
       stack.append(self._storage(stack.pop()))
-    elif name == 'BUILD':  # attributes, such as the `_metadata` of a state dict: of no use here
+    elif name == 'BUILD':  # attributes, such as the `_metadata` of a state dict; the reader does not need them
       stack.pop()
-      _expect(type(stack[-1]) is dict or isinstance(stack[-1], View), 'attributes are set on what is no tensor')
+      _expect(type(stack[-1]) is dict or isinstance(stack[-1], View), 'attributes are set on a non-tensor')
     elif name not in ('PROTO', 'FRAME'):
       what = f' for {argument.replace(" ", ".", 1)!r:.80}' if name == 'INST' else ''
       raise Unsafe(f'opcode {name}{what}')
 
   def _set(self, target: Any, items: Any) -> None:
-    _expect(type(target) is dict, 'an item is set on what is no dictionary')
+    _expect(type(target) is dict, 'an item is set on something that is not a dictionary')
     for key, value in items:
       _expect(type(key) is str or (type(key) is int and abs(key) < LARGEST), 'a key is neither text nor small integer')
       target[key] = value
@@ -203,7 +211,7 @@ class Machine:
     return Global(name)
 
   def _reduce(self, function: Any, arguments: Any) -> Any:
-    _expect(isinstance(function, Global), 'something is called that is no global')
+    _expect(isinstance(function, Global), 'something is called that is not a global')
     _expect(type(arguments) is tuple and len(arguments) <= ARGUMENTS, f'{function.name} has odd arguments')
     name = function.name
     if name in MAPPINGS:
@@ -215,7 +223,7 @@ class Machine:
       return arguments[0]
     if name == SUBCLASS:
       inner, _, inner_arguments, _ = arguments
-      _expect(isinstance(inner, Global) and inner.name in TENSORS | PARAMETERS, f'{SUBCLASS} of what is no tensor')
+      _expect(isinstance(inner, Global) and inner.name in TENSORS | PARAMETERS, f'{SUBCLASS} of a non-tensor')
       return self._reduce(inner, inner_arguments)
     if name == 'torch.Size':
       return _sizes(*arguments)
@@ -224,14 +232,14 @@ class Machine:
     raise ValueError(f'{name} is called, which no checkpoint does')
 
   def _mapping(self, items: Any = ()) -> dict[Any, Any]:
-    """An OrderedDict; Python 2 gave its items as a list of pairs."""
+    """Builds an OrderedDict. Python 2 wrote its items as a list of pairs."""
     mapping: dict[Any, Any] = {}
     if type(items) is dict:
       items = list(items.items())
-    _expect(type(items) in (list, tuple), 'a dictionary is made of what are no pairs')
-    self._spend(len(items))  # the same list may be asked for again and again
+    _expect(type(items) in (list, tuple), 'a dictionary is made of something other than pairs')
+    self._spend(len(items))  # a pickle may ask for the same list many times
     for item in items:
-      _expect(type(item) in (list, tuple) and len(item) == 2, 'a dictionary is made of what are no pairs')
+      _expect(type(item) in (list, tuple) and len(item) == 2, 'a dictionary is made of something other than pairs')
     self._set(mapping, items)
     return mapping
 
@@ -245,7 +253,7 @@ class Machine:
       return Storage(key, dtype, total, 0, total)
     _expect(type(view[0]) is tuple and len(view[0]) == 3, 'an odd view of a storage')
     start, length = _size(view[0][1]), _size(view[0][2])
-    _expect(start + length <= total, f'a view leaves storage {key!r:.40}')
+    _expect(start + length <= total, f'a view reaches outside of storage {key!r:.40}')
     return Storage(key, dtype, total, start, length)
 
   def _tensor(self, name: str, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> View:

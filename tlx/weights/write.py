@@ -1,4 +1,4 @@
-"""Tensors to a .safetensors file that is there whole or not at all."""
+"""Writes tensors to a .safetensors file, in one atomic step."""
 
 import json
 import pathlib
@@ -16,10 +16,15 @@ CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 def write_safetensors(
   path: str | pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:
-  """Writes {name: array} in the given order; an older file is replaced in one step, and only by a complete one.
+  """Writes {name: array} in the given order, and replaces an older file only when the new one is complete.
 
-  Args: tensors: arrays of any type that SAFETENSORS_DTYPES names; strided ones are made contiguous one at a time.
-  Raises: TlxError on a full disk, an unwritable folder or a type that the format lacks; the older file stays.
+  Args:
+    path: of the file.
+    tensors: arrays of any dtype in SAFETENSORS_DTYPES. Strided arrays are made contiguous, one at a time.
+    metadata: text entries of the header.
+
+  Raises:
+    TlxError: on a full disk, an unwritable folder or a dtype that the format lacks; the older file stays as it is.
   """
   path = pathlib.Path(path)
   arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
@@ -45,7 +50,7 @@ def _header(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapp
     offsets = [position, position := position + array.nbytes]
     entries[name] = {'dtype': CODES[array.dtype.name], 'shape': list(array.shape), 'data_offsets': offsets}
   text = json.dumps(entries, separators=(',', ':'), ensure_ascii=False).encode()
-  text += b' ' * (-len(text) % 8)  # so that the tensors start aligned
+  text += b' ' * (-len(text) % 8)  # the tensors then start at a multiple of 8 bytes
   return len(text).to_bytes(8, 'little') + text
 
 
@@ -55,4 +60,4 @@ def _unwritten(path: pathlib.Path, size: int, error: OSError) -> TlxError:
     way_out = f'{size / 2**20:,.1f} MiB are needed: free some space or write to another disk'
   else:
     way_out = 'choose a folder that exists and that you may write to'
-  return TlxError(f'{path}: not written, {error.strerror or error} ({kept}); {way_out}')
+  return TlxError(f'{path}: cannot be written, {error.strerror or error} ({kept}); {way_out}')

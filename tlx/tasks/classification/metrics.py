@@ -1,19 +1,25 @@
-"""Metrics as masked sums: computed on the device, merged by addition, divided once at the end."""
+"""Metrics as masked sums: computed on the device, merged by addition, and divided once at the end."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-BINS = 15  # of confidence, equally wide: the usual number for the calibration error
+BINS = 15  # confidence bins of equal width; the usual number for the calibration error
 
 
 @struct.dataclass
-class Classification:
-  """Sums over the real examples of any number of batches; `jax.lax.psum` of the whole adds them over devices.
+class Sums:
+  """Sums over the real examples of any number of batches. `jax.lax.psum` adds them over devices.
 
-  Counts are int32, hence exact up to 2**31 examples; the other sums are float32 on the device and float64 where NumPy
-  arrays are merged, so an evaluation of many batches does well to `jax.device_get` each before it merges.
+  Counts are int32, exact up to 2**31 examples. The other sums are float32 on the device; `evaluate.exact.merge` adds
+  those of several batches on the host, in float64.
+
+  Examples:
+    >>> sums = Sums.of(logits=jnp.array([[2.0, 0.0], [0.0, 2.0], [0.0, 0.0]]), labels=jnp.array([0, 0, 0]),
+    ...                mask=jnp.array([True, True, False]), losses=jnp.array([0.1, 2.1, 0.0]))
+    >>> sums.compute()['accuracy'], sums.compute()['count']
+    (0.5, 2)
   """
 
   count: jax.Array  # int32 []
@@ -27,9 +33,16 @@ class Classification:
 
   @classmethod
   def of(cls, logits, labels, mask, losses):
-    """logits: float [b, k]; labels: int [b]; mask: bool [b], False = padding; losses: float [b], one per example.
+    """Computes the sums of one batch.
 
-    Padding counts for nothing, whatever its logits, label or loss (NaN included). Ties go to the lower class id.
+    Args:
+      logits: float [b, k]; of equal logits the lower class id wins.
+      labels: int [b].
+      mask: bool [b]; False marks padding, which has no effect even if its values are NaN.
+      losses: float [b].
+
+    Returns:
+      The sums.
     """
     classes = logits.shape[-1]
     logits, real = logits.astype(jnp.float32), mask.astype(bool)
@@ -39,7 +52,7 @@ class Classification:
     hits = (order == labels[:, None]) & real[:, None]
     correct = hits[:, 0].astype(jnp.int32)
     confidence = jnp.where(real, jax.nn.softmax(logits).max(axis=-1), 0)
-    # Bin i holds (i / BINS, (i + 1) / BINS], as Guo et al. define it.
+    # Bin i is (i / BINS, (i + 1) / BINS], as in Guo et al.
     bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
     return cls(
       count=ones.sum(),
@@ -52,17 +65,15 @@ class Classification:
       bin_correct=_into_bins(bins, correct),
     )
 
-  def merge(self, other):
-    """The sums of both."""
-    return jax.tree.map(_add, self, other)
-
   def compute(self) -> dict:
-    """Plain Python numbers, computed on the host in float64; all 0.0 where there is no example.
+    """Divides the sums, on the host in float64.
 
-    accuracy, top5_accuracy, loss, calibration_error (ECE, Guo et al. 2017, Sec. 2, https://arxiv.org/abs/1706.04599),
-    count, and `per_class`: a list of {precision, recall, f1, support}. macro_precision, macro_recall and macro_f1 are
-    means over all k classes, a class without a prediction or an example counting 0: scikit-learn's
-    `precision_recall_fscore_support(average='macro', labels=range(k), zero_division=0)`.
+    Returns:
+      Plain Python numbers, all 0.0 without examples: accuracy, top5_accuracy, loss, calibration_error (ECE, Guo et al.
+      2017, Sec. 2, https://arxiv.org/abs/1706.04599), count, macro_precision, macro_recall, macro_f1, and `per_class`,
+      a list of {precision, recall, f1, support}. The macro values are means over all k classes, where a class without a
+      prediction or an example counts as 0, as in scikit-learn's `precision_recall_fscore_support(average='macro',
+      labels=range(k), zero_division=0)`.
     """
     sums = jax.tree.map(lambda x: np.asarray(x, np.float64), self)
     right, predicted, support = np.diag(sums.confusion), sums.confusion.sum(axis=0), sums.confusion.sum(axis=1)
@@ -89,11 +100,6 @@ def _into_bins(bins, values):
   return jax.ops.segment_sum(values, bins, BINS)
 
 
-def _add(a, b):
-  on_host = isinstance(a, np.ndarray | np.generic) and np.issubdtype(a.dtype, np.floating)
-  return a.astype(np.float64) + b if on_host else a + b
-
-
 def _divide(a, b):
-  """a / b, and 0 where b is 0."""
+  """a / b, or 0 where b is 0."""
   return np.divide(a, b, out=np.zeros(np.shape(b)), where=np.asarray(b) != 0)

@@ -1,0 +1,90 @@
+"""Which task and which head a run has: by its options, its data set and its model."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from tlx import catalog, words
+from tlx.experiment import Experiment
+from tlx.pretrained import Found
+from tlx.types import DatasetInfo, Pretrained, Task, UsageError
+
+OPTIONS = ('label_smoothing', 'focal_gamma', 'class_weights')  # of an experiment that are fields of some tasks
+HEAD_OPTIONS = {'hidden': 'head_hidden', 'dropout': 'head_dropout', 'pool': 'pool'}  # field of heads: of an experiment
+
+
+def of_experiment(e: Experiment, info: DatasetInfo) -> Task:
+  """The task asked for, or else the data set's own, with the data set's classes.
+
+  Raises UsageError for one that does not exist or does not read this data set, and for options that it does not have.
+  """
+  if not isinstance(e.task, str | None):
+    return e.task.bind(info)
+  spec = e.task or info.task
+  given = {name: getattr(e, name) for name in OPTIONS if getattr(e, name) not in (None, 'none', 0.0)}
+  known, name = catalog.fields('tasks', spec), words.parse(spec)[0]
+  if lacks := [option for option in given if option not in known]:
+    raise UsageError('\n'.join(f'{flag(option)}: the task {name} has no such option' for option in lacks))
+  return catalog.task(spec, **given).bind(info)
+
+
+def with_defaults(task: Task, e: Experiment) -> Task:
+  """With the options that were filled in since."""
+  known = {field.name for field in dataclasses.fields(task)}
+  return dataclasses.replace(task, label_smoothing=e.label_smoothing) if 'label_smoothing' in known else task
+
+
+def of_record(spec: str | None, class_names: Sequence[str]) -> Task:
+  """The task of a finished run or of a model, with its classes."""
+  return dataclasses.replace(catalog.task(spec or 'classification'), class_names=tuple(class_names))
+
+
+def name_of(task: Task) -> str:
+  """The file of `tlx/tasks`, or the class where the task is of the user's own."""
+  parts = type(task).__module__.split('.')
+  return parts[2] if parts[:2] == ['tlx', 'tasks'] else f'{type(task).__module__}.{type(task).__qualname__}'
+
+
+def spec_of(task: Task) -> str:
+  """The task with its options as text, as `of_record` reads it."""
+  own = name_of(task)
+  return own if '.' in own else words.text(own, task, leave_out=('class_names', 'class_weights'))
+
+
+def head_of(e: Experiment, task: Task, found: Found) -> str | nn.Module | None:
+  """The head asked for, with its options; else the model's own where it has one for this task, else the task's default.
+
+  None is the linear head, whose weights the model's file may have. Raises UsageError for options that it does not have.
+  """
+  if not isinstance(e.head, str | None):
+    return e.head
+  own = found.head if words.parse(found.task)[0] == name_of(task) else None
+  spec = e.head or own or task.default_head
+  given = {name: getattr(e, option) for name, option in HEAD_OPTIONS.items() if getattr(e, option) is not None}
+  known, name = catalog.fields('heads', spec), words.parse(spec)[0]
+  if lacks := [option for option in given if option not in known]:
+    problems = [f'{flag(HEAD_OPTIONS[option])}: the head {name} has no such option' for option in lacks]
+    raise UsageError('\n'.join(problems))
+  return _joined(spec, given) if given else None if spec == 'linear' else spec
+
+
+def trained_for(task: Task, loaded: Pretrained, info: DatasetInfo) -> Pretrained:
+  """The model with the classes of a data set, and with the task that its head is for.
+
+  Where the task's labels have places, the model sees the whole picture, not its centre.
+  """
+  whole = loaded.preprocess._replace(crop=1.0, mode='squash') if task.dense else loaded.preprocess
+  source = loaded.source._replace(task=spec_of(task))
+  return loaded._replace(class_names=info.class_names, source=source, preprocess=whole)
+
+
+def flag(option: str) -> str:
+  """'head_hidden' -> '--head-hidden'."""
+  return f'--{option.replace("_", "-")}'
+
+
+def _joined(spec: str, given: Mapping[str, Any]) -> str:
+  name, options = words.parse(spec)
+  return f'{name}({", ".join(f"{option}={value!r}" for option, value in (options | given).items())})'

@@ -1,0 +1,240 @@
+"""Where people keep images and their masks: the layouts of a folder, and which mask belongs to which image."""
+
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from tlx.data import decode, masks
+from tlx.types import UsageError
+
+SPLITS = {
+  'train': ('train', 'training'),
+  'validation': ('validation', 'val', 'valid', 'dev'),
+  'test': ('test', 'testing'),
+}
+IMAGES = ('images', 'image', 'imgs', 'img', 'jpegimages')
+MASKS = ('masks', 'mask', 'annotations', 'annotation', 'labels', 'label', 'segmentationclass')
+ENDINGS = ('_mask', '-mask', '_masks', '_label', '_labels', '_gt', '_seg')  # of a mask's name after its image's
+VOC_LISTS = pathlib.Path('ImageSets', 'Segmentation')
+PHOTOGRAPHS = ('.jpg', '.jpeg', '.webp')  # in a folder of both, the file of the same name with another ending is a mask
+TEXT = ('.txt', '.json', '.xml', '.csv', '.yaml', '.yml', '.md', '.db', '.ini')  # not worth a word beside images
+LINES = 10  # of one kind of problem that a message lists
+
+
+class Pair(NamedTuple):
+  """An image and its mask."""
+
+  image: pathlib.Path
+  mask: pathlib.Path
+
+
+class Found(NamedTuple):
+  """What a folder holds."""
+
+  pairs: Mapping[str, Sequence[Pair]]  # by split; only 'train' where the folder has no splits
+  problems: Sequence[str]  # one line each
+  unused: Sequence[tuple[str, str]] = ()  # (path, why it is not used)
+  voc: bool = False
+
+
+def find(root: pathlib.Path) -> Found:
+  """The pairs of a folder in one of the layouts that `tlx.datasets.masks` names.
+
+  Raises: UsageError where the folder has none of them.
+  """
+  if (root / VOC_LISTS).is_dir():
+    return _voc(root)
+  images, labels = _child(root, IMAGES), _child(root, MASKS)
+  if images and labels:
+    if not (splits := _splits(images)):
+      return _folders(root, {'train': (images, labels)}, _others(root, [images, labels]))
+    masks_of = _splits(labels)
+    folders = {name: (folder, masks_of.get(name, labels / folder.name)) for name, folder in splits.items()}
+    return _folders(root, folders, _others(root, [images, labels]) + _others(images, splits.values()))
+  if splits := _splits(root):
+    return _folders(root, {name: _inside(d) for name, d in splits.items()}, _others(root, splits.values()))
+  if any(_is_image(path) for path in root.iterdir()):
+    return _folders(root, {'train': (root, root)}, _others(root, []))
+  raise UsageError(_nothing(root))
+
+
+def _inside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """The folders of a split's images and masks; both are the split's own where it has neither."""
+  images, labels = _child(folder, IMAGES), _child(folder, MASKS)
+  return (images or folder / IMAGES[0], labels or folder / MASKS[0]) if images or labels else (folder, folder)
+
+
+def _nothing(root: pathlib.Path) -> str:
+  below = [d for d in _subfolders(root) if (d / VOC_LISTS).is_dir() or _splits(d) or _child(d, MASKS)]
+  if below:
+    return f'{root} has no images and masks, but {below[0]} has; next: --data masks:{below[0]}'
+  there = ', '.join(d.name for d in _subfolders(root)[:LINES]) or 'no folder'
+  return (
+    f'{root} has neither train/ nor images/ with masks/ nor {VOC_LISTS}/; there is {there}; '
+    f'next: put images in {root / "train" / "images"} and masks of the same names in {root / "train" / "masks"}'
+  )
+
+
+def _voc(root: pathlib.Path) -> Found:
+  images, labels, lists = root / 'JPEGImages', root / 'SegmentationClass', root / VOC_LISTS
+  names = {path.stem: path.read_text().split() for path in sorted(lists.glob('*.txt'))}
+  chosen = {split: names[known] for split, words in SPLITS.items() for known in words if known in names}
+  if 'train' not in chosen:
+    raise UsageError(f'{lists} has no train.txt; there is {", ".join(names) or "no list"}')
+  image_of, mask_of = ({path.stem: path for path in _images(folder)} for folder in (images, labels))
+  if 'test' in chosen and not any(name in mask_of for name in chosen['test']):
+    del chosen['test']  # the masks of VOC's test images are not published
+  problems, pairs = [], {}
+  for split, wanted in chosen.items():
+    for folder, files in ((images, image_of), (labels, mask_of)):
+      missing = [f'{name} of {VOC_LISTS / split}.txt has no file in {folder}' for name in wanted if name not in files]
+      problems += shortened(missing)
+    pairs[split] = [Pair(image_of[name], mask_of[name]) for name in wanted if name in image_of and name in mask_of]
+  return Found(pairs, problems, voc=True)
+
+
+def _folders(
+  root: pathlib.Path, folders: Mapping[str, tuple[pathlib.Path, pathlib.Path]], unused: Sequence[tuple[str, str]]
+) -> Found:
+  if 'train' not in folders:
+    there = ', '.join(images.name for images, _ in folders.values())
+    raise UsageError(f'{root} has no train, only {there}; next: add a folder train beside them')
+  pairs, problems, unread = {}, [], []
+  for split, both in folders.items():
+    if missing := [folder for folder in both if not folder.is_dir()]:
+      pairs[split] = []
+      problems.append(f'there is no folder {missing[0]}; next: add it, or remove the split {split}')
+      continue
+    images, labels = both
+    image_files, mask_files = _images(images), _images(labels)
+    if images == labels:
+      mask_files = _masks_beside_images(image_files)
+      image_files = sorted(set(image_files) - set(mask_files))
+    pairs[split], wrong = _match(root, images, image_files, labels, mask_files)
+    problems += wrong
+    unread += _unread(root, set(both))
+  return Found(pairs, problems, [*unused, *unread])
+
+
+def _match(
+  root: pathlib.Path,
+  images: pathlib.Path,
+  image_files: Sequence[pathlib.Path],
+  labels: pathlib.Path,
+  mask_files: Sequence[pathlib.Path],
+) -> tuple[list[Pair], list[str]]:
+  """Pairs by the path below their folders, without the extension and without an ending of ENDINGS."""
+  named, problems = {}, []
+  show = lambda path: path.relative_to(root).as_posix()
+  for path in image_files:
+    other = named.setdefault(_key(images, path), path)
+    if other is not path:
+      problems.append(f'{show(path)} and {show(other)} have the same name; next: rename or remove one, and its mask')
+  mask_of, orphans = {}, []
+  for path in mask_files:
+    key = _key(labels, path)
+    key = key if key in named else _without_ending(key)
+    if key not in named:
+      orphans.append(f'mask {show(path)} has no image in {show(images)}; next: add the image, or remove the mask')
+    elif key in mask_of:
+      problems.append(f'image {show(named[key])} has two masks, {show(mask_of[key])} and {show(path)}; next: keep one')
+    else:
+      mask_of[key] = path
+  bare = [
+    f'image {show(path)} has no mask in {show(labels)}; next: add {labels.relative_to(root) / key}.png, or remove it'
+    for key, path in named.items()
+    if key not in mask_of
+  ]
+  if not image_files:
+    problems.append(f'there is no image in {images}; next: add images, or remove the folder')
+  pairs = [Pair(path, mask_of[key]) for key, path in named.items() if key in mask_of]
+  return pairs, shortened(problems) + shortened(bare) + shortened(orphans)
+
+
+def _masks_beside_images(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+  """Of one folder with both: NAME_mask.png unless NAME_mask_mask.png is there too, and NAME.png beside NAME.jpg."""
+  photographs = {path.with_suffix('') for path in files if path.suffix.lower() in PHOTOGRAPHS}
+  stems = {str(path.with_suffix('')) for path in files}
+
+  def is_mask(path: pathlib.Path) -> bool:
+    stem = str(path.with_suffix(''))
+    has_ending = _without_ending(stem) != stem and not any(stem + ending in stems for ending in ENDINGS)
+    return path.suffix.lower() in masks.EXTENSIONS and (has_ending or path.with_suffix('') in photographs)
+
+  return [path for path in files if is_mask(path)]
+
+
+def _key(folder: pathlib.Path, path: pathlib.Path) -> str:
+  return path.relative_to(folder).with_suffix('').as_posix()
+
+
+def _without_ending(key: str) -> str:
+  return next((key[: -len(ending)] for ending in ENDINGS if key.lower().endswith(ending)), key)
+
+
+def _splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  found = {}
+  for split, names in SPLITS.items():
+    hits = [d for d in _subfolders(folder) if d.name.lower() in names]
+    if len(hits) > 1:
+      there = ', '.join(d.name for d in hits)
+      raise UsageError(f'{folder} has {len(hits)} folders for {split}: {there}; next: keep one')
+    found |= {split: hits[0]} if hits else {}
+  return found
+
+
+def _child(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
+  """The sub-folder with the first of the names."""
+  present = {d.name.lower(): d for d in _subfolders(folder)}
+  return next((present[name] for name in names if name in present), None)
+
+
+def _others(folder: pathlib.Path, used: Iterable[pathlib.Path]) -> list[tuple[str, str]]:
+  """The sub-folders that the layout has no use for, so that none of them vanishes without a word."""
+  return [(d.name, 'a folder that the layout does not use') for d in _subfolders(folder) if d not in set(used)]
+
+
+def _unread(root: pathlib.Path, folders: Iterable[pathlib.Path]) -> list[tuple[str, str]]:
+  """Files that are neither images nor text, by extension: ('train/images/*.heic', '40 files ...')."""
+  counts = {}
+  for folder in folders:
+    for path in _files(folder):
+      if not _is_image(path) and path.suffix.lower() not in TEXT:
+        name = f'{(folder.relative_to(root) / f"*{path.suffix}").as_posix()}'
+        counts[name] = counts.get(name, 0) + 1
+  return [(name, f'{count} files in a format that is not read') for name, count in counts.items()]
+
+
+def _images(folder: pathlib.Path) -> list[pathlib.Path]:
+  return [path for path in _files(folder) if _is_image(path)]
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """All below a folder but hidden ones, sorted."""
+  found, seen = [], set()
+  for current, folders, names in os.walk(folder, followlinks=True):
+    real = os.path.realpath(current)
+    folders[:] = [] if real in seen else sorted(name for name in folders if not _hidden(name))
+    if real not in seen:
+      found += [pathlib.Path(current, name) for name in names if not _hidden(name)]
+    seen.add(real)
+  return sorted(found)
+
+
+def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+  return sorted(d for d in folder.iterdir() if d.is_dir() and not _hidden(d.name))
+
+
+def _hidden(name: str) -> bool:
+  return name.startswith('.') or name == '__MACOSX'
+
+
+def _is_image(path: pathlib.Path) -> bool:
+  return not _hidden(path.name) and path.suffix.lower() in decode.extensions()
+
+
+def shortened(lines: Sequence[str]) -> list[str]:
+  """The first lines of many of one kind, and the number of the rest."""
+  rest = len(lines) - LINES
+  return [*lines[:LINES], f'and {rest} more like the last line'] if rest > 0 else list(lines)

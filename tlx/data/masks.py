@@ -1,0 +1,183 @@
+"""Segmentation masks: an encoded file -> the value of every pixel, and which values many files hold.
+
+A mask is a file whose pixels are numbers (greyscale of 8 or 16 bits, one bit, or the indices of a palette, as in Pascal
+VOC) or colours (RGB, or a palette's colours). Grey written as RGB counts as numbers. Lossy formats are refused, since
+they change values at the edges of objects.
+"""
+
+import concurrent.futures
+import io
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tlx.data import decode
+from tlx.types import TlxError
+
+IGNORE = 255  # the class index of a pixel that counts for nothing
+LOSSY = frozenset({'AVIF', 'JPEG', 'JPEG2000', 'MPO'})
+EXTENSIONS = ('.png', '.tif', '.tiff', '.gif', '.bmp')  # of the files that are taken for masks
+MANY_COLOURS = 4096  # more of them in one file: a photograph
+SHOWN = 3  # files that a message names
+
+Colour = tuple[int, int, int]  # red, green, blue in [0, 255]
+Value = int | Colour
+
+
+class Found(NamedTuple):
+  """What `scan` learnt of a mask."""
+
+  reason: str  # why it cannot be read; '' when it can
+  size: tuple[int, int]  # height and width in pixels, (0, 0) when unknown
+  pixels: Mapping[Value, int] = {}  # value -> pixels that have it; empty where only the header was read
+
+
+def read(
+  encoded: bytes, *, values: Mapping[int, int] | None = None, palette: Mapping[Colour, int] | None = None
+) -> np.ndarray:
+  """Encoded file -> uint8 or uint16 [h, w].
+
+  Args:
+    values: number in the file -> number in the result; None leaves them as they are.
+    palette: colour -> number in the result, for masks of colours; None takes a palette file's indices as numbers.
+  Raises: TlxError with the reason: not an image, damaged, lossy, or a value that has no class.
+  """
+  try:
+    with _open(io.BytesIO(encoded)) as image:
+      if _is_grey(image, palette is not None):
+        return _translate(_numbers(image), values)
+      colours = _packed(image)
+  except TlxError:
+    raise
+  except Exception as error:  # Pillow's plugins raise nearly anything on damaged input
+    raise TlxError(f'the mask cannot be decoded: {" ".join(str(error).split())}') from error
+  greys = {(value, value, value): value for value in range(256)}
+  if palette is None:
+    palette = greys if values is None else {c: values[v] for c, v in greys.items() if v in values}
+  return _translate(colours, {r | g << 8 | b << 16: index for (r, g, b), index in palette.items()}, _colour)
+
+
+def scan(paths: Sequence[pathlib.Path], *, coloured: bool = False, every: int = 1) -> list[Found]:
+  """Which values the masks hold, read by threads.
+
+  Args:
+    coloured: whether palettes and RGB mean colours; otherwise a palette file has its indices as values.
+    every: the pixels of each n-th file are counted; of the others only the header is read, which is much faster.
+  """
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return list(pool.map(lambda item: _look(item[1], coloured, item[0] % every == 0), enumerate(paths)))
+
+
+def pixels(found: Iterable[Found]) -> dict[Value, int]:
+  """Value -> pixels of all files; numbers first, in ascending order."""
+  total = {}
+  for each in found:
+    for value, count in each.pixels.items():
+      total[value] = total.get(value, 0) + count
+  return dict(sorted(total.items(), key=lambda item: (isinstance(item[0], tuple), item[0])))
+
+
+def unknown(found: Mapping[str, Found], known: Iterable[Value]) -> list[str]:
+  """One line for each value that is not known, with the number of files that hold it and the names of the first."""
+  known, holders = set(known), {}
+  for name, each in found.items():
+    for value in set(each.pixels) - known:
+      holders.setdefault(value, []).append(name)
+  ordered = sorted(holders, key=lambda value: (isinstance(value, tuple), value))
+  return [f'{_name(value)} has no class: {some(holders[value])}' for value in ordered]
+
+
+def upright_size(path: str | os.PathLike) -> tuple[int, int]:
+  """Height and width of an image as `decode.picture` gives it, EXIF orientation applied; reads only the header."""
+  with Image.open(path) as image:
+    turned = image.getexif().get(decode.ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _look(path: pathlib.Path, coloured: bool, count: bool) -> Found:
+  size = (0, 0)
+  try:
+    with _open(path) as image:
+      size = image.height, image.width
+      return Found('', size, _count(image, coloured) if count else {})
+  except Exception as error:  # as in read
+    return Found(' '.join(str(error).split()) or type(error).__name__, size)
+
+
+def _open(file) -> Image.Image:
+  image = Image.open(file, formats=decode.formats())
+  limit = Image.MAX_IMAGE_PIXELS
+  if image.format in LOSSY:
+    raise TlxError(f'a {image.format} file, which changes values at edges; next: save masks as PNG')
+  if limit and image.width * image.height > limit:
+    raise TlxError(f'{image.width} x {image.height} pixels are more than the limit of {limit}')
+  return image
+
+
+def _is_grey(image: Image.Image, coloured: bool) -> bool:
+  """Whether the pixels are numbers."""
+  return image.mode in ('1', 'L', 'LA', 'I') or image.mode.startswith('I;16') or (image.mode == 'P' and not coloured)
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+  values = np.array(image.getchannel('L') if image.mode == 'LA' else image)
+  if values.dtype == bool:
+    return values.astype(np.uint8)
+  if values.dtype != np.uint8 and (values.min() < 0 or values.max() > 65535):
+    raise TlxError(f'values from {values.min()} to {values.max()}; masks hold 0 to 65535')
+  return values if values.dtype == np.uint8 else values.astype(np.uint16)
+
+
+def _translate(found: np.ndarray, table: Mapping[int, int] | None, name: Callable[[int], Value] = int) -> np.ndarray:
+  """Each value's entry in the table, uint8 or uint16 [h, w]. Raises TlxError for a value that it lacks."""
+  if table is None or not found.size:
+    return found
+  # np.zeros leaves untouched pages unmapped, so that 2**24 colours cost as little as 256 numbers.
+  places = np.zeros(1 + max(*table, int(found.max())), np.int32)
+  places[list(table)] = np.array(list(table.values())) + 1
+  entries = places[found]
+  if not entries.all():
+    raise TlxError(f'{_name(name(int(found[entries == 0][0])))} has no class')
+  return (entries - 1).astype(np.uint8 if max(table.values()) < 256 else np.uint16)
+
+
+def _count(image: Image.Image, coloured: bool) -> dict[Value, int]:
+  if image.mode in ('L', 'P') and _is_grey(image, coloured):  # Pillow counts these without an array
+    return {value: count for value, count in enumerate(image.histogram()) if count}
+  if _is_grey(image, coloured):
+    return dict(zip(*(x.tolist() for x in np.unique(_numbers(image), return_counts=True))))
+  colours = _rgb(image).getcolors(MANY_COLOURS)
+  if colours is None:
+    raise TlxError(f'more than {MANY_COLOURS} colours: a photograph, not a mask')
+  if not coloured and all(r == g == b for _, (r, g, b) in colours):
+    return {colour[0]: count for count, colour in colours}
+  return {colour: count for count, colour in colours}
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+  if image.mode not in ('P', 'RGB', 'RGBA', 'PA', 'RGBX'):
+    raise TlxError(f'Pillow mode {image.mode}: neither class numbers nor RGB colours')
+  return image.convert('RGB')
+
+
+def _packed(image: Image.Image) -> np.ndarray:
+  """uint32 [h, w]: red + 256 green + 65536 blue."""
+  return np.asarray(_rgb(image).convert('RGBA')).view('<u4')[..., 0] & 0xFFFFFF
+
+
+def _colour(packed: int) -> Colour:
+  return packed & 255, packed >> 8 & 255, packed >> 16
+
+
+def _name(value: Value) -> str:
+  return f'colour [{", ".join(map(str, value))}]' if isinstance(value, tuple) else f'value {value}'
+
+
+def some(names: Sequence[str]) -> str:
+  """The first names of many, and how many there are."""
+  shown = ', '.join(names[:SHOWN])
+  return shown if len(names) <= SHOWN else f'{len(names)} files, such as {shown}'

@@ -1,0 +1,259 @@
+"""COCO json files as segmentation masks: coco_masks:PATH draws the objects of each image into one mask.
+
+PATH holds json files and images as `tlx.data.coco_files.find` says: train.json and val.json with train/ and val/,
+COCO's own annotations/instances_train2017.json with train2017/, or train/_annotations.coco.json beside the images.
+Where there is no validation, 'test' is used for it, and where there is neither, 20 % of the images are held back.
+
+Objects are polygons or RLE. They are drawn in the order of the file, later ones on top, those of stuff files first.
+Crowds are ignored where nothing else is drawn. What no object covers is the class 'background', number 0; with a stuff
+file, which is meant to cover everything, it is ignored.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tlx.data import coco_files, decode, dense_split
+from tlx.data.mask_folders import shortened
+from tlx.data.masks import IGNORE, upright_size
+from tlx.files import fingerprint
+from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
+
+SHARE = 0.2  # held back for validation
+FULL_CHECK = 20_000  # images; above this many only headers are looked at, and pixels are counted in a part of the masks
+
+Content = Mapping[str, Any]  # of a json file
+Files = Mapping[str, Sequence[tuple[pathlib.Path, Content]]]  # by split
+
+
+class Thing(NamedTuple):
+  """An object to draw."""
+
+  index: int  # class index, IGNORE for a crowd
+  shape: Any  # list of polygons [x1, y1, x2, y2, ...], or RLE {'size': [h, w], 'counts': list or text}
+
+
+class Photo(NamedTuple):
+  """An image and what is on it."""
+
+  path: pathlib.Path
+  size: tuple[int, int]  # height and width, pixels
+  things: list[Thing]
+
+
+class Facts(NamedTuple):
+  """What is known of an image after the check."""
+
+  problem: str  # what the user has to mend; '' where nothing is wrong
+  reason: str  # why the image cannot be used; '' when it can
+  counts: np.ndarray | None = None  # int64 [k], pixels of each class; zeros where they were not counted
+
+
+class CocoSource:
+  """Encoded images; masks are drawn when asked for."""
+
+  def __init__(self, root: pathlib.Path, photos: Sequence[Photo], uncovered: int):
+    self.root, self.photos, self.uncovered = root, list(photos), uncovered
+
+  def __len__(self) -> int:
+    return len(self.photos)
+
+  def __getitem__(self, index: int) -> Example:
+    path = self.photos[index].path
+    return Example(path.read_bytes(), self.annotation(index), path.relative_to(self.root).as_posix())
+
+  def annotation(self, index: int) -> np.ndarray:
+    """uint8 [h, w]: class indices, IGNORE where a pixel has none. Raises TlxError where an object cannot be drawn."""
+    return draw(self.photos[index], self.uncovered)
+
+  def size(self, index: int) -> tuple[int, int]:
+    """Height and width of the image, pixels."""
+    return self.photos[index].size
+
+  def fingerprint(self) -> str | None:
+    whole = fingerprint(self.root, [photo.path for photo in self.photos])
+    things = [photo.things for photo in self.photos]
+    return whole and hashlib.sha256(f'{whole} {self.uncovered} {things}'.encode()).hexdigest()
+
+
+def draw(photo: Photo, uncovered: int) -> np.ndarray:
+  """The mask of an image, uint8 [h, w]: crowds, then the other objects in their order; `uncovered` elsewhere.
+
+  Polygons are filled as pycocotools does. Raises: TlxError where an object cannot be drawn.
+  """
+  coco = _hotcoco()
+  mask = np.full(photo.size, uncovered, np.uint8)
+  for thing in sorted(photo.things, key=lambda thing: thing.index != IGNORE):
+    try:
+      rle = coco.frPyObjects(thing.shape, *photo.size)
+      mask[coco.decode(coco.merge(rle) if isinstance(rle, list) else rle).astype(bool)] = thing.index
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+      raise TlxError(f'an object of {photo.path.name} cannot be drawn: {error}') from error
+  return mask
+
+
+def load(argument: str, *, seed: int) -> Dataset:
+  """Splits 'train' and 'validation', and 'test' where there is one.
+
+  Raises: UsageError listing all problems, one a line: a missing image, an image of another size than the file says, an
+    object of an unknown class or image, no object with a mask, a class that training lacks, a split without images.
+  """
+  root = _root(argument)
+  _hotcoco()
+  files = {split: [(p, coco_files.read(p)) for p in paths] for split, paths in coco_files.find(root).items()}
+  class_names, uncovered = _class_names(files)
+  photos, rejected = _photos(root, files, class_names)
+  facts = _check([photo for found in photos.values() for photo in found], uncovered, len(class_names))
+  _refuse(shortened([fact.problem for fact in facts.values() if fact.problem]))
+  rejected += [(path.relative_to(root).as_posix(), fact.reason) for path, fact in facts.items() if fact.reason]
+  photos = {split: [p for p in found if not facts[p.path].reason] for split, found in photos.items()}
+  _refuse([f'split {s} has no image that can be used; left out: {rejected[:3]}' for s in photos if not photos[s]])
+  photos, note = _with_validation(photos, facts, seed)
+  counts = {split: np.stack([facts[photo.path].counts for photo in found]) for split, found in photos.items()}
+  if all(count.any(axis=1).all() for count in counts.values()):  # or the masks were counted in part
+    names = {split: [photo.path.name for photo in found] for split, found in photos.items()}
+    _refuse(dense_split.untrained(class_names, counts, names))
+  sizes = [photo.size for found in photos.values() for photo in found]
+  info = DatasetInfo(
+    name=root.name,
+    class_names=class_names,
+    counts={split: tuple(count.sum(axis=0).tolist()) for split, count in counts.items()},
+    resolution=tuple(np.median(sizes, axis=0).astype(int).tolist()),
+    source=f'{root}{note}',
+    rejected=tuple(rejected),
+    task='segmentation',
+    images={split: len(found) for split, found in photos.items()},
+  )
+  return Dataset(info, {split: CocoSource(root, found, uncovered) for split, found in photos.items()})
+
+
+def _hotcoco() -> Any:
+  try:
+    from hotcoco import mask
+  except ImportError as error:
+    raise UsageError('data set \'coco_masks\' needs hotcoco; next: pip install "tlx[coco]"') from error
+  return mask
+
+
+def _root(argument: str) -> pathlib.Path:
+  if not argument:
+    raise UsageError("data set 'coco_masks' needs a path; next: --data coco_masks:PATH")
+  root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
+  if not root.is_dir():
+    kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
+    raise UsageError(f'{argument} {kind}; next: name the folder that holds the json files and the images')
+  return root
+
+
+def _class_names(files: Files) -> tuple[tuple[str, ...], int]:
+  """The classes by name, since ids differ between files; and the class index of what no object covers."""
+  items = [item for found in files.values() for item in found]
+  stuff = any('stuff' in path.stem for path, _ in items)
+  names = list(dict.fromkeys(str(category['name']) for _, content in items for category in content['categories']))
+  names = names if stuff else ['background', *(name for name in names if name != 'background')]
+  if not 0 < len(names) <= IGNORE:
+    raise UsageError(f'the json files have {len(names)} classes; there can be 1 to {IGNORE}')
+  return tuple(names), IGNORE if stuff else 0
+
+
+def _photos(
+  root: pathlib.Path, files: Files, class_names: Sequence[str]
+) -> tuple[dict[str, list[Photo]], list[tuple[str, str]]]:
+  """The images of each split with the objects of all its files; and which objects are left out."""
+  photos, problems, rejected = {}, [], []
+  for split, items in files.items():
+    found = {}
+    for path, content in items:
+      name, images = path.relative_to(root).as_posix(), content['images']
+      places = dict(zip((i['id'] for i in images), coco_files.locate(root, path, images), strict=True))
+      lost = [i['file_name'] for i in images if places[i['id']] is None]
+      problems += shortened([f'{name}: {file} is not in {root}; next: add it, or remove its entry' for file in lost])
+      for image in images:
+        if place := places[image['id']]:
+          found.setdefault(place, Photo(place, (image.get('height'), image.get('width')), []))
+      things, wrong = _things(content, class_names, places)
+      for place, thing in things:
+        found[place].things.append(thing)
+      bare = wrong.pop('bare', 0)
+      rejected += [(name, f'{bare} objects without a polygon or RLE')] if bare else []
+      problems += [f'{name}: {count} objects have {what}' for what, count in wrong.items()]
+    photos[split] = list(found.values())
+  if not any(photo.things for found in photos.values() for photo in found):
+    problems.append(f'no object in the json files of {root} has a polygon or RLE; boxes alone are for detection')
+  _refuse(problems)
+  return photos, rejected
+
+
+def _things(
+  content: Content, class_names: Sequence[str], places: Mapping[Any, pathlib.Path | None]
+) -> tuple[list[tuple[pathlib.Path, Thing]], Counter]:
+  """(image, object) in the order of the file, and the number of objects that cannot be taken, by the reason."""
+  index = {category['id']: class_names.index(str(category['name'])) for category in content['categories']}
+  things, wrong = [], Counter()
+  for annotation in content['annotations']:
+    image, category = annotation.get('image_id'), annotation.get('category_id')
+    shape = _shape(annotation.get('segmentation'))
+    if image not in places or category not in index:
+      wrong['an image_id that no image has' if image not in places else 'a category_id that no category has'] += 1
+    elif not shape:
+      wrong['bare'] += 1
+    elif places[image]:
+      things.append((places[image], Thing(IGNORE if annotation.get('iscrowd') else index[category], shape)))
+  return things, wrong
+
+
+def _shape(segmentation: Any) -> Any:
+  """Polygons of three points or more, or RLE; None for anything else."""
+  if isinstance(segmentation, dict):
+    return segmentation if {'size', 'counts'} <= set(segmentation) else None
+  polygons = segmentation if isinstance(segmentation, list) else []
+  return [polygon for polygon in polygons if isinstance(polygon, list) and len(polygon) >= 6] or None
+
+
+def _check(photos: Sequence[Photo], uncovered: int, classes: int) -> dict[pathlib.Path, Facts]:
+  every = -(-len(photos) // FULL_CHECK) if photos else 1
+  look = lambda item: _look(item[1], uncovered, classes, full=every == 1, count=item[0] % every == 0)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return dict(zip((photo.path for photo in photos), pool.map(look, enumerate(photos)), strict=True))
+
+
+def _look(photo: Photo, uncovered: int, classes: int, *, full: bool, count: bool) -> Facts:
+  if reason := decode.inspect(photo.path, full=full).reason:
+    return Facts('', reason)
+  size = upright_size(photo.path)
+  if size != photo.size:
+    stated = ' x '.join(map(str, photo.size))
+    return Facts(f'{photo.path} has {size[0]} x {size[1]} pixels (height x width), its json file says {stated}', '')
+  if not count:
+    return Facts('', '', np.zeros(classes, np.int64))
+  try:
+    counts = np.bincount(draw(photo, uncovered).ravel(), minlength=IGNORE + 1)[:classes]
+  except TlxError as error:
+    return Facts('', str(error))
+  return Facts('', '' if counts.any() else 'all pixels are ignored', counts)
+
+
+def _with_validation(
+  photos: Mapping[str, list[Photo]], facts: Mapping[pathlib.Path, Facts], seed: int
+) -> tuple[Mapping[str, list[Photo]], str]:
+  if 'validation' in photos:
+    return photos, ''
+  if 'test' in photos:
+    note = ' (no validation: test is used for validation)'
+    return {'train': photos['train'], 'validation': photos['test']}, note
+  found = photos['train']
+  counts = np.stack([facts[photo.path].counts for photo in found])
+  kept, held = dense_split.holdout(counts, share=SHARE, seed=seed)
+  note = f' ({SHARE:.0%} of the images held back for validation)'
+  return {'train': [found[i] for i in kept], 'validation': [found[i] for i in held]}, note
+
+
+def _refuse(problems: Sequence[str]) -> None:
+  if problems:
+    raise UsageError('\n'.join(problems))

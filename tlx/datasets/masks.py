@@ -1,0 +1,210 @@
+"""Your own images with a mask each: masks:PATH, in one of these layouts.
+
+- PATH/SPLIT/images/* with PATH/SPLIT/masks/*
+- PATH/images/SPLIT/* with PATH/masks/SPLIT/*
+- PATH/images/* with PATH/masks/*, of which 20 % are held back for validation
+- PATH/SPLIT/*, NAME.jpg with NAME.png or NAME_mask.png side by side; also directly in PATH
+- Pascal VOC: JPEGImages, SegmentationClass and ImageSets/Segmentation/*.txt
+
+SPLIT is train, validation (val, valid, dev) or test. The folder of masks may also be called annotations or labels.
+Where there is no validation, 'test' is used for it, and where there is neither, 20 % of the training images are held
+back, seeded, such that every class stays in training.
+
+PATH/classes.json names the classes (`tlx.data.mask_classes.of_file` has its forms); without it every value is a class
+but 255, which is ignored. Images or masks that cannot be decoded and images without a labelled pixel are left out and
+listed in `info.rejected`.
+"""
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tlx.data import decode, dense_split, mask_classes, mask_folders, masks
+from tlx.data.mask_classes import Legend
+from tlx.data.mask_folders import Pair
+from tlx.data.masks import IGNORE
+from tlx.files import fingerprint
+from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
+
+SHARE = 0.2  # held back for validation
+FULL_CHECK = 20_000  # images; above this many only headers are looked at, and pixels are counted in a part of the masks
+VOC = (
+  'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
+  'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor',
+)  # fmt: skip
+
+Splits = Mapping[str, Sequence[Pair]]
+
+
+class MaskSource:
+  """Encoded images and masks, read when asked for."""
+
+  def __init__(self, root: pathlib.Path, pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], legend: Legend):
+    self.root, self.pairs, self.sizes, self.legend = root, list(pairs), list(sizes), legend
+
+  def __len__(self) -> int:
+    return len(self.pairs)
+
+  def __getitem__(self, index: int) -> Example:
+    image = self.pairs[index].image
+    return Example(image.read_bytes(), self.annotation(index), image.relative_to(self.root).as_posix())
+
+  def annotation(self, index: int) -> np.ndarray:
+    """uint8 [h, w]: class indices, IGNORE where a pixel has none. Raises TlxError where the mask cannot be read."""
+    path = self.pairs[index].mask
+    try:
+      return self.legend.decode(path.read_bytes())
+    except TlxError as error:
+      raise TlxError(f'{path}: {error}') from error
+
+  def size(self, index: int) -> tuple[int, int]:
+    """Height and width of the image, pixels."""
+    return self.sizes[index]
+
+  def fingerprint(self) -> str | None:
+    whole = fingerprint(self.root, [path for pair in self.pairs for path in pair])
+    return whole and hashlib.sha256(f'{whole} {self.legend}'.encode()).hexdigest()
+
+
+class Facts(NamedTuple):
+  """What is known of a pair after the check."""
+
+  reason: str  # why the image cannot be used; '' when it can
+  size: tuple[int, int]  # of the image, upright
+  mask: masks.Found
+
+
+def load(argument: str, *, seed: int) -> Dataset:
+  """Splits 'train' and 'validation', and 'test' where there is one.
+
+  Raises: UsageError listing all problems, one a line: an image without a mask or the other way round, a mask of another
+    size than its image, values or colours that no class has, a class that training lacks, a split without images.
+  """
+  root = _root(argument)
+  found = mask_folders.find(root)
+  legend, facts = _survey(root, found)
+  rejected = {pair: reason for pair, fact in facts.items() if (reason := fact.reason or _empty(fact, legend))}
+  splits = {split: [p for p in pairs if p not in rejected] for split, pairs in found.pairs.items()}
+  _refuse(_without_images(splits, rejected))
+  counts = {split: _counts([facts[pair].mask for pair in pairs], legend) for split, pairs in splits.items()}
+  splits, counts, note = _with_validation(splits, counts, seed)
+  if all(count.any(axis=1).all() for count in counts.values()):  # or the masks were counted in part
+    names = {split: [pair.mask.relative_to(root).as_posix() for pair in pairs] for split, pairs in splits.items()}
+    _refuse(dense_split.untrained(legend.class_names, counts, names))
+  used = [facts[pair] for pairs in splits.values() for pair in pairs]
+  info = DatasetInfo(
+    name=root.name,
+    class_names=legend.class_names,
+    counts={split: tuple(count.sum(axis=0).tolist()) for split, count in counts.items()},
+    resolution=tuple(np.median([fact.size for fact in used], axis=0).astype(int).tolist()),
+    source=f'{root}{note}',
+    rejected=(*((pair.image.relative_to(root).as_posix(), why) for pair, why in rejected.items()), *found.unused),
+    task='segmentation',
+    images={split: len(pairs) for split, pairs in splits.items()},
+  )
+  sources = {s: MaskSource(root, pairs, [facts[p].size for p in pairs], legend) for s, pairs in splits.items()}
+  return Dataset(info, sources)
+
+
+def _survey(root: pathlib.Path, found: mask_folders.Found) -> tuple[Legend, dict[Pair, Facts]]:
+  """What the masks mean and hold. Raises UsageError with all that is wrong with the files."""
+  file = root / mask_classes.FILE
+  legend, problems = mask_classes.of_file(file) if file.is_file() else None, list(found.problems)
+  pairs = [pair for pairs in found.pairs.values() for pair in pairs]
+  facts = _check(pairs, coloured=legend is not None and legend.palette is not None)
+  problems += _sizes(root, facts)
+  held = {pair.mask.relative_to(root).as_posix(): fact.mask for pair, fact in facts.items() if not fact.reason}
+  if legend is None:
+    try:
+      legend = mask_classes.of_values(masks.pixels(held.values()), VOC if found.voc else ())
+    except UsageError as error:
+      problems.append(str(error))
+  if legend:
+    problems += [f'{line}; next: correct the masks or {file}' for line in masks.unknown(held, legend.known())]
+  _refuse(problems)
+  return legend, facts
+
+
+def _root(argument: str) -> pathlib.Path:
+  if not argument:
+    raise UsageError("data set 'masks' needs a path; next: --data masks:PATH")
+  root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
+  if not root.is_dir():
+    kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
+    raise UsageError(f'{argument} {kind}; next: name the folder that holds the images and the masks')
+  return root
+
+
+def _check(pairs: Sequence[Pair], *, coloured: bool) -> dict[Pair, Facts]:
+  every = -(-len(pairs) // FULL_CHECK) if pairs else 1
+  found = masks.scan([pair.mask for pair in pairs], coloured=coloured, every=every)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    images = pool.map(lambda pair: decode.inspect(pair.image, full=every == 1), pairs)
+    return {pair: _facts(pair, image, mask) for pair, image, mask in zip(pairs, images, found, strict=True)}
+
+
+def _facts(pair: Pair, image: decode.Finding, mask: masks.Found) -> Facts:
+  reason = image.reason or (f'its mask {pair.mask.name}: {mask.reason}' if mask.reason else '')
+  return Facts(reason, image.size if image.reason else masks.upright_size(pair.image), mask)
+
+
+def _sizes(root: pathlib.Path, facts: Mapping[Pair, Facts]) -> list[str]:
+  wrong = [(pair, found) for pair, found in facts.items() if not found.reason and found.size != found.mask.size]
+  return mask_folders.shortened(
+    [
+      f'mask {pair.mask.relative_to(root)} has {found.mask.size[0]} x {found.mask.size[1]} pixels (height x width), '
+      f'its image {found.size[0]} x {found.size[1]}'
+      + (', turned by its EXIF orientation' if found.size == found.mask.size[::-1] else '')
+      for pair, found in wrong
+    ]
+  )
+
+
+def _empty(found: Facts, legend: Legend) -> str:
+  counted = found.mask.pixels
+  return 'all pixels are ignored' if counted and all(legend.index(v) == IGNORE for v in counted) else ''
+
+
+def _counts(found: Sequence[masks.Found], legend: Legend) -> np.ndarray:
+  """int64 [n, k]: the pixels of each class."""
+  counts = np.zeros((len(found), IGNORE + 1), np.int64)
+  for row, mask in zip(counts, found):
+    for value, count in mask.pixels.items():
+      row[legend.index(value)] += count
+  return counts[:, : len(legend.class_names)]
+
+
+def _with_validation(
+  splits: Splits, counts: Mapping[str, np.ndarray], seed: int
+) -> tuple[Splits, Mapping[str, np.ndarray], str]:
+  if 'validation' in splits:
+    return splits, counts, ''
+  if 'test' in splits:
+    note = ' (no validation: test is used for validation)'
+    rename = lambda by_split: {'train': by_split['train'], 'validation': by_split['test']}
+    return rename(splits), rename(counts), note
+  parts = dense_split.holdout(counts['train'], share=SHARE, seed=seed)
+  parts = dict(zip(('train', 'validation'), parts, strict=True))
+  chosen = {split: [splits['train'][i] for i in part] for split, part in parts.items()}
+  note = f' ({SHARE:.0%} of the images held back for validation)'
+  return chosen, {split: counts['train'][part] for split, part in parts.items()}, note
+
+
+def _without_images(splits: Splits, rejected: Mapping[Pair, str]) -> list[str]:
+  some = next(((pair.image.name, reason) for pair, reason in rejected.items()), None)
+  such = f', such as {some[0]} ({some[1]})' if some else ''
+  return [
+    f'split {split} has no image that can be used; left out: {len(rejected)}{such}'
+    for split, pairs in splits.items()
+    if not pairs
+  ]
+
+
+def _refuse(problems: Sequence[str]) -> None:
+  if problems:
+    raise UsageError('\n'.join(problems))

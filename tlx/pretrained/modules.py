@@ -1,0 +1,160 @@
+"""A variant and a head -> the module; its shapes, its features and the tables that name its leaves in files."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tlx import catalog, trees, words
+from tlx.labels import BACKBONE, HEAD
+from tlx.nn.levels import levels
+from tlx.nn.model import Backbone, TransferModel
+from tlx.types import UsageError, Variables, WholeLayout
+from tlx.weights import rules
+
+LINEAR = 'linear'  # the head of classifiers, which the tables of the families name
+OWN = 'tlx-'  # ahead of a layout: the backbone by it, and the head by the names of its own paths
+Rules = Sequence[rules.Rule]
+
+
+def build(
+  variant: catalog.Variant,
+  num_classes: int,
+  dropout: float | None = None,
+  drop_path: float = 0.0,
+  head: str | nn.Module | None = None,
+) -> TransferModel:
+  """The module of a variant, without weights.
+
+  Args:
+    variant: a row of a family's table.
+    num_classes: outputs of the head; 0 gives the pooled features instead of logits.
+    dropout: share of the head's inputs that training drops; None keeps the head's own default.
+    drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
+    head: a file of `tlx/heads` with its options, such as 'unet(widths=(64, 32))', or a linen module of your own, called
+      as `head(features, train)`; None is one linear layer on the pooled features.
+  Raises: UsageError for a head or an option that does not exist, or that does not fit the backbone.
+  """
+  config = variant.config
+  if getattr(config, 'aux_classes', None) is not None:  # a second head, inside the backbone
+    config = dataclasses.replace(config, aux_classes=num_classes)
+  backbone = Backbone(config, drop_path)
+  return TransferModel(backbone, _head(backbone, head or LINEAR, num_classes, dropout))
+
+
+def _head(backbone: Backbone, head: str | nn.Module, num_classes: int, dropout: float | None) -> nn.Module:
+  if not isinstance(head, str):
+    return _completed(head, backbone, num_classes)
+  known = catalog.fields('heads', head)
+  options: dict[str, Any] = {'num_classes': num_classes}
+  if dropout is not None and 'dropout' in known:
+    options['dropout'] = dropout
+  name, given = words.parse(head)
+  if name == LINEAR and getattr(backbone.config, 'spatial_head', False):
+    options['spatial'] = True
+  if name != LINEAR or 'spatial' in options or given:  # finding the levels takes a second
+    options['levels'] = levels(backbone)
+  if name != LINEAR and not num_classes:
+    raise UsageError(f'head {head} needs the number of classes; pass num_classes')
+  return catalog.head(head, **options)
+
+
+def _completed(head: nn.Module, backbone: Backbone, num_classes: int) -> nn.Module:
+  """A head given as an object; one of `tlx/heads` gets the levels and the classes that it was made without."""
+  known = {field.name for field in dataclasses.fields(head)}
+  changes: dict[str, Any] = {}
+  if 'levels' in known and not head.levels:
+    changes['levels'] = levels(backbone)
+  if 'num_classes' in known and head.num_classes in (0, None):
+    changes['num_classes'] = num_classes
+  return head.clone(**changes) if changes else head
+
+
+def head_name(module: TransferModel) -> str | None:
+  """The file of `tlx/heads` that a model's head is from; None for a head of the user's own."""
+  room, _, name = type(module.head).__module__.rpartition('.')
+  return name if room == 'tlx.heads' else None
+
+
+def head_spec(module: TransferModel) -> str | None:
+  """The head with its options as text, without what backbone and data decide; None for one of the user's own."""
+  name = head_name(module)
+  return name and words.text(name, module.head, leave_out=('num_classes', 'levels', 'spatial'))
+
+
+def is_classifier(module: TransferModel) -> bool:
+  """Whether the head is the linear layer that the tables of the families name."""
+  return head_name(module) == LINEAR and module.head.pool != 'flatten'
+
+
+def of_backbone(table: Iterable[rules.Rule], prefix: str = '') -> Rules:
+  """The rules of a family's table that speak of the backbone, with a prefix ahead of the names."""
+  inside = lambda rule: rule.target is None or rule.target.split('/')[1] == BACKBONE
+  return tuple(rule._replace(source=prefix + rule.source) for rule in table if inside(rule))
+
+
+def own_table(table: Iterable[rules.Rule], module: TransferModel) -> Rules:
+  """Of a backbone whose names a table knows, with a head that goes by the names of its own paths."""
+  paths = trees.flatten(abstract(module))
+  return (*of_backbone(table), *rules.own(path for path in paths if path.split('/')[1] == HEAD))
+
+
+def tables(variant: catalog.Variant, module: TransferModel) -> dict[str, Rules]:
+  """{layout: its table} of a backbone with another head than the linear one: whole layouts first, then the family's."""
+  made: dict[str, Rules] = {}
+  for name, layout in whole_layouts(module).items():
+    if layout.backbone in variant.family.LAYOUTS:
+      with contextlib.suppress(rules.NoLayoutError):
+        made[name] = whole_table(variant, module, layout)
+  own, _ = rules.tables(variant.family.LAYOUTS, module.backbone.config)
+  return made | {OWN + name: own_table(table, module) for name, table in own.items()}
+
+
+def sees_map(module: TransferModel) -> bool:
+  """Whether a linear head sees the last map, and rectifies what it makes of it."""
+  return bool(module.head.spatial and module.head.num_classes)
+
+
+def whole_table(variant: catalog.Variant, module: TransferModel, layout: WholeLayout) -> Rules:
+  """Of a backbone and a head that another library keeps in one file."""
+  backbone = variant.family.LAYOUTS[layout.backbone](module.backbone.config)
+  return (*of_backbone(backbone, layout.prefix), *layout.head(module.head))
+
+
+def whole_layouts(module: TransferModel) -> Mapping[str, WholeLayout]:
+  """{library: how it names the module's backbone and head in one file}."""
+  name = head_name(module)
+  return getattr(catalog.find('heads', name), 'LAYOUTS', {}) if name else {}
+
+
+def features(module: TransferModel, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+  """{layer name: its output} in order, and 'pooled' [b, d]; images float [b, h, w, 3], already normalised."""
+  return module.apply(variables, images, method='features')
+
+
+def abstract(module: TransferModel, channels: int = 3, shape: tuple[int, int] | None = None) -> Variables:
+  """Shapes and dtypes of the variables, without computing any; shape: of the images, where the head depends on it."""
+  return jax.eval_shape(module.init, jax.random.key(0), example(module, channels, shape))
+
+
+def example(module: TransferModel, channels: int = 3, shape: tuple[int, int] | None = None) -> jax.Array:
+  """A black image [1, h, w, c] of that shape, or of one that the model takes."""
+  config = module.backbone.config
+  side = getattr(config, 'size', None) or max(64, getattr(config, 'smallest', 64))
+  return jnp.zeros((1, *(shape or (side, side)), channels))
+
+
+def fresh_head(module: TransferModel, channels: int, shape: tuple[int, int], seed: int) -> Variables:
+  """Shapes of the backbone's variables, and random values for the head's."""
+  image = example(module, channels, shape)
+
+  def draw(key: jax.Array) -> Variables:
+    return {name: tree[HEAD] for name, tree in module.init(key, image).items() if HEAD in tree}
+
+  drawn = jax.jit(draw)(jax.random.key(seed))  # what the backbone would draw is not computed
+  like = abstract(module, channels, shape)
+  return {name: {**tree, HEAD: drawn[name]} if name in drawn else tree for name, tree in like.items()}

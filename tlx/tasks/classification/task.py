@@ -1,0 +1,164 @@
+"""Image classification: one label a picture. Losses are per example and float32, whatever the logits' dtype."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tlx.data.augment import partners
+from tlx.tasks.classification import mistakes, sections
+from tlx.tasks.classification.metrics import Sums
+from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What is asked of a classifier; hashable, so it can be a static argument of jit.
+
+  Raises UsageError for values out of range, all of them at once.
+  """
+
+  class_names: tuple[str, ...] = ()
+  label_smoothing: float = 0.0  # Szegedy et al. 2016, Sec. 7, https://arxiv.org/abs/1512.00567
+  focal_gamma: float = 0.0  # Lin et al. 2017, https://arxiv.org/abs/1708.02002; 0 = cross-entropy
+  class_weights: tuple[float, ...] | str | None = None  # one a class; 'balanced': by the data, see `balanced_weights`
+
+  primary: ClassVar[str] = 'accuracy'
+  metrics: ClassVar[tuple[str, ...]] = (
+    'accuracy', 'top5_accuracy', 'loss', 'macro_precision', 'macro_recall', 'macro_f1', 'calibration_error',
+  )  # fmt: skip
+  percents: ClassVar[tuple[str, ...]] = tuple(name for name in metrics if name != 'loss')
+  dense: ClassVar[bool] = False
+  default_head: ClassVar[str] = 'linear'
+
+  def __post_init__(self):
+    weights = self.class_weights
+    if weights is not None and not isinstance(weights, str):  # a list, as JSON gives it, is not hashable
+      weights = tuple(float(weight) for weight in weights)
+      object.__setattr__(self, 'class_weights', weights)
+    object.__setattr__(self, 'class_names', tuple(self.class_names))
+    checks = (
+      (f'label_smoothing is {self.label_smoothing}; give a number from 0 to 1', not 0 <= self.label_smoothing <= 1),
+      (f'focal_gamma is {self.focal_gamma}; give 0 or more', not self.focal_gamma >= 0),
+      (f'class_weights is {weights!r}; give numbers or balanced', isinstance(weights, str) and weights != 'balanced'),
+    )
+    problems = [f'classification: {what}' for what, wrong in checks if wrong]
+    if isinstance(weights, tuple):
+      wrong = self.class_names and len(weights) != len(self.class_names)
+      if wrong or not all(0 <= w < np.inf for w in weights):
+        count = len(self.class_names) or 'as many as there are classes'
+        problems.append(f'classification: class_weights is {weights}; give {count} finite numbers >= 0')
+    if problems:
+      raise UsageError('\n'.join(problems))
+
+  def bind(self, info: DatasetInfo) -> 'Task':
+    """With the classes of a data set, and with the weights that its counts give."""
+    if info.task != 'classification':
+      raise UsageError(f'{info.name} is annotated for {info.task}, not for classification; leave --task out')
+    balanced = self.class_weights == 'balanced'
+    weights = balanced_weights(info.counts['train']) if balanced else self.class_weights
+    return dataclasses.replace(self, class_names=info.class_names, class_weights=weights)
+
+  def encode(self, annotation: int, geometry: Geometry, shape: tuple[int, int]) -> Target:
+    return {'label': np.int32(annotation)}
+
+  def blank(self, shape: tuple[int, int]) -> Target:
+    return {'label': np.int32(0)}
+
+  def warp(self, target: Target, warp: Any) -> Target:
+    return target
+
+  def mix(self, target: Target, share: Any) -> Target:
+    return {**target, 'other': partners(target['label']), 'share': share}
+
+  def loss(self, outputs: Any, target: Target, mask: Any) -> tuple[Any, Any]:
+    """(sum of the losses, number of the examples)."""
+    targets = self.targets(target['label'])
+    if 'share' in target:
+      share = target['share'][:, None]
+      targets = share * targets + (1 - share) * self.targets(target['other'])
+    return jnp.where(mask, self.losses(outputs, targets), 0).sum(), mask.sum().astype(jnp.float32)
+
+  def hits(self, outputs: Any, target: Target, mask: Any) -> dict[str, Any]:
+    return {'accuracy': (mask & (outputs.argmax(-1) == target['label'])).sum()}
+
+  def evaluate(self, outputs: Any, target: Target, mask: Any) -> tuple[Any, dict[str, Any]]:
+    """Sums and a record an image. The loss is plain cross-entropy, so that runs with other losses can be compared."""
+    logits, labels = outputs.astype(jnp.float32), jnp.where(mask, target['label'], 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    probabilities = jax.nn.softmax(logits)
+    own = jnp.take_along_axis(probabilities, labels[:, None], axis=-1)[:, 0]
+    records = {'prediction': logits.argmax(-1), 'confidence': probabilities.max(-1), 'probability_of_label': own}
+    return Sums.of(logits, labels, mask, losses), {**records, 'label': target['label']}
+
+  def summary(self, sums: Sums, records: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return sums.compute()
+
+  def arrays(self, sums: Sums, records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    kept = {name: getattr(sums, name) for name in ('confusion', 'bin_count', 'bin_confidence', 'bin_correct')}
+    names = {'labels': 'label', 'predictions': 'prediction', 'confidences': 'confidence', 'indices': 'index'}
+    return kept | {name: records[record] for name, record in names.items()}
+
+  def decode(self, outputs: np.ndarray, geometry: Geometry, top: int = 5) -> dict[str, Any]:
+    """{'classes': [{'id', 'name', 'probability'}]}, best first."""
+    names = self.class_names or [f'class {i}' for i in range(len(outputs))]
+    row = np.exp(outputs - outputs.max())
+    row /= row.sum()
+    order = np.argsort(-row, kind='stable')[:top]
+    return {'classes': [{'id': int(i), 'name': names[i], 'probability': float(row[i])} for i in order]}
+
+  def draw(self, image: np.ndarray, prediction: Mapping[str, Any]) -> None:
+    return None
+
+  def pictures(self, out: Path, records: Mapping[str, np.ndarray], source: DataSource, model: Pretrained) -> None:
+    mistakes.write(out, records, source, self.class_names)
+    mistakes.add_heat(out, records, source, model)
+
+  def cards(self, result: Mapping[str, Any], evaluation: Mapping[str, np.ndarray]) -> list[Card]:
+    return sections.cards(result, evaluation)
+
+  def sections(self, run: Mapping[str, Any]) -> list[Section]:
+    return sections.sections(run, self.class_names)
+
+  def targets(self, labels):
+    """int [b] -> float32 [b, k]: one-hot, of which label_smoothing is spread evenly over all classes."""
+    return optax.smooth_labels(jax.nn.one_hot(labels, len(self.class_names)), self.label_smoothing)
+
+  def losses(self, logits, targets):
+    """float [b, k] and float [b, k], whose rows sum to one -> float32 [b].
+
+    Cross-entropy -sum_c t_c log p_c, or with focal_gamma the softmax focal loss -sum_c t_c (1 - p_c)^gamma log p_c.
+    class_weights w multiply an example's loss by sum_c t_c w_c. Where labels are neither smoothed nor mixed that is
+    PyTorch's weight[label], and elsewhere it differs from `CrossEntropyLoss`, which weights each term of the sum
+    instead. The trainer divides by the number of examples, not by their weights as PyTorch's mean does, so that the
+    gradient is the same however a batch is cut; `balanced_weights` average one over the data, hence the same scale.
+    """
+    logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
+    loss = partial(_focal, gamma=self.focal_gamma) if self.focal_gamma else optax.softmax_cross_entropy
+    losses = loss(logits, targets)
+    return losses if self.class_weights is None else losses * (targets * jnp.array(self.class_weights)).sum(axis=-1)
+
+
+def _focal(logits, targets, gamma):
+  """optax has the sigmoid form only."""
+  log_p = jax.nn.log_softmax(logits)
+  miss = -jnp.expm1(log_p)  # 1 - p, without the cancellation where p is near one
+  # At miss = 0 the power's derivative is infinite for gamma < 1, and its product with log p = 0 is NaN.
+  return -(targets * jnp.where(miss > 0, jnp.where(miss > 0, miss, 1) ** gamma, 0) * log_p).sum(axis=-1)
+
+
+def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
+  """Class weights n / (k n_c) from the number of examples of each class: scikit-learn's 'balanced'.
+
+  They average one over the data; a class without examples weighs 0 and is not among the k, which keeps that average.
+  """
+  counts = np.asarray(counts, np.float64)
+  present = counts > 0
+  weights = np.divide(counts.sum(), present.sum() * counts, out=np.zeros_like(counts), where=present)
+  return tuple(float(weight) for weight in weights)

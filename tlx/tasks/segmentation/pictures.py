@@ -1,0 +1,71 @@
+"""Pictures of masks: colours over a photograph, and the worst images of a split for a person to look at."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from tlx.data import augment, decode, transforms
+from tlx.data.masks import IGNORE
+from tlx.report import folder, thumbnail
+from tlx.types import DataSource, Pretrained
+
+if TYPE_CHECKING:
+  from tlx.tasks.segmentation.task import Task
+
+WORST = 12  # images
+SIDE = 320  # pixels of the longer side of a picture in the report
+OPACITY = 0.6  # of the colours over a photograph
+
+
+def palette(classes: int = 256) -> np.ndarray:
+  """uint8 [classes, 3]: Pascal VOC's colours, in which neighbouring ids differ."""
+  ids, colours = np.arange(classes), np.zeros((classes, 3), np.uint8)
+  for bit in range(8):
+    for channel in range(3):
+      colours[:, channel] |= (((ids >> channel) & 1) << (7 - bit)).astype(np.uint8)
+    ids = ids >> 3
+  return colours
+
+
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """uint8 [h, w, 3]: a photograph with each class in its colour; ignored pixels stay as they are."""
+  colours = palette()[mask]
+  mixed = (OPACITY * colours + (1 - OPACITY) * image).round().astype(np.uint8)
+  return np.where((mask == IGNORE)[..., None], image, mixed)
+
+
+def write(
+  task: 'Task', out: Path, records: Mapping[str, np.ndarray], source: DataSource, model: Pretrained
+) -> None:
+  """Writes OUT/mistakes.json, the lowest IoU first, and of each image OUT/mistakes/NN{,-truth,-prediction}.jpg."""
+  found, transform = [], transforms.evaluation(model.preprocess)
+  forward = jax.jit(lambda pixels: _outputs(model, pixels))
+  for rank, row in enumerate(np.argsort(records['iou'], kind='stable')[:WORST]):
+    example = source[int(records['index'][row])]
+    photograph = decode.decode(example.image) if isinstance(example.image, bytes) else example.image
+    outputs = np.asarray(forward(transform(photograph)[None]))[0]
+    prediction = task.decode(outputs, transform.geometry(*photograph.shape[:2]))
+    shown = {'': photograph, '-truth': overlay(photograph, example.annotation),
+             '-prediction': overlay(photograph, prediction['mask'])}  # fmt: skip
+    files = {name: f'mistakes/{rank:02d}{name}.jpg' for name in shown}
+    for name, picture in shown.items():
+      folder.write_bytes(out / files[name], thumbnail.of(picture, SIDE))
+    found.append(
+      {
+        'file': files[''],
+        'truth': files['-truth'],
+        'seen': files['-prediction'],
+        'name': example.name,
+        'iou': float(records['iou'][row]),
+        'pixel_accuracy': float(records['pixel_accuracy'][row]),
+      }
+    )
+  folder.write_json(out / 'mistakes.json', found)
+
+
+def _outputs(model: Pretrained, pixels: jax.Array) -> Any:
+  inputs = augment.normalise(augment.to_float(pixels), model.preprocess.mean, model.preprocess.std)
+  return model.module.apply(model.variables, inputs)
