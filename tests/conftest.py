@@ -30,6 +30,7 @@ def known(flags: dict) -> str:
 
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # one worker has one core: more threads would spin while they wait
 if 'XLA_FLAGS' not in os.environ:  # `XLA_FLAGS= pytest` compiles as for users
   os.environ['XLA_FLAGS'] = known(QUICK)
 gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live on: a tenth of its time
