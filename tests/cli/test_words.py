@@ -226,7 +226,7 @@ def test_json_rows_have_their_keys(say):
     assert stated in ((row['parameters'], row['gmacs'], row['size'], row['top1']), row['size'])
 
 
-SMALL = ('--model', 'resnet_test', '--image-size', 32, '--num-classes', 5, '--batch-size', 4)
+SMALL = ('--model', 'vgg_bn_test', '--image-size', 32, '--num-classes', 5, '--batch-size', 4)
 COST_KEYS = (
   'flops', 'forward_flops', 'full_flops', 'peak_bytes', 'optimizer_bytes', 'allreduce_bytes', 'trainable_parameters',
   'parameters',

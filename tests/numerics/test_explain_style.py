@@ -12,7 +12,7 @@ from tlx.types import Preprocess, Pretrained, UsageError
 
 QUICK = ('efficientnet_test', 'vit_test')
 KINDS = ('beit_test', 'convnext_test', 'resnet_test', 'squeezenet_test', 'swin_test')
-FAMILIES = [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in KINDS)]
+FAMILIES = tiny.matrix([*QUICK, *KINDS], QUICK)
 
 
 def photographs(height=48, width=64):

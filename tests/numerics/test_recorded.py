@@ -4,7 +4,7 @@ All tensors are random, made from their names in the other library's state dict,
 Small recorded numbers: `tests/parity/record.py` writes them, from torchvision for SqueezeNet and from
 segmentation_models_pytorch for the Mix Transformer, which timm lacks.
 
-Largest errors of `pytest -n 0 -s -m "slow or not slow" tests/numerics/test_recorded.py` with jax 0.10.2: 1.1e-6 of the
+Largest errors of `pytest -n 0 -s -m "" tests/numerics/test_recorded.py` with jax 0.10.2: 1.1e-6 of the
 largest logit in evaluation in float32, but 8.2e-6 for ResNetV2, where timm's own float32 is 3.8e-6 away; in training
 mode in float64 3.3e-7 of logits, loss, gradients and statistics, which is the rounding of what was recorded.
 """
@@ -114,7 +114,7 @@ def test_logits(family):
   assert max(errors.values()) < SINGLE, errors
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(900)  # one long compilation
 @pytest.mark.parametrize('family', catalog.names('models'))
 def test_training_and_gradients(family):

@@ -73,12 +73,22 @@ def _drawn(name: str, tensor: Any) -> Any:
 
 
 def library(name: str) -> Any:
-  """Another library's module; skips the test without it. Beside a CPU-only torch torchvision raises RuntimeError."""
+  """Another library's module; skips the test without it."""
   pytest.importorskip('torch')
   try:
+    importlib.import_module('torchvision_operators')  # beside a CPU-only torch, torchvision needs it
     return importlib.import_module(name)
   except Exception as error:
     pytest.skip(f'{name} cannot be imported: {type(error).__name__}: {error}', allow_module_level=True)
+
+
+def grouped(library: str, cases: Mapping[str, Any], often: Sequence[str]) -> list:
+  """Parameters of a fixture that is costly to make: {name: case}; those not named in `often` belong to the full matrix.
+
+  All tests of a case run on one worker (`--dist loadgroup`) and are drawn together.
+  """
+  marks = lambda name: (pytest.mark.xdist_group(f'{library} {name}'), *[pytest.mark.full] * (name not in often))
+  return [pytest.param(case, id=name, marks=marks(name)) for name, case in cases.items()]
 
 
 def silence(module: Any) -> None:

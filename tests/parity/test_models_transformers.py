@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import reference
+from tiny import matrix
 
 import tlx
 from tlx import catalog
@@ -142,6 +143,7 @@ CASES = {
   },
 }  # fmt: skip
 FLAT = {name: case for cases in CASES.values() for name, case in cases.items()}
+OFTEN = ('convnext', 'resnet', 'swin', 'vit')  # not only when drawn
 NO_CLASSIFIER = {'dinov3'}  # its gradients are compared with timm's only
 CLASSIFIERS = [name for name, case in FLAT.items() if case.output == 'logits']
 EXACT = 1e-8  # float64, of each tensor's largest value
@@ -205,7 +207,7 @@ def test_transformers_has_no_classifier_of_the_others(transformers):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('name', FLAT)
+@pytest.mark.parametrize('name', matrix(FLAT, OFTEN))
 def test_outputs_and_files(name, transformers, tmp_path):
   model = made(transformers, name)
   model.save_pretrained(tmp_path / 'theirs')
@@ -230,7 +232,7 @@ def again(kind, folder):
 
 @pytest.mark.parity
 @pytest.mark.parametrize('mode', ['eval', 'train'])
-@pytest.mark.parametrize('name', CLASSIFIERS)
+@pytest.mark.parametrize('name', matrix(CLASSIFIERS, OFTEN))
 def test_logits_statistics_and_gradients(name, mode, transformers, tmp_path):
   model = made(transformers, name)
   model.save_pretrained(tmp_path / 'theirs')
@@ -246,7 +248,7 @@ def test_logits_statistics_and_gradients(name, mode, transformers, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('name', CLASSIFIERS)
+@pytest.mark.parametrize('name', matrix(CLASSIFIERS, OFTEN))
 def test_a_fine_tuned_one_in_transformers(name, transformers, tmp_path):
   model = made(transformers, name)
   model.save_pretrained(tmp_path / 'theirs')
@@ -263,7 +265,7 @@ def test_a_fine_tuned_one_in_transformers(name, transformers, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('name', ['dinov2_registers', 'dinov3', 'vit', 'clip'])
+@pytest.mark.parametrize('name', matrix(['dinov2_registers', 'dinov3', 'vit', 'clip'], OFTEN))
 def test_another_size(name, transformers, tmp_path):
   """Positions of DINOv2 with registers are resampled by transformers as by timm; those of ViT without antialias.
 
