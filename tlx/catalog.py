@@ -15,6 +15,7 @@ import flax.linen as nn
 from tlx import words
 from tlx.nn.model import Config
 from tlx.types import Checkpoint, Dataset, Strategy, Task, UsageError, WholeModel
+from tlx.weights import smp
 
 _ONE = {'models': 'family', 'heads': 'head', 'strategies': 'strategy', 'tasks': 'task', 'datasets': 'data set'}
 _CLASS = {'heads': 'Head', 'strategies': 'Strategy', 'tasks': 'Task'}  # what each file of these folders defines
@@ -68,11 +69,20 @@ def wholes() -> dict[str, tuple[str, WholeModel]]:
 
 
 def whole_of_config(config: Mapping[str, Any]) -> tuple[str, WholeModel] | None:
-  """(head, row) of the whole model that another library's config.json describes; None where it describes none."""
-  for folder in names('heads'):
-    file = find('heads', folder)
-    of_smp = getattr(file, 'SMP', {}).get(config.get('_model_class'), lambda config: None)
-    if found := getattr(file, 'of_config', of_smp)(config):
+  """(head, row) of the whole model that another library's config.json describes; None where it describes none.
+
+  Raises:
+    UsageError: it describes one that tlx lacks.
+  """
+  files = {folder: find('heads', folder) for folder in names('heads')}
+  if smp.CLASS in config:
+    kind, readers = config[smp.CLASS], {k: (f, of) for f, x in files.items() for k, of in getattr(x, 'SMP', {}).items()}
+    if kind not in readers:
+      raise UsageError(f"no head of segmentation-models-pytorch's class {kind!r}{words.suggest(kind, readers)}")
+    folder, read = readers[kind]
+    return folder, read(config)
+  for folder, file in files.items():
+    if found := getattr(file, 'of_config', lambda config: None)(config):
       return folder, found
   return None
 
@@ -114,9 +124,12 @@ def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]
 
 
 def options(config: Config) -> dict[str, Any]:
-  """Fields in which a backbone may differ from its variant: the output stride, and last layers that are left out."""
+  """Fields in which a backbone may differ from its variant: how it dilates, and last layers that are left out.
+
+  The momentum of batch norms is another library's, where that library keeps the same weights.
+  """
   known = {field.name for field in dataclasses.fields(config)}
-  loose = {'output_stride'} & known
+  loose = {'output_stride', 'dilate_early', 'momentum'} & known
   loose |= {name for name in ('final', 'hidden', 'final_norm') if name in known and not getattr(config, name)}
   return {name: getattr(config, name) for name in sorted(loose)}
 

@@ -83,8 +83,7 @@ class WholeLayout(NamedTuple):
   backbone: str  # key of the LAYOUTS of the backbone's family
   prefix: str  # ahead of the backbone's names, such as 'encoder.'
   head: Callable[[Any], Iterable[Any]]  # the head's module -> its rules (weights.rules.Rule), targets below 'head/'
-  strip: str = ''  # what the backbone's names lose, where they begin with it, before they get the prefix
-  rename: Callable[[str], str] = str  # the backbone's names in that layout -> theirs, without the prefix
+  rename: Callable[[str], str] = str  # the backbone's names in that layout -> theirs, behind the prefix
 
 
 class WholeModel(NamedTuple):

@@ -4,24 +4,21 @@ Every tensor is random. Largest errors that `pytest -m parity -n 0 -s tests/pari
 """
 
 import copy
-import dataclasses
 import importlib
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
 
+import tlx
 from tlx import catalog, weights
-from tlx.nn.levels import Level, levels
-from tlx.nn.model import Backbone
-from tlx.types import WholeModel
-from tlx.weights import rules, whole
+from tlx.nn.levels import Level
+from tlx.pretrained import modules
+from tlx.weights import rules
 
 CLASSES = 5
 MODES = ('eval', 'train')
@@ -200,44 +197,6 @@ class Under(nn.Module):
     return self.head(features, train)
 
 
-class Whole(nn.Module):
-  """A backbone and a head that reads its maps: images [b, h, w, 3] -> logits [b, h, w, k]."""
-
-  backbone: Backbone
-  head: nn.Module
-
-  def __call__(self, x, train=False):
-    return self.head(self.backbone(x, train=train, taps=True), train)
-
-
-class Loaded(NamedTuple):
-  module: Whole
-  variables: Any
-  table: tuple[rules.Rule, ...]
-  dropped: reference.Tensors
-  tensors: reference.Tensors  # of the file
-  described: WholeModel
-
-
-def load(folder: Any) -> Loaded:
-  """A folder that smp's `save_pretrained` wrote."""
-  config = json.loads((folder / 'config.json').read_text())
-  file = our_head(config['_model_class'])
-  described = file.of_smp(config)
-  variant = catalog.variant(described.backbone)
-  backbone = Backbone(dataclasses.replace(variant.config, **described.backbone_options))
-  module = Whole(backbone, file.Head(described.num_classes, levels(backbone), **described.options))
-  tensors = weights.read_tensors(folder)
-  of_backbone, _ = rules.tables(variant.family.LAYOUTS, backbone.config)
-  possible = [layout for layout in file.LAYOUTS.values() if layout.backbone in of_backbone]
-  tables = [whole.table(layout, of_backbone[layout.backbone], module.head) for layout in possible]
-  table = max(tables, key=lambda table: sum(rule.source in tensors for rule in table if rule.target))
-  side = getattr(backbone.config, 'size', 64)
-  like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, side, side, weights.records.channels(config))))
-  variables, dropped = rules.read(tensors, table, like)
-  return Loaded(module, variables, table, dropped, tensors, described)
-
-
 def saved(smp, folder: Any, theirs: str, encoder: str, **arguments: Any) -> Any:
   module = getattr(smp, theirs)(encoder, encoder_weights=None, classes=CLASSES, **arguments)
   reference.draw(module)
@@ -247,15 +206,15 @@ def saved(smp, folder: Any, theirs: str, encoder: str, **arguments: Any) -> Any:
 
 @pytest.mark.parity
 @pytest.mark.timeout(900)
-def test_unet_resnet18(torch, smp, tmp_path):
+@pytest.mark.parametrize('train', [False, True], ids=MODES)
+def test_unet_resnet18(train, torch, smp, tmp_path):
   theirs = saved(smp, tmp_path, 'Unet', 'resnet18')
-  ours = load(tmp_path)
+  ours = tlx.load(str(tmp_path))
   image = np.random.default_rng(2).normal(size=(2, *IMAGE, 3))
-  for train in (False, True):
-    forward = lambda module, x: module(x['image'])
-    expected = their_pass(torch, theirs, forward, {'image': image}, train)
-    found = our_pass(ours.module, ours.variables, image, ours.table, train)
-    assert not wrong(f'Unet resnet18 {MODES[train]}', found, expected)
+  expected = their_pass(torch, theirs, lambda module, x: module(x['image']), {'image': image}, train)
+  table = modules.tables(catalog.variant('resnet18'), ours.module)[ours.source.layout]
+  found = our_pass(ours.module, ours.variables, image, table, train)
+  assert not wrong(f'Unet resnet18 {MODES[train]}', found, expected)
 
 
 WHOLE = {  # encoder: smp's class and arguments
@@ -280,16 +239,35 @@ WHOLE = {  # encoder: smp's class and arguments
 @pytest.mark.parametrize('encoder', WHOLE)
 def test_folders_of_smp_are_read_and_written(encoder, torch, smp, tmp_path):
   name, arguments = WHOLE[encoder]
-  theirs = saved(smp, tmp_path, name, encoder, **arguments).eval()
-  ours = load(tmp_path)
-  back = rules.write(ours.variables, ours.table, ours.dropped)
-  assert back.keys() == ours.tensors.keys()
-  assert all(back[name].tobytes() == x.tobytes() for name, x in ours.tensors.items())
+  theirs = saved(smp, tmp_path / 'theirs', name, encoder, **arguments).eval()
+  ours = tlx.load(str(tmp_path / 'theirs'))
+  tlx.save(tmp_path / 'ours', ours)
+  back, tensors = (weights.read_tensors(tmp_path / folder) for folder in ('ours', 'theirs'))
+  assert back.keys() == tensors.keys() and all(back[n].tobytes() == x.tobytes() for n, x in tensors.items())
   size = (224, 224) if 'swin' in encoder else IMAGE
   image = np.random.default_rng(2).normal(size=(2, *size, arguments.get('in_channels', 3))).astype(np.float32)
   with torch.no_grad():
-    expected = theirs(reference.to_torch(image)).permute(0, 2, 3, 1).numpy()
+    expected, again = (
+      module.eval()(reference.to_torch(image)).permute(0, 2, 3, 1).numpy()
+      for module in (theirs, smp.from_pretrained(tmp_path / 'ours'))
+    )
+  np.testing.assert_array_equal(expected, again)
   logits = np.asarray(reference.compiled(ours.module.apply, ours.variables, image))
   error = reference.relative(logits, expected)
   print(f'\n{name} {encoder}: float32 logits {error:.1e}')
   assert logits.shape == (2, *size, CLASSES) and error < SINGLE
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(('name', 'encoder'), [('Unet', 'tu-mobilenetv2_050'), ('FPN', 'resnet18')])
+def test_other_classes_and_channels_go_back_to_smp(name, encoder, torch, smp, tmp_path):
+  saved(smp, tmp_path / 'theirs', name, encoder, **(WIDTHS if name == 'Unet' else PYRAMID))
+  changed = tlx.load(str(tmp_path / 'theirs'), num_classes=3, in_channels=4)
+  tlx.save(tmp_path / 'ours', changed, class_names=('a', 'b', 'c'))
+  again = tlx.load(str(tmp_path / 'ours'))
+  assert again.class_names == ('a', 'b', 'c') and again.module == changed.module
+  jax.tree.map(np.testing.assert_array_equal, again.variables, changed.variables)
+  image = np.random.default_rng(2).normal(size=(2, *IMAGE, 4)).astype(np.float32)
+  with torch.no_grad():
+    expected = smp.from_pretrained(tmp_path / 'ours').eval()(reference.to_torch(image)).permute(0, 2, 3, 1).numpy()
+  assert reference.relative(np.asarray(jax.jit(changed.module.apply)(changed.variables, image)), expected) < SINGLE

@@ -108,7 +108,7 @@ MOBILE_FINE = 'stage2_block0'  # its first layer of stride 8, which torchvision 
 
 def layout(head: Callable[[Any], Iterator[rules.Rule]]) -> WholeLayout:
   """torchvision's: the backbone's own names below 'backbone.', where those of MobileNet lose their 'features.'."""
-  return WholeLayout('torchvision', 'backbone.', head, strip='features.')
+  return WholeLayout('torchvision', 'backbone.', head, rename=lambda name: name.removeprefix('features.'))
 
 
 def of_torchvision(

@@ -11,7 +11,7 @@ from tlx import catalog, weights, words
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
 from tlx.types import Checkpoint, Preprocess, Size, TlxError, UsageError, WholeModel, shape_of
-from tlx.weights import records
+from tlx.weights import records, smp
 
 TLX = 'tlx'  # the key of config.json under which a model's head stands that no other library knows
 Record = Mapping[str, Any]
@@ -96,7 +96,7 @@ def resolve(name: str) -> Found:
   folder = weights.fetch(name)
   config = weights.read_config(folder)
   if of_library := catalog.whole_of_config(config):
-    found = _of_whole(*of_library, folder, config, weights.read_processor(folder))
+    found = _of_whole(*of_library, folder, smp.opened(config), weights.read_processor(folder))
     return found._replace(head=found.record.get('head')) if found.record else found  # which may have taken its place
   if 'architecture' not in config and 'model_type' not in config:
     raise TlxError(

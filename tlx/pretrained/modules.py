@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -91,10 +91,10 @@ def is_classifier(module: TransferModel) -> bool:
   return head_name(module) == LINEAR and module.head.pool != 'flatten'
 
 
-def of_backbone(table: Iterable[rules.Rule], prefix: str = '', strip: str = '') -> Rules:
-  """The rules of a family's table that speak of the backbone; names lose `strip` at their start, then get `prefix`."""
+def of_backbone(table: Iterable[rules.Rule], prefix: str = '', rename: Callable[[str], str] = str) -> Rules:
+  """The rules of a family's table that speak of the backbone; names become `prefix` and what `rename` makes of them."""
   inside = lambda rule: rule.target is None or rule.target.split('/')[1] == BACKBONE
-  return tuple(rule._replace(source=prefix + rule.source.removeprefix(strip)) for rule in table if inside(rule))
+  return tuple(rule._replace(source=prefix + rename(rule.source)) for rule in table if inside(rule))
 
 
 def own_table(table: Iterable[rules.Rule], module: TransferModel) -> Rules:
@@ -122,7 +122,7 @@ def sees_map(module: TransferModel) -> bool:
 def whole_table(variant: catalog.Variant, module: TransferModel, layout: WholeLayout) -> Rules:
   """Of a backbone and a head that another library keeps in one file."""
   backbone = variant.family.LAYOUTS[layout.backbone](module.backbone.config)
-  return (*of_backbone(backbone, layout.prefix, layout.strip), *layout.head(module.head))
+  return (*of_backbone(backbone, layout.prefix, layout.rename), *layout.head(module.head))
 
 
 def whole_layouts(module: TransferModel) -> Mapping[str, WholeLayout]:

@@ -1,7 +1,7 @@
 """Weights out: a model as the folder that its own library, another one and `tlx.load` read."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
 from tlx.pretrained.found import TLX, preprocess_of
 from tlx.types import Preprocess, Pretrained, Source, UsageError, Variables
-from tlx.weights import records, rules
+from tlx.weights import records, rules, smp
 
 Records = tuple[dict[str, Any], dict[str, Any]]  # config.json and preprocessor_config.json
 
@@ -137,7 +137,7 @@ def _records(
 ) -> Records:
   """config.json and preprocessor_config.json."""
   if not modules.is_classifier(module):
-    return _records_with_head(variant, module, source, preprocess, class_names)
+    return _records_with_head(variant, module, source, preprocess, class_names, layout)
   classes = module.head.num_classes
   size = module.backbone.config.size
   if layout.startswith('transformers'):
@@ -166,6 +166,7 @@ def _records_with_head(
   source: Source,
   preprocess: Preprocess | None,
   class_names: Sequence[str],
+  layout: str,
 ) -> Records:
   """The source's own records, or timm's for the backbone; and under TLX all that rebuilds the head."""
   record = preprocess or preprocess_of({}, {}, variant.checkpoint)
@@ -184,4 +185,19 @@ def _records_with_head(
     'task': source.task,
     'backbone': {name: x for name, x in catalog.options(config).items() if x != getattr(known, name)},
   }
-  return {**source.config, **made, TLX: own}, dict(source.processor)
+  made[TLX] = own
+  if smp.CLASS not in source.config:
+    return {**source.config, **made}, dict(source.processor)
+  if layout != source.layout or not _describes(smp.theirs(source.config), module):
+    return made, {}
+  resized = {'img_size': size} if 'img_size' in arguments else {}
+  counts = {'classes': own['num_classes'], 'in_channels': len(record.mean)}
+  return smp.changed(source.config, made, **counts, **resized), {}
+
+
+def _describes(config: Mapping[str, Any], module: TransferModel) -> bool:
+  """Whether the config.json of a whole model still says how the head is built."""
+  found = catalog.whole_of_config(config)
+  if not found or found[0] != modules.head_name(module):
+    return False
+  return all(getattr(module.head, name) == value for name, value in found[1].options.items() if name != 'dropout')

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tlx.types import Preprocess, TlxError, UsageError
+from tlx.weights import smp
 
 Record = Mapping[str, Any]
 PILLOW = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}  # PIL.Image.Resampling
@@ -32,7 +33,7 @@ def for_channels(record: Preprocess, count: int) -> Preprocess:
 
 def channels(config: Record) -> int:
   """Number of input channels of the checkpoint."""
-  if '_model_class' in config:  # segmentation-models-pytorch
+  if smp.CLASS in config:
     return int(config.get('in_channels', 3))
   return int((config.get('pretrained_cfg') or {}).get('input_size', (3,))[0])
 

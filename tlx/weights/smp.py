@@ -105,12 +105,13 @@ def norm(value: Any) -> bool:
 
 COMMON = {  # the arguments that all classes share, without the encoder's
   'classes': Field('num_classes', 1, number),
+  'encoder_weights': Field('', 'imagenet', lambda value: value),  # how training began
   'in_channels': Field('', 3, number),  # `records.channels` reads it
   'activation': Field('', None, one_of(None, 'identity')),  # behind the logits
   'aux_params': Field('', None, one_of(None)),  # a second head, for classification
 }
 OLDER = {'decoder_use_batchnorm': 'decoder_use_norm'}
-WITHOUT_MEANING = ('_model_class', 'encoder_weights')  # of the file; of the weights, only how training began
+CLASS, OURS = '_model_class', '_tlx'  # keys of config.json: smp's class, and what tlx alone reads
 
 
 def whole(
@@ -129,7 +130,7 @@ def whole(
     reads: the encoder's maps, from fine to coarse -> those that the decoder reads.
   Raises: UsageError listing every argument that tlx does not know or does not have in this form.
   """
-  given = {OLDER.get(name, name): value for name, value in config.items() if name not in WITHOUT_MEANING}
+  given = {OLDER.get(name, name): value for name, value in config.items() if name[0] != '_'}  # smp ignores those too
   name = given.pop('encoder_name', 'resnet34')
   encoder, variant = _encoder(name)
   fields = {'encoder_depth': Field('depth', 5, one_of(*((5,) if encoder.pruned else depths))), **COMMON, **fields}
@@ -141,7 +142,7 @@ def whole(
     problems.append(f'encoder_output_stride {options[OUTPUT_STRIDE]} (tlx has no dilation in {name})')
   if problems:
     raise UsageError(
-      f'config.json describes a {config.get("_model_class", "model")} of segmentation-models-pytorch that tlx lacks: '
+      f'config.json describes a {config.get(CLASS, "model")} of segmentation-models-pytorch that tlx lacks: '
       f'{"; ".join(problems)}; choose another checkpoint'
     )
   layers = reads(encoder.maps[: options.pop('depth')])
@@ -151,6 +152,22 @@ def whole(
   return WholeModel(
     variant, classes, options={'layers': layers, **options}, backbone_options={**encoder.options, **own, **of_backbone}
   )
+
+
+def opened(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config.json with what tlx wrote into it for itself at the top."""
+  return {**config, **config.get(OURS, {})}
+
+
+def theirs(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The arguments of smp's class, of a config.json that may be `opened`."""
+  ours = config.get(OURS, {})
+  return {name: value for name, value in config.items() if name != OURS and name not in ours}
+
+
+def changed(config: Mapping[str, Any], ours: Mapping[str, Any], **arguments: int) -> dict[str, Any]:
+  """smp's config.json for a model that differs in some arguments; `ours` stands where smp passes over it."""
+  return {**theirs(config), **arguments, OURS: dict(ours)}
 
 
 def _encoder(name: Any) -> tuple[Encoder, str]:
