@@ -1,11 +1,18 @@
 """What a config.json of segmentation-models-pytorch says, and what is refused of it."""
 
-import pytest
+import dataclasses
+import json
 
-from tlx import catalog
+import numpy as np
+import pytest
+from conftest import randomised
+
+import tlx
+from tlx import catalog, weights
 from tlx.heads import deeplabv3plus, fpn, unet, upernet
+from tlx.pretrained import modules
 from tlx.types import UsageError
-from tlx.weights import records, smp
+from tlx.weights import records, rules, smp
 
 UNET = {  # as smp 0.6.0 writes it
   '_model_class': 'Unet', 'activation': None, 'aux_params': None, 'classes': 5, 'decoder_attention_type': None,
@@ -114,3 +121,44 @@ def test_refused(read, config, problem):
   with pytest.raises(UsageError) as error:
     read(config)
   assert problem in str(error.value)
+
+
+def test_a_folder_of_smp_is_loaded_saved_and_loaded_again(tmp_path):
+  config = {
+    **UNET, 'encoder_name': 'tu-convnext_test.random', 'decoder_channels': [8] * 5, 'in_channels': 3,
+  }  # fmt: skip
+  head, whole = catalog.whole_of_config(config)
+  variant = catalog.variant(whole.backbone)
+  variant = variant._replace(config=dataclasses.replace(variant.config, **whole.backbone_options))
+  module = modules.build(variant, 5, head=catalog.head(head, num_classes=5, **whole.options))
+  table = modules.whole_table(variant, module, unet.LAYOUTS['smp_tu'])
+  tensors = rules.write(randomised(modules.abstract(module)), table)
+  assert {name.split('.')[0] for name in tensors} == {'encoder', 'decoder', 'segmentation_head'}
+  (tmp_path / 'a').mkdir()
+  weights.write_safetensors(tmp_path / 'a' / 'model.safetensors', tensors, {})
+  (tmp_path / 'a' / 'config.json').write_text(json.dumps(config))
+
+  loaded = tlx.load(str(tmp_path / 'a'))
+  assert (loaded.module.head.num_classes, loaded.source.layout) == (5, 'smp_tu')
+  again = tlx.load(str(tlx.save(tmp_path / 'b', loaded, class_names=list('abcde'))))
+  written = json.loads((tmp_path / 'b' / 'config.json').read_text())
+  assert {name: value for name, value in written.items() if name != '_tlx'} == config
+  assert again.class_names == tuple('abcde') and again.module == loaded.module
+  back = weights.read_tensors(tmp_path / 'b')
+  assert back.keys() == tensors.keys() and all(np.array_equal(back[name], x) for name, x in tensors.items())
+
+  third = tlx.load(str(tlx.save(tmp_path / 'c', tlx.load(str(tmp_path / 'b'), num_classes=2))))
+  assert third.module.head.num_classes == 2
+  assert json.loads((tmp_path / 'c' / 'config.json').read_text())['classes'] == 2
+  other = tlx.load(str(tmp_path / 'b'), head='fpn(width=8, inner=32)', num_classes=2)
+  tlx.save(tmp_path / 'd', other)  # of which smp's config.json says nothing any more
+  assert '_model_class' not in json.loads((tmp_path / 'd' / 'config.json').read_text())
+  assert tlx.load(str(tmp_path / 'd')).module == other.module
+
+
+def test_a_class_of_smp_that_there_is_not_is_named():
+  with pytest.raises(
+    UsageError,
+    match="no head of segmentation-models-pytorch's class 'UnetPlusPlus'; there are DeepLabV3Plus, FPN, Unet",
+  ):
+    catalog.whole_of_config({**UNET, '_model_class': 'UnetPlusPlus'})
