@@ -1,6 +1,17 @@
 """Our heads against segmentation-models-pytorch's decoders on the same maps, and whole models from smp's own folders.
 
-Every tensor is random. Largest errors that `pytest -m parity -n 0 -s tests/parity/test_heads_smp.py` prints:
+Every tensor is random. Largest errors that `pytest -m parity -n 0 -s tests/parity/test_heads_smp.py` prints with jax
+0.10.2, torch 2.13.0 and segmentation-models-pytorch 0.6.0, each as a share of its tensor's largest value, in evaluation
+/ training mode; of the whole models (15 kinds of encoders) the float32 logits differ by at most 2.3e-6.
+
+                        float64 logits   statistics  gradients
+  unet                  1e-15 / 5e-15    3e-15       1e-14 / 1e-14
+  fpn                   2e-15 / 2e-15    none        2e-15 / 2e-15
+  deeplabv3plus         4e-16 / 9e-16    5e-16       2e-15 / 6e-14
+  upernet               1e-15 / 2e-15    2e-15       2e-15 / 1e-10
+  resnet18 with a unet  3e-15 / 3e-14    2e-15       6e-15 / 4e-14
+
+The 1e-10 is a shift of the first norm, which batch statistics take away but for what borders do.
 """
 
 import copy

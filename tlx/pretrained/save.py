@@ -190,9 +190,9 @@ def _records_with_head(
     return {**source.config, **made}, dict(source.processor)
   if layout != source.layout or not _describes(smp.theirs(source.config), module):
     return made, {}
-  resized = {'img_size': size} if 'img_size' in arguments else {}
-  counts = {'classes': own['num_classes'], 'in_channels': len(record.mean)}
-  return smp.changed(source.config, made, **counts, **resized), {}
+  sized = {'img_size': size} if 'img_size' in arguments else {}
+  new = {'classes': own['num_classes'], 'in_channels': len(record.mean), **sized}
+  return smp.changed(source.config, new, made), {}
 
 
 def _describes(config: Mapping[str, Any], module: TransferModel) -> bool:

@@ -165,7 +165,7 @@ def theirs(config: Mapping[str, Any]) -> dict[str, Any]:
   return {name: value for name, value in config.items() if name != OURS and name not in ours}
 
 
-def changed(config: Mapping[str, Any], ours: Mapping[str, Any], **arguments: int) -> dict[str, Any]:
+def changed(config: Mapping[str, Any], arguments: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
   """smp's config.json for a model that differs in some arguments; `ours` stands where smp passes over it."""
   return {**theirs(config), **arguments, OURS: dict(ours)}
 
