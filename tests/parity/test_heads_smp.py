@@ -11,7 +11,7 @@ Every tensor is random. Largest errors that `pytest -m parity -n 0 -s tests/pari
   upernet               1e-15 / 2e-15    2e-15       2e-15 / 1e-10
   resnet18 with a unet  3e-15 / 3e-14    2e-15       6e-15 / 4e-14
 
-The 1e-10 is a shift of the first norm, which batch statistics take away but for what borders do.
+The 1e-10 is a shift that batch statistics take away, whose true gradient is zero.
 """
 
 import copy
