@@ -54,7 +54,7 @@ def _drawn(name: str):
 
 def side(module, pixels: int = 32) -> int:
   """Of images: the one that the model takes, or that many pixels."""
-  return getattr(module.backbone.config, 'size', pixels)
+  return module.backbone.config.size or pixels
 
 
 def batch(seed: int = 0, size: int = 8, pixels: int = 32) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ SMALLEST = {
 
 def counted(variant: catalog.Variant) -> Figures:
   """The variant's figures with what can be counted, counted."""
-  native = getattr(variant.config, 'size', None) or (variant.checkpoint and variant.checkpoint.preprocess.size)
+  native = variant.config.size or (variant.checkpoint and variant.checkpoint.preprocess.size)
   stated = catalog_figures(variant) or Figures(0, 0, native or 224)
   parameters, total = flops.model_cost(pretrained.build(variant, 1000), stated.size)
   return stated._replace(parameters=parameters, gmacs=round(total / 1e9, DIGITS))
@@ -62,5 +62,5 @@ def test_figures_are_plausible(family):
   module = catalog.find('models', family)
   assert sorted(module.FIGURES) == NAMES[family]
   for name, figures in module.FIGURES.items():
-    assert figures.size == getattr(module.VARIANTS[name], 'size', figures.size)
+    assert figures.size == (module.VARIANTS[name].size or figures.size)
     assert figures.top1 is None or (name in module.CHECKPOINTS and 40 < figures.top1 < 95)

@@ -12,11 +12,17 @@ from tiny import NAMES as TINY
 import tlx
 from tlx import catalog, labels, pretrained, trees, weights
 from tlx.actions import finetune
+from tlx.nn.model import Config
 from tlx.report import terminal
 from tlx.types import Source, UsageError
 from tlx.weights import records, rules
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
+
+
+def usual(variant):
+  """The layout that `tlx.save` writes where the weights have no source: timm's, unless timm lacks the family."""
+  return next(iter(variant.family.LAYOUTS))
 
 
 @pytest.fixture(scope='module', params=TINY)
@@ -34,12 +40,24 @@ def test_every_family_has_a_tiny_variant():
   assert {catalog.variant(name).family.__name__.split('.')[-1] for name in TINY} == set(catalog.names('models'))
 
 
+def test_every_config_has_the_optional_fields():
+  for variant in catalog.variants().values():
+    config = variant.config
+    assert Config in type(config).__mro__, f'{type(config).__name__} does not inherit from tlx.nn.model.Config'
+    assert config.size is None or config.size >= config.smallest
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert (config.size is not None) <= ('size' in fields), f'{variant.name}: --image-size cannot change its size'
+    assert (config.aux_classes is not None) <= ('aux_classes' in fields)
+    assert (config.output_stride is not None) <= ('output_stride' in fields)
+
+
 @pytest.mark.parametrize('name', matrix(catalog.variants()))
 def test_layouts_name_every_leaf_once(name):
   variant = catalog.variant(name)
   like = trees.flatten(pretrained.abstract(pretrained.build(variant, 10)))
   tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
-  assert 'timm' in tables
+  assert usual(variant) in tables
+  assert usual(variant) == 'timm' or 'timm' not in variant.family.LAYOUTS
   for table in tables.values():
     sources = [r.source for r in table]
     assert len(set(sources)) == len(sources)
@@ -193,7 +211,7 @@ def test_no_layout_falls_back_to_the_names_of_timm():
     tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
     names = {layout: {rule.source for rule in table if rule.target} for layout, table in tables.items()}
     family = variant.family.__name__.rpartition('.')[-1]
-    assert {(family, layout) for layout in names if layout != 'timm' and names[layout] == names['timm']} <= same
+    assert {(family, layout) for layout in names if layout != 'timm' and names[layout] == names.get('timm')} <= same
 
 
 @pytest.mark.parametrize(
@@ -235,7 +253,7 @@ def test_an_experiment_looks_its_model_up_once_and_reads_its_weights_once(tiny_m
     asked = tlx.Experiment(model=tiny_models[family], data=f'folder:{tiny_images}', image_size=size)
     prepared = finetune.prepare(asked, terminal.Console(quiet=True))
     assert prepared.pretrained.preprocess.size == size and prepared.experiment.image_size == size
-    assert getattr(prepared.pretrained.module.backbone.config, 'size', size) == size
+    assert prepared.pretrained.module.backbone.config.size in (None, size)
     assert sorted(calls) == ['fetch', 'read_config', 'read_tensors']
 
 
@@ -246,6 +264,25 @@ def test_save_then_load_gives_the_same_logits(model, tmp_path):
   np.testing.assert_array_equal(
     again.module.apply(again.variables, IMAGES), model.module.apply(model.variables, IMAGES)
   )
+
+
+def test_save_takes_all_that_load_returned(tmp_path):
+  model = built('resnet_test')._replace(class_names=tuple('abcde'), preprocess=tlx.Preprocess(size=48, crop=0.9))
+  about = {'source': model.source, 'preprocess': model.preprocess, 'class_names': model.class_names}
+  tlx.save(tmp_path / 'parts', model.module, model.variables, **about)
+  tlx.save(tmp_path / 'whole', model)
+  for file in ('model.safetensors', 'config.json'):
+    assert (tmp_path / 'whole' / file).read_bytes() == (tmp_path / 'parts' / file).read_bytes()
+  zeros = jax.tree.map(jnp.zeros_like, model.variables)
+  again = tlx.load(str(tlx.save(tmp_path / 'changed', model, zeros, class_names=tuple('vwxyz'))))
+  assert again.class_names == tuple('vwxyz') and again.preprocess == model.preprocess
+  assert not any(leaf.any() for leaf in jax.tree.leaves(again.variables))
+
+
+def test_save_of_a_module_alone_is_refused(tmp_path):
+  with pytest.raises(UsageError, match='a module alone has no weights'):
+    tlx.save(tmp_path / 'm', built('resnet_test').module)
+  assert not (tmp_path / 'm').exists()
 
 
 def test_fresh_head_starts_at_zero_and_the_backbone_stays(every, tmp_path):
@@ -301,7 +338,7 @@ def test_works_under_jit_grad_vmap_and_in_bfloat16(name):
 
 def test_all_problems_are_listed_at_once(every):
   variant = catalog.variant(every.source.variant)
-  table = tuple(variant.family.LAYOUTS['timm'](variant.config))
+  table = tuple(variant.family.LAYOUTS[usual(variant)](variant.config))
   tensors = rules.write(every.variables, table)
   first, second, *_ = tensors
   del tensors[first]

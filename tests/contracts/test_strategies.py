@@ -10,7 +10,7 @@ from tiny import CLASSES, FAMILIES, batch, built, matrix, side, task
 
 from tlx import catalog, labels, trees
 from tlx.train import loop, optimizer, sharding, state, step
-from tlx.types import Preprocess, UsageError
+from tlx.types import Preprocess, Strategy, UsageError
 
 TINY = {catalog.variant(n).family.__name__.split('.')[-1]: n for n in catalog.variants() if n.endswith('_test')}
 STRATEGIES = [catalog.example(name) for name in catalog.names('strategies')]
@@ -37,6 +37,12 @@ def recipe(model, **changes):
 
 def test_every_strategy_has_its_family():
   assert {spec for specs in OFTEN.values() for spec in specs} == set(STRATEGIES)
+
+
+@pytest.mark.parametrize('spec', STRATEGIES)
+def test_a_strategy_says_whether_it_starts_from_pretrained_weights(spec):
+  strategy = catalog.strategy(spec)
+  assert Strategy in type(strategy).__mro__ and strategy.pretrained == (spec != 'scratch')
 
 
 @pytest.mark.parametrize('spec', STRATEGIES)

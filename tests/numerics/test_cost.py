@@ -38,7 +38,7 @@ def counted(program):
 def setting(name, **changes):
   """(recipe, abstract variables, abstract batch): shapes alone, no array is made."""
   module = pretrained.build(catalog.variant(name), CLASSES, dropout=0.2)
-  side = getattr(module.backbone.config, 'size', PIXELS)
+  side = module.backbone.config.size or PIXELS
   recipe = step.Recipe(
     module, tiny_task(CLASSES, label_smoothing=0.1), Preprocess(size=side, crop=1.0), ema=0.99, **changes
   )

@@ -88,7 +88,7 @@ CASES = {  # family: two variants or more
   'vgg': (Case('vgg11'), Case('vgg13_bn')),
   'vit': (sized('vit_tiny_patch16_224'), sized('vit_small_patch32_224')),
 }  # fmt: skip
-NOT_IN_TIMM = {'squeezenet'}
+NOT_IN_TIMM = {'mit', 'squeezenet'}
 NAMED = {case.name: case for cases in CASES.values() for case in cases}
 OFTEN = ('convnext_atto', 'resnet18', 'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224')  # not only when drawn
 EXACT = 1e-8  # float64, of each tensor's largest value

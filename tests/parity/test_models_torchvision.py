@@ -117,7 +117,7 @@ def made(torchvision, case, **arguments):
 
 def load(case, path, **arguments):
   """With the images' size where the parameters depend on it."""
-  size = {'image_size': case.size} if hasattr(catalog.variant(case.name).config, 'size') else {}
+  size = {'image_size': case.size} if catalog.variant(case.name).config.size else {}
   return tlx.load(case.name, weights=path, **size, **arguments)
 
 

@@ -5,7 +5,6 @@ tests/parity/test_models_transformers.py` with jax 0.10.2, torch 2.13.0 and tran
 tensor's largest value, in float64: logits 1e-13 (Swin V2 1e-8), statistics 5e-14, gradients 5e-10 (Swin V2 3e-7).
 """
 
-import copy
 import json
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ STAGES = dict(hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1])
 CONVNEXT = STAGES | dict(layer_norm_eps=1e-6)  # of the last norm: by default 1e-12, tlx has its authors'
 RESNET = dict(embedding_size=8, hidden_sizes=[32, 64, 128, 256], depths=[1, 2, 1, 1])
 REGNET = STAGES | dict(embedding_size=8, groups_width=8)
+SEGFORMER = STAGES | dict(num_attention_heads=[1, 2, 3, 4])
 EFFICIENT = dict(width_coefficient=0.5, depth_coefficient=0.3, hidden_dim=640)
 
 
@@ -98,6 +98,11 @@ CASES = {
     'mobilenetv2': Case('MobileNetV2ForImageClassification', dict(depth_multiplier=0.35), size=75),
     'mobilenetv2_wider': Case('MobileNetV2ForImageClassification', dict(depth_multiplier=0.5, layer_norm_eps=1e-5)),
     'mobilenetv2_base': Case('MobileNetV2Model', dict(depth_multiplier=0.35), 'pooled'),
+  },
+  'mit': {
+    'segformer': Case('SegformerForImageClassification', SEGFORMER, size=75),
+    'segformer_tokens': Case('SegformerForImageClassification', SEGFORMER | dict(reshape_last_stage=False), size=64),
+    'segformer_base': Case('SegformerModel', SEGFORMER | dict(sr_ratios=[4, 2, 1, 1]), 'mean', 64),
   },
   'regnet': {
     'regnet_x': Case('RegNetForImageClassification', REGNET | dict(layer_type='x'), size=75),
@@ -174,6 +179,8 @@ def answer(model, name, images):
     if output == 'pooled':
       tower = getattr(model, 'vision_model', model)
       return tower(x).pooler_output.flatten(1).numpy()
+    if output == 'mean':
+      return model(x).last_hidden_state.mean((2, 3)).numpy()
     tower = getattr(model, 'vit', getattr(model, 'deit', model))
     if hasattr(tower.config, 'mask_ratio'):
       tower.config.mask_ratio = 0.0  # every patch is seen, in random order, which the class token does not notice
@@ -232,20 +239,7 @@ def test_logits_statistics_and_gradients(name, mode, transformers, tmp_path):
   ours = tlx.load(str(tmp_path / 'theirs'))
   if mode == 'eval' and 'batch_stats' not in ours.variables:
     pytest.skip('without batch statistics both modes are one program')
-
-  def renamed(found):
-    """As their own files name the tensors of a module."""
-    import torch
-
-    holder = copy.deepcopy(model).double()
-    for key, tensor in (*holder.named_parameters(), *holder.named_buffers()):
-      if (value := {**found.gradients, **found.statistics}.get(key)) is not None:
-        tensor.data = torch.from_numpy(value)
-    holder.save_pretrained(tmp_path / 'found')
-    tensors = {key: x for key, x in read_tensors(tmp_path / 'found').items() if not key.endswith('_tracked')}
-    moved = {key: x for key, x in tensors.items() if key.endswith(reference.STATISTICS)}
-    return found._replace(gradients={key: x for key, x in tensors.items() if key not in moved}, statistics=moved)
-
+  renamed = lambda found: reference.as_saved(model, found, tmp_path / 'found')
   images = reference.images(FLAT[name].size)
   errors = reference.float64_errors(ours, model, images, train=mode == 'train', renamed=renamed)
   print(f'\n{name} {mode}:', *(f'{what} {worst.error:.1e} {worst.name};' for what, worst in errors.items()))

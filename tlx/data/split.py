@@ -9,7 +9,7 @@ import numpy as np
 from tlx.types import DataSource, Example
 
 
-class Labelled:
+class Labelled(DataSource):
   """Base of the sources whose annotation is one class an image."""
 
   labels: np.ndarray  # int32 [n]
@@ -18,12 +18,12 @@ class Labelled:
     return int(self.labels[index])
 
 
-class Subset:
+class Subset(DataSource):
   """Some examples of another source, in the given order."""
 
   def __init__(self, source: DataSource, indices: Sequence[int] | np.ndarray):
     self.source, self.indices = source, np.asarray(indices, np.int64)
-    if hasattr(source, 'labels'):
+    if source.labels is not None:
       self.labels = np.asarray(source.labels, np.int32)[self.indices]
 
   def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Subset:
     return self.source.size(int(self.indices[index]))
 
   def fingerprint(self) -> str | None:
-    whole = fingerprint(self.source)
+    whole = self.source.fingerprint()
     return whole and hashlib.sha256(whole.encode() + self.indices.tobytes()).hexdigest()
 
 
@@ -47,11 +47,6 @@ def sample(source: DataSource, count: int, seed: int) -> Subset:
   """That many examples drawn without replacement, in the order of the source; all where it has no more."""
   chosen = np.random.default_rng(seed).permutation(len(source))[:count]
   return Subset(source, np.sort(chosen))
-
-
-def fingerprint(source: DataSource) -> str | None:
-  """Another one wherever an image or the order may be another; None where the source cannot tell."""
-  return source.fingerprint() if hasattr(source, 'fingerprint') else None
 
 
 def holdout(labels: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ from tlx.data.mask_classes import Legend
 from tlx.data.mask_folders import Pair
 from tlx.data.masks import IGNORE
 from tlx.files import fingerprint
-from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
+from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
 SHARE = 0.2  # held back for validation
 FULL_CHECK = 20_000  # images; above this many only headers are looked at, and pixels are counted in a part of the masks
@@ -41,7 +41,7 @@ VOC = (
 Splits = Mapping[str, Sequence[Pair]]
 
 
-class MaskSource:
+class MaskSource(DataSource):
   """Encoded images and masks, read when asked for."""
 
   def __init__(self, root: pathlib.Path, pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], legend: Legend):

@@ -30,7 +30,8 @@ def spread(strides: Sequence[int], output_stride: int, *, stem: int, early: bool
     strides: of the stages' first blocks, from input to output.
     output_stride: 8, 16 or 32.
     stem: the stride ahead of the first stage.
-    early: the first block of a stage that dilates does so already (torchvision's MobileNetV3). Otherwise it keeps the
+    early: the first block of a stage that dilates does so already (torchvision's MobileNetV3, all
+      encoders of segmentation-models-pytorch itself). Otherwise it keeps the
       dilation of the stage before, as dense as its input is (torchvision's ResNet, timm, TensorFlow's DeepLab).
   """
   found, reached, dilation = [], stem, 1

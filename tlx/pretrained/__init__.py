@@ -2,8 +2,8 @@
 
 from tlx.pretrained.load import Asked, Found, load, locate, resolve
 from tlx.pretrained.modules import abstract, build, example, features
-from tlx.pretrained.save import export, save
+from tlx.pretrained.save import save
 
 __all__ = [
-  'Asked', 'Found', 'abstract', 'build', 'example', 'export', 'features', 'load', 'locate', 'resolve', 'save',
+  'Asked', 'Found', 'abstract', 'build', 'example', 'features', 'load', 'locate', 'resolve', 'save',
 ]  # fmt: skip

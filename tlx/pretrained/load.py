@@ -13,11 +13,23 @@ from tlx import catalog, trees, weights, words
 from tlx.labels import HEAD
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
-from tlx.types import Checkpoint, Preprocess, Pretrained, Size, Source, TlxError, UsageError, WholeModel, shape_of
+from tlx.types import (
+  Checkpoint,
+  Preprocess,
+  Pretrained,
+  Size,
+  Source,
+  TlxError,
+  UsageError,
+  Variables,
+  WholeModel,
+  shape_of,
+)
 from tlx.weights import records, rules
 
 TLX = 'tlx'  # the key of config.json under which a model's head stands that no other library knows
-Record, Tensors = Mapping[str, Any], Mapping[str, np.ndarray]
+Record = Mapping[str, Any]
+Tensors = Mapping[str, np.ndarray]
 OLD_HEAD = (HEAD, 'logits')  # modules that are new where the head is another
 
 
@@ -52,7 +64,7 @@ class Found(NamedTuple):
   def preprocess(self) -> Preprocess:
     """What the model expects of its input unless another size is asked for."""
     record = preprocess_of(self.config, self.processor, self.checkpoint)
-    return record._replace(size=getattr(self.variant.config, 'size', None) or record.size)
+    return record._replace(size=self.variant.config.size or record.size)
 
 
 def load(
@@ -105,7 +117,8 @@ def resolve(name: str) -> Found:
   folder = weights.fetch(name)
   config = weights.read_config(folder)
   if of_library := catalog.whole_of_config(config):
-    return _of_whole(*of_library, folder, config, weights.read_processor(folder))
+    found = _of_whole(*of_library, folder, config, weights.read_processor(folder))
+    return found._replace(head=found.record.get('head')) if found.record else found  # which may have taken its place
   if 'architecture' not in config and 'model_type' not in config:
     raise TlxError(
       f'{name}/config.json names no "architecture" (timm) and no "model_type" (transformers); '
@@ -156,7 +169,7 @@ class Asked(NamedTuple):
     return records.for_channels(record._replace(size=self.image_size or record.size), channels)
 
   def variant(self, variant: catalog.Variant) -> catalog.Variant:
-    if self.image_size is None or not hasattr(variant.config, 'size'):
+    if self.image_size is None or variant.config.size is None:
       return variant
     height, width = shape_of(self.image_size)
     if height != width:
@@ -194,6 +207,7 @@ class Stored(NamedTuple):
 
 
 def _read(found: Found, ask: Asked) -> Pretrained:
+  assert found.path is not None  # `locate` has seen to it
   tensors = weights.read_tensors(found.path)
   where = f'{found.location} -> {found.variant.name}'
   stored = _with_head(found, ask, tensors, where) if found.head or found.record else _classifier(found, tensors, where)
@@ -231,18 +245,21 @@ def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored
   record, head = found.record, found.head or ask.head
   if head is None:
     raise UsageError(
-      f'{found.location} has a head of its writer\'s own, {record.get("module")}; pass it: tlx.load(..., head=...)'
+      f"{found.location} has a head of its writer's own, {record.get('module')}; pass it: tlx.load(..., head=...)"
     )
   classes = record.get('num_classes') or (found.whole.num_classes if found.whole else 0)
   tables = modules.tables(found.variant, modules.build(found.variant, classes, head=head))
   layout = max(tables, key=lambda name: sum(rule.source in tensors for rule in tables[name]))
   if not record:
     classes = _outputs(found.variant, head, classes, tables[layout], tensors)
-  names = record.get('class_names') or records.names_of_classes(found.config, classes)
+  published = found.whole.class_names if found.whole and found.whole.num_classes == classes else ()
+  names = record.get('class_names') or published or records.names_of_classes(found.config, classes)
   return Stored(layout, found.variant, tables[layout], classes, head, names)
 
 
-def _variables(found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str):
+def _variables(
+  found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str
+) -> tuple[Variables, Tensors, TransferModel, bool]:
   """(variables, tensors without a use, module, whether its outputs are new)."""
   channels, shape = ask.channels(found.config), ask.preprocess(found).shape
   module = ask.module(ask.variant(stored.variant), stored.classes, stored.head)
@@ -262,7 +279,9 @@ def _variables(found: Found, ask: Asked, stored: Stored, tensors: Tensors, where
   return trees.unflatten(kept), dropped, module, True
 
 
-def _outputs(variant: catalog.Variant, head, guess: int, table: modules.Rules, tensors: Tensors) -> int:
+def _outputs(
+  variant: catalog.Variant, head: str | nn.Module, guess: int, table: modules.Rules, tensors: Tensors
+) -> int:
   """The classes of a file: the length of the leaves whose shape depends on their number."""
   leaves = lambda n: trees.flatten(modules.abstract(modules.build(variant, n, head=head)))
   one, two = leaves(guess), leaves(guess + 1)
@@ -298,7 +317,7 @@ def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: 
   needed = lambda table: [rule.source for rule in table if rule.target and rule.absent is None]
   wanted = {name: needed(table) for name, table in tables.items()}
   shared = {name: sum(source in tensors for source in sources) for name, sources in wanted.items()}
-  best = max(shared, key=shared.get)
+  best = max(shared, key=shared.__getitem__)
   if shared[best] < len(wanted[best]) / 2:
     names = ', '.join(list(tensors)[:3]) or 'nothing'
     raise rules.WeightMismatchError(
@@ -313,7 +332,7 @@ def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: 
 
 def _as_stored(variant: catalog.Variant, layout: str, tensors: Mapping[str, np.ndarray]) -> catalog.Variant:
   """Without its second head where the file has none: weights of one network are published with and without."""
-  if getattr(variant.config, 'aux_classes', None) is None:
+  if variant.config.aux_classes is None:
     return variant
   second = [r.source for r in variant.family.LAYOUTS[layout](variant.config) if r.target and '/aux/' in r.target]
   if any(source in tensors for source in second):
