@@ -156,7 +156,7 @@ def strategy(spec: str) -> Strategy:
 
 
 def task(spec: str, **options: Any) -> Task:
-  """'segmentation' or 'segmentation(loss=ce+dice)' -> its Task, not yet bound to a data set; options: more fields."""
+  """'segmentation' or 'segmentation(losses=ce+dice)' -> its Task, not yet bound to a data set; options: more fields."""
   return _made('tasks', spec, **options)
 
 

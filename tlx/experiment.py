@@ -46,20 +46,6 @@ class Experiment:
     metavar='DATA',
     help='Data set: photo_patches, digits, folder:PATH, masks:PATH, tags:PATH or tfds:NAME.',
   )
-  task: 'str | Task | None' = option(
-    None,
-    metavar='TASK',
-    default_text='set by --data',
-    typed_as=str | None,
-    help="Task: classification, multilabel or segmentation, with options as in 'segmentation(loss=ce+dice)'.",
-  )
-  head: 'str | nn.Module | None' = option(
-    None,
-    metavar='HEAD',
-    default_text="the model's own, or set by --task",
-    typed_as=str | None,
-    help="Head: linear, mlp, unet, deeplabv3plus, ..., with options as in 'unet(widths=(128,64,32,16))'.",
-  )
   strategy: 'str | Strategy' = option(
     'lp_ft',
     metavar='STRATEGY',
@@ -77,6 +63,20 @@ class Experiment:
     metavar='FILE',
     default_text="the model's published weights",
     help='File or URL of the pretrained weights.',
+  )
+  task: 'str | Task | None' = option(
+    None,
+    metavar='TASK',
+    default_text='set by --data',
+    typed_as=str | None,
+    help="Task: classification, multilabel or segmentation, with options as in 'segmentation(losses=ce+dice)'.",
+  )
+  head: 'str | nn.Module | None' = option(
+    None,
+    metavar='HEAD',
+    default_text="the model's own, or set by --task",
+    typed_as=str | None,
+    help="Head: linear, mlp, unet, deeplabv3plus, ..., with options as in 'unet(widths=(128,64,32,16))'.",
   )
   epochs: float | None = option(None, help='Passes over the training split.')
   batch_size: int | None = option(None, help='Images per step, over all devices.')

@@ -1,6 +1,6 @@
 """What people type: the nearest of the words that are known, and an alternative with its options as text.
 
-'unet', 'unet(widths=(64, 32), dropout=0.1)', 'segmentation(loss=ce+dice)'.
+'unet', 'unet(widths=(64, 32), dropout=0.1)', 'segmentation(losses=ce+dice)'.
 """
 
 import ast

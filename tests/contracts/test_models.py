@@ -13,6 +13,7 @@ import tlx
 from tlx import catalog, labels, pretrained, trees, weights
 from tlx.actions import finetune
 from tlx.nn.model import Config
+from tlx.pretrained import modules
 from tlx.report import terminal
 from tlx.types import Source, UsageError
 from tlx.weights import records, rules
@@ -97,7 +98,7 @@ def test_prefix_and_suffix_make_the_whole(model):
 def test_the_model_goes_on_from_any_layer(model):
   features = tlx.features(model.module, model.variables, IMAGES)
   whole = model.module.apply(model.variables, IMAGES)
-  spatial = model.module.pools_nothing
+  spatial = modules.sees_map(model.module)
   for name in (model.module.backbone.names[0], model.module.backbone.names[-1], *['pooled'] * (not spatial)):
     np.testing.assert_array_equal(model.module.apply(model.variables, features[name], start=name), whole)
 
@@ -292,7 +293,7 @@ def test_fresh_head_starts_at_zero_and_the_backbone_stays(every, tmp_path):
   assert new['head/logits/kernel'].shape[-1] == 3
   for path, leaf in new.items():
     if 'logits' in path.split('/'):  # of a second head, too
-      drawn = every.module.pools_nothing and path.endswith('/kernel')  # zeros behind a ReLU would never learn
+      drawn = modules.sees_map(every.module) and path.endswith('/kernel')  # zeros behind a ReLU would never learn
       assert 0 < np.abs(leaf).max() < 0.1 if drawn else not np.any(leaf)
     else:
       np.testing.assert_array_equal(leaf, old[path], err_msg=path)
@@ -375,7 +376,7 @@ def test_models_are_found_by_pattern_and_misspellings_get_a_suggestion():
 def test_a_fresh_head_learns(family, tiny_models):
   module, variables, *_ = tlx.load(tiny_models[family], num_classes=3)
   images = np.random.default_rng(0).normal(size=(2, *pretrained.example(module).shape[1:])).astype(np.float32)
-  last = module.backbone.names[-1] if module.pools_nothing else 'pooled'
+  last = module.backbone.names[-1] if modules.sees_map(module) else 'pooled'
   features = jax.jit(lambda variables, images: tlx.features(module, variables, images)[last])(variables, images)
 
   def loss(head):

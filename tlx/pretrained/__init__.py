@@ -1,6 +1,7 @@
 """A name, a folder or a hub id -> a model that is ready to use, and back: `load`, `save`; `build` makes the modules."""
 
-from tlx.pretrained.load import Asked, Found, load, locate, resolve
+from tlx.pretrained.found import Asked, Found, locate, resolve
+from tlx.pretrained.load import load
 from tlx.pretrained.modules import abstract, build, example, features
 from tlx.pretrained.save import save
 

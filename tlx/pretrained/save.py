@@ -10,7 +10,7 @@ import jax
 from tlx import catalog, trees, weights
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
-from tlx.pretrained.load import TLX, preprocess_of
+from tlx.pretrained.found import TLX, preprocess_of
 from tlx.types import Preprocess, Pretrained, Source, UsageError, Variables
 from tlx.weights import records, rules
 
