@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from tiny import matrix
 
 from tlx import catalog, weights
 from tlx.nn.levels import Level, levels
@@ -156,7 +157,7 @@ def wrong(what: str, ours: Pass, theirs: Pass) -> dict[str, reference.Worst]:
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize('name', matrix(CASES, ['unet', 'fpn', 'deeplabv3plus', 'upernet']))
 @pytest.mark.parametrize('train', [False, True], ids=MODES)
 def test_head(name, train, torch, smp):
   case = CASES[name]
@@ -232,7 +233,7 @@ def load(folder: Any) -> Loaded:
   possible = [layout for layout in file.LAYOUTS.values() if layout.backbone in of_backbone]
   tables = [whole.table(layout, of_backbone[layout.backbone], module.head) for layout in possible]
   table = max(tables, key=lambda table: sum(rule.source in tensors for rule in table if rule.target))
-  side = getattr(backbone.config, 'size', 64)
+  side = backbone.config.size or 64
   like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, side, side, weights.records.channels(config))))
   variables, dropped = rules.read(tensors, table, like)
   return Loaded(module, variables, table, dropped, tensors, described)
@@ -277,7 +278,7 @@ WHOLE = {  # encoder: smp's class and arguments
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('encoder', WHOLE)
+@pytest.mark.parametrize('encoder', matrix(WHOLE, ['resnet18', 'tu-convnext_atto']))
 def test_folders_of_smp_are_read_and_written(encoder, torch, smp, tmp_path):
   name, arguments = WHOLE[encoder]
   theirs = saved(smp, tmp_path, name, encoder, **arguments).eval()
