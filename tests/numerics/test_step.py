@@ -21,7 +21,7 @@ from tlx.types import Phase, Preprocess
 
 PIXELS, SIZE = 32, 8
 TINY = 'efficientnet_test'
-# Batch norm; stochastic depth; neither dropped; tokens; windows; a second head: the step is the same for all others.
+# Depthwise convolutions; with stochastic depth; dense ones; tokens; windows; a second head: all else has the same step.
 KINDS = ('mobilenetv1_test', TINY, 'resnet_test', 'vit_test', 'swin_test', 'inception_test')
 # Steps along the gradient and keeps it as its state: a difference of parameters would lose digits.
 SGD = optax.GradientTransformation(
