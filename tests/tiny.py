@@ -29,9 +29,10 @@ KINDS = {  # one variant for each kind of layer, which every run of the tests ta
 FAMILIES = [name.removesuffix('_test') for name in KINDS]
 
 
-def matrix(names, often=KINDS) -> list:
-  """Parameters of a test: names that are not among `often` belong to the full matrix."""
-  return [name if name in often else pytest.param(name, marks=pytest.mark.full) for name in names]
+def matrix(cases, often=KINDS) -> list:
+  """Parameters of a test, a tuple where it has several; those that are not among `often` belong to the full matrix."""
+  values = lambda case: case if isinstance(case, tuple) else (case,)
+  return [case if case in often else pytest.param(*values(case), marks=pytest.mark.full) for case in cases]
 
 
 def task(classes: int = CLASSES, **options) -> classification.Task:

@@ -34,12 +34,12 @@ def photo(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def finished(tiny_model, tiny_images, tmp_path_factory):
+def finished(tiny_models, tiny_images, tmp_path_factory):
   """The folder of a finished run over three colours."""
   out = tmp_path_factory.mktemp('runs') / 'done'
   quick = ('--image-size', '32', '--epochs', '2', '--batch-size', '8', '--augment', 'none', '--lr', '0.3')
   data = ('--data', f'folder:{tiny_images}', '--strategy', 'linear_probe')
-  assert main.run(['finetune', '--model', tiny_model, *quick, *data, '--out', str(out)]) == 0
+  assert main.run(['finetune', '--model', tiny_models['efficientnet'], *quick, *data, '--out', str(out)]) == 0
   return out
 
 

@@ -61,7 +61,7 @@ def test_ideal_of_a_layer(say, tiny_model, photo, tmp_path, subject):
     (('--class', 1, '--layer', 'stem'), 'name either --class, or --layer'),
     (('--layer', 'stem'), '--layer needs one of --channel and --towards'),
     (('--class', 1, '--channel', 2), '--layer needs one of'),
-    (('--layer', 'stage9', '--channel', 1), 'final_conv'),
+    (('--layer', 'stage9', '--channel', 1), 'stage1_block1'),
     (('--layer', 'stem', '--channel', 999), 'channel 999 is out of range: stem has 0 to'),
     (('--layer', 'stem', '--towards', 'nowhere.jpg'), 'no such file: nowhere.jpg'),
     (('--layer', 'stem', '--channel', 1, '--judge', 'efficientnet_lite0'), '--judge looks at classes'),

@@ -1,11 +1,12 @@
 """What every family states of its variants is what its models are.
 
 A trace takes 0.4 seconds of processor time (0.04 to 1.4; parameters alone take as long), so the smallest variant of
-each family is traced and the others belong to the full matrix. A new family's FIGURES can be copied from the failures'
-messages.
+each kind of family is traced and the others belong to the full matrix. A new family's FIGURES can be copied from the
+failures' messages.
 """
 
 import pytest
+from tiny import FAMILIES, matrix
 
 from tlx import catalog, pretrained
 from tlx.cost import flops
@@ -51,7 +52,7 @@ def test_figures_are_the_models(name, monkeypatch):
   check(name)
 
 
-@pytest.mark.parametrize('family', NAMES)
+@pytest.mark.parametrize('family', matrix(NAMES, FAMILIES))
 def test_every_form_of_a_convolution_gives_the_same_figures(family):
   """Of the smallest variant, with a form for each platform."""
   check(SMALLEST[family])

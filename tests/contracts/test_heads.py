@@ -172,7 +172,7 @@ def test_the_table_of_whole_models_is_right(head):
 
 @pytest.mark.parametrize(
   ('head', 'name'),
-  [pytest.param(head, name, marks=pytest.mark.slow) for head in HEADS for name in FILES[head].MODELS],
+  [pytest.param(head, name, marks=pytest.mark.full) for head in HEADS for name in FILES[head].MODELS],
 )
 def test_whole_models_have_the_maps_that_their_heads_read(head, name):
   row = FILES[head].MODELS[name]

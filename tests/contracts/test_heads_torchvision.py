@@ -1,9 +1,9 @@
-"""The heads of torchvision's segmentation models on every family that returns maps, from shapes alone."""
+"""The heads of torchvision's segmentation models on every kind of family, from shapes alone."""
 
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import NAMES
+from tiny import NAMES, matrix
 
 from tlx import catalog, trees
 from tlx.heads import deeplabv3, fcn, lraspp
@@ -19,7 +19,7 @@ LEVELS = (
 )  # fmt: skip  # of a network that dilates
 
 
-@pytest.fixture(scope='module', params=NAMES)
+@pytest.fixture(scope='module', params=matrix(NAMES))
 def features(request):
   """(levels, abstract features) of a tiny backbone."""
   backbone = Backbone(catalog.variant(request.param).config)

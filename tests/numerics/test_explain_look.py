@@ -96,7 +96,11 @@ def test_gradcam_is_its_two_equations_in_float64():
 
 @pytest.mark.parametrize(
   ('name', 'score'),
-  [('resnet_test', objectives.log_probability), ('vit_test', objectives.logit)],
+  [
+    pytest.param('resnet_test', objectives.log_probability, marks=pytest.mark.full),
+    ('vit_test', objectives.log_probability),
+    ('vit_test', objectives.logit),
+  ],
 )
 def test_integrated_gradients_are_complete(name, score):
   """What they add up to is the score less the baseline's, the nearer the finer the steps."""

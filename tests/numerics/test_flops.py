@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from jax import lax
+from tiny import NAMES, matrix
 
 from tlx import catalog, pretrained
 from tlx.cost import flops
 from tlx.nn.conv import conv2d
 
-TINY = [name for name in catalog.variants() if name.endswith('_test')]
 MATRIX = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 PRODUCT = 8 * 8 * 8
 IMAGE = (2, 9, 11, 6)
@@ -139,7 +139,7 @@ def test_a_head_for_training_has_parameters_and_costs_nothing():
   assert flops.model_cost(TwoHeads(), 8) == (3 * 50 + 50 + 3 * 10 + 10, 3 * 10)
 
 
-@pytest.mark.parametrize('name', TINY)
+@pytest.mark.parametrize('name', matrix(NAMES))
 def test_layers_add_up_to_the_model(name):
   module = pretrained.build(catalog.variant(name), 10)
   image = pretrained.example(module)

@@ -35,7 +35,7 @@ def test_where_the_frozen_layers_end(name):
 def finetune(tiny_models, tiny_images, tmp_path_factory):
   """A function of the family and options: (result, metrics.jsonl without the clock), of a quiet run."""
 
-  def call(family='efficientnet', data=tiny_images, **options):
+  def call(family='mobilenetv1', data=tiny_images, **options):
     out = tmp_path_factory.mktemp('runs') / 'run'
     experiment = tlx.Experiment(tiny_models[family], f'folder:{data}', out=str(out), **{**QUICK, **options})
     result = tlx.finetune(experiment, quiet=True)
@@ -141,7 +141,7 @@ def views(tiny_models, tiny_images, tmp_path):
   from tlx.report import terminal
   from tlx.train import loop
 
-  def call(data=tiny_images, family='efficientnet', strategy='linear_probe', **options):
+  def call(data=tiny_images, family='mobilenetv1', strategy='linear_probe', **options):
     given = {**QUICK, 'cache': 'memory', 'strategy': strategy, **options}
     e = tlx.Experiment(tiny_models[family], f'folder:{data}', out=str(tmp_path / 'run'), **given)
     prepared = action.prepare(e, terminal.Console(quiet=True))

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from tiny import FAMILIES, matrix
 
 from tlx import catalog, pretrained
 from tlx.nn.model import TransferModel
@@ -27,7 +28,7 @@ from tlx.types import Variables
 from tlx.weights import rules
 
 FILE = Path(__file__).with_name('recorded.json')
-COMMAND = 'PYTHONPATH=tests/numerics python tests/parity/record.py'
+COMMAND = 'PYTHONPATH=tests:tests/numerics python tests/parity/record.py'
 RECORDED = json.loads(FILE.read_text()) if FILE.exists() else {'families': {}}
 CLASSES = 16
 LABELS = np.array([1, 3])
@@ -100,7 +101,7 @@ def error(found: Any, expected: Any) -> float:
   return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize('family', catalog.names('models'))
+@pytest.mark.parametrize('family', matrix(catalog.names('models'), FAMILIES))
 def test_logits(family):
   record = recorded(family)
   model = ours(record)

@@ -1,6 +1,6 @@
 """Writes tests/numerics/recorded.json: what timm computes of one variant of each family, drawn at random.
 
-  PYTHONPATH=tests/numerics python tests/parity/record.py [FAMILY ...]
+  PYTHONPATH=tests:tests/numerics python tests/parity/record.py [FAMILY ...]
 
 for all families or for those named. Needs torch, timm, torchvision, from which SqueezeNet comes, and
 segmentation_models_pytorch, from which the Mix Transformer comes. Everything is computed in float64 and kept with seven
