@@ -73,11 +73,12 @@ def certify(
   names = module.backbone.names
   phases = {phase.name: cost(phase) for phase in chosen.phases(names)}
   whole = cost(full.phases(names)[0]) if strategy != 'full' else next(iter(phases.values()))
+  side = preprocess.shape
   return {
     'model': model,
     'strategy': strategy,
     'batch_size': batch_size,
-    'image_size': preprocess.size,
+    'image_size': side[0] if side[0] == side[1] else list(side),
     'dtype': dtype,
     'platform': jax.default_backend(),
     'devices': jax.device_count(),

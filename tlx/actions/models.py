@@ -31,7 +31,7 @@ def model_table(
   names = catalog.list_models(pattern)
   if not names:
     raise UsageError(f'no model matches {pattern!r}{words.suggest(pattern, catalog.list_models())}')
-  rows = [_model_row(catalog.variant(name)) for name in names]
+  rows = [_row(name) for name in names]
   if license:
     known = {row['license'] or 'none' for row in rows}
     rows = [row for row in rows if fnmatch.fnmatch((row['license'] or 'none').lower(), license.lower())]
@@ -47,11 +47,25 @@ def model_table(
 
 def layer_table(name: str) -> list[dict[str, Any]]:
   """Lists the layers of a model in order, the head last: output shape and cost for one image of the native size."""
+  if name in catalog.wholes():  # its head is not counted yet
+    return []
   variant = catalog.variant(name)
   costs = flops.layers(pretrained.build(variant, 1000), _model_row(variant)['size'])
   return [
     {'layer': c.name, 'output': c.shape, 'parameters': c.parameters, 'gmacs': c.multiply_adds / 1e9} for c in costs
   ]
+
+
+def _row(name: str) -> dict[str, Any]:
+  """The row of a backbone, or of a backbone that was trained together with a head."""
+  if name in catalog.variants():
+    return _model_row(catalog.variant(name))
+  _, whole = catalog.wholes()[name]
+  row = _model_row(catalog.variant(whole.backbone))
+  made, checkpoint = dict.fromkeys(('parameters', 'gmacs', 'top1')), whole.checkpoint
+  shape = checkpoint.preprocess.shape if checkpoint else (row['size'],)
+  about = {'license': checkpoint and checkpoint.license, 'source': (checkpoint and checkpoint.location) or None}
+  return {**row, **made, 'name': name, 'size': max(shape), **about}
 
 
 def _model_row(variant: catalog.Variant) -> dict[str, Any]:

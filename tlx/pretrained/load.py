@@ -86,7 +86,10 @@ def _read(found: Found, ask: Asked) -> Pretrained:
   assert found.path is not None  # `locate` has seen to it
   tensors = weights.read_tensors(found.path)
   where = f'{found.location} -> {found.variant.name}'
-  stored = _with_head(found, ask, tensors, where) if found.head or found.record else _classifier(found, tensors, where)
+  if found.head or found.record.get('module'):
+    stored = _with_head(found, ask, tensors, where)
+  else:
+    stored = _classifier(found, tensors, where)
   variables, dropped, module, fresh = _variables(found, ask, stored, tensors, where)
   return Pretrained(
     module,

@@ -88,7 +88,7 @@ def head_spec(module: TransferModel) -> str | None:
 
 def is_classifier(module: TransferModel) -> bool:
   """Whether the head is the linear layer that the tables of the families name."""
-  return head_name(module) == LINEAR and module.head.pool != 'flatten'
+  return head_name(module) == LINEAR and module.head.pool == 'avg'
 
 
 def of_backbone(table: Iterable[rules.Rule], prefix: str = '', rename: Callable[[str], str] = str) -> Rules:

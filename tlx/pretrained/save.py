@@ -157,7 +157,8 @@ def _records(
   )
   if tag := (source.config.get('pretrained_cfg') or {}).get('tag'):  # timm tells by it what a file holds
     config['pretrained_cfg']['tag'] = tag
-  return {**(source.config if 'architecture' in source.config else {}), **config}, {}
+  task = {} if source.task == 'classification' else {TLX: {'task': source.task}}
+  return {**(source.config if 'architecture' in source.config else {}), **config, **task}, {}
 
 
 def _records_with_head(

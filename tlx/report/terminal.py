@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tlx.cost import compiled
 from tlx.train import memory
-from tlx.types import DatasetInfo, Task
+from tlx.types import DatasetInfo, Task, shape_of
 
 NUMBERS = ('images', 'classes', 'tensors', 'parameters', 'peak lr', 'gmacs', 'size', 'top-1')  # columns of numbers
 WIDE = 200  # columns
@@ -136,9 +136,10 @@ class Console:
   def cost(self, found: Mapping[str, Any]) -> None:
     """What `certify.certify` found: a column for each phase, and for full fine-tuning."""
     programs = {**found['phases'], **({} if found['strategy'] == 'full' else {'full': found['full']})}
+    height, width = shape_of(found['image_size'])
     title = (
-      f'one step of {found["strategy"]} on {found["model"]}: {found["batch_size"]} images of {found["image_size"]} x '
-      f'{found["image_size"]} pixels, {found["dtype"]}, {found["devices"]} x {found["platform"]}'
+      f'one step of {found["strategy"]} on {found["model"]}: {found["batch_size"]} images of {height} x '
+      f'{width} pixels, {found["dtype"]}, {found["devices"]} x {found["platform"]}'
     )
     table = _table(title, 'of one device', *programs)
     for column in table.columns[1:]:
