@@ -44,7 +44,7 @@ class Experiment:
   data: str = option(
     'photo_patches',
     metavar='DATA',
-    help='Data set: photo_patches, digits, folder:PATH, masks:PATH, tags:PATH or tfds:NAME.',
+    help='Data set: photo_patches, digits, folder:PATH, masks:PATH, coco_masks:PATH, tags:PATH or tfds:NAME.',
   )
   strategy: 'str | Strategy' = option(
     'lp_ft',

@@ -91,6 +91,12 @@ def test_a_new_field_needs_no_change_of_the_command_line():
   assert [f.name for f in dataclasses.fields(commands.groups(Wider)['model'])] == ['head']
 
 
+@pytest.mark.parametrize(('field', 'folder'), [('data', 'datasets'), ('task', 'tasks'), ('strategy', 'strategies')])
+def test_the_help_names_every_alternative(field, folder):
+  text = FIELDS[field].metadata['help']
+  assert not [name for name in catalog.names(folder) if not re.search(rf'\b{name}\b', text)]
+
+
 def test_every_option_has_a_help_text_of_whole_sentences():
   for name, field in FIELDS.items():
     text = field.metadata['help']

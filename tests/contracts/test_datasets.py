@@ -13,7 +13,7 @@ import tlx.datasets
 from tlx.data.decode import decode
 from tlx.datasets import digits, photo_patches
 from tlx.datasets import tfds as tfds_source
-from tlx.types import UsageError
+from tlx.types import DataSource, UsageError
 
 NAMES = sorted(p.stem for p in pathlib.Path(tlx.datasets.__file__).parent.glob('*.py') if p.stem != '__init__')
 EMBEDDED = ('digits', 'photo_patches')
@@ -23,6 +23,15 @@ EMBEDDED = ('digits', 'photo_patches')
 def test_every_file_has_load_and_a_docstring(name):
   module = importlib.import_module(f'tlx.datasets.{name}')
   assert callable(module.load) and module.__doc__ and module.load.__doc__
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_source_has_the_optional_members(name):
+  """A source that does not inherit them fails late: in balanced sampling, or where a fingerprint is asked for."""
+  module = importlib.import_module(f'tlx.datasets.{name}')
+  own = [x for x in vars(module).values() if isinstance(x, type) and x.__module__ == module.__name__]
+  sources = [x for x in own if hasattr(x, '__getitem__') and not issubclass(x, tuple)]
+  assert sources and all(DataSource in x.__mro__ for x in sources), sources
 
 
 @pytest.mark.parametrize('name', [n for n in NAMES if n not in EMBEDDED])
@@ -49,7 +58,7 @@ def test_embedded(name):
     for i in (0, len(source) // 2, len(source) - 1):
       example = source[i]
       assert example.image.dtype == np.uint8 and example.image.shape == (*info.resolution, 3)
-      assert example.label == source.labels[i]
+      assert example.annotation == source.labels[i]
       np.testing.assert_array_equal(example.image, again[split][i].image)
   assert any((splits['train'][i].image != other['train'][i].image).any() for i in range(5))
 

@@ -35,7 +35,7 @@ def test_split_folders(make, name):
   info, splits = folder.load(str(root), seed=0)
   assert info.class_names == ('cat', 'dog') and info.resolution == (20, 30)
   assert info.counts == {'train': (2, 3), 'validation': (1, 2), 'test': (1, 0)}
-  assert splits['train'][0].name == 'train/cat/0.jpg' and splits['train'][0].label == 0
+  assert splits['train'][0].name == 'train/cat/0.jpg' and splits['train'][0].annotation == 0
 
 
 def test_test_stands_in_for_validation_and_says_so(make):

@@ -24,7 +24,7 @@ import numpy as np
 from tlx import words
 from tlx.data import decode, dense_split
 from tlx.files import fingerprint
-from tlx.types import Dataset, DatasetInfo, Example, UsageError
+from tlx.types import Dataset, DatasetInfo, DataSource, Example, UsageError
 
 FILES = ('tags.csv', 'tags.json')
 SPLITS = {'train': 'train', 'validation': 'validation', 'val': 'validation', 'valid': 'validation', 'test': 'test'}
@@ -39,7 +39,7 @@ class Entry(NamedTuple):
   split: str | None = None
 
 
-class TagSource:
+class TagSource(DataSource):
   """Encoded files and the ids of their tags, read when asked for."""
 
   def __init__(self, root: pathlib.Path, paths: Sequence[pathlib.Path], tags: Sequence[Sequence[int]]):
