@@ -128,7 +128,7 @@ class Experiment:
     None, group='optimisation', default_text="the head's own", help='Units of the hidden layer of the head mlp.'
   )
   head_dropout: float | None = option(
-    None, group='optimisation', default_text='set by dropout', help='Dropout rate of the head, the same option as dropout.'
+    None, group='optimisation', default_text='set by dropout', help='The same option as dropout.'
   )
   pool: str | None = option(
     None,
