@@ -115,6 +115,21 @@ def test_our_folder_in_transformers(of_transformers, folder, tmp_path):
 
 
 @pytest.mark.parity
+def test_a_fine_tuned_one_in_transformers(of_transformers, folder, tmp_path):
+  torch = reference.library('torch')
+  ours = tlx.load(str(folder), num_classes=3)
+  tlx.save(tmp_path, ours._replace(class_names=('sky', 'road', 'tree')))
+  model, told = type(of_transformers.theirs).from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(told.values()), told
+  assert model.config.id2label == {0: 'sky', 1: 'road', 2: 'tree'}
+  images = reference.images((64, 96))
+  with torch.no_grad():
+    expected = np.moveaxis(model.eval()(reference.to_torch(images)).logits.numpy(), 1, -1)
+  found = reference.compiled(ours.module.apply, ours.variables, images)
+  assert reference.relative(np.asarray(found), expected) < SINGLE
+
+
+@pytest.mark.parity
 def test_another_head_stays(of_transformers, folder, tmp_path):
   other = tlx.load(str(folder), head='fcn', num_classes=3)
   tlx.save(tmp_path, other)

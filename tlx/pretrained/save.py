@@ -180,18 +180,22 @@ def _records_with_head(
   if len(record.mean) != 3:
     arguments['in_chans'] = len(record.mean)
   made = records.timm_config(variant.name, config.width, record, 0, (), arguments, fixed_size=size is not None)
+  classes = getattr(module.head, 'num_classes', len(class_names))
   known = catalog.variant(variant.name).config if variant.name in catalog.variants() else config
   own = {
     'head': modules.head_spec(module),
     'module': f'{type(module.head).__module__}.{type(module.head).__qualname__}',
-    'num_classes': getattr(module.head, 'num_classes', len(class_names)),
+    'num_classes': classes,
     'class_names': list(class_names),
     'task': source.task,
     'backbone': {name: x for name, x in catalog.options(config).items() if x != getattr(known, name)},
   }
   made[TLX] = own
   if smp.CLASS not in source.config:
-    return {**source.config, **made}, dict(source.processor)
+    theirs = source.config
+    if 'model_type' in theirs:
+      theirs = records.transformers_config(theirs, classes, class_names)
+    return {**theirs, **made}, dict(source.processor)
   if layout != source.layout or not _describes(smp.theirs(source.config), module):
     return made, {}
   sized = {'img_size': size} if 'img_size' in arguments else {}
