@@ -169,7 +169,8 @@ def folder_of(name, root):
 def test_from_data_to_report(name, tiny_model, tmp_path):
   data = folder_of(name, tmp_path / 'data')
   quick = {'epochs': 2, 'batch_size': 6, 'optimizer': 'sgd', 'lr': 0.1, 'workers': 1}
-  quick |= {'image_size': '40x48'} if name == 'segmentation' else {'image_size': 32}
+  narrow = {'image_size': '40x48', 'head': 'unet(widths=(8, 8, 8, 8, 8))'}
+  quick |= narrow if name == 'segmentation' else {'image_size': 32}
   experiment = tlx.Experiment(tiny_model, data, out=str(tmp_path / 'run'), **quick)
   result = tlx.finetune(experiment, quiet=True)
   run, task = tmp_path / 'run', runs.task_of(runs.load_run(tmp_path / 'run'))

@@ -105,7 +105,7 @@ class Predict:
   ]
   top: int = 5
   """Number of classes to show for each image."""
-  out: Annotated[Path, arg(metavar='DIR')] = Path('predictions')
+  out: Annotated[Path | None, arg(metavar='DIR', help_behavior_hint='(default: predictions)')] = None
   """Folder for masks and overlays, if the task makes such pictures."""
   json: Json = False
 
@@ -113,7 +113,7 @@ class Predict:
     from tlx.actions.predict import predict
 
     show, failed = terminal.Console(), 0
-    found = predict(self.run, self.images, top=self.top, out=self.out)
+    found = predict(self.run, self.images, top=self.top, out=self.out or Path('predictions'))
     if self.json:
       found = list(found)
       print_json(found)

@@ -116,9 +116,10 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   return arrays
 
 
-def picture(folder: pathlib.Path, name: str | None) -> str | None:
+def picture(folder: pathlib.Path, name: Any) -> str | None:
   """Data address of a thumbnail, made smaller where it is large; None unless it is a picture inside the run folder."""
-  candidates = [(folder / 'mistakes' / name), folder / name]
+  name = name if isinstance(name, str) else ''
+  candidates = [folder / 'mistakes' / name, folder / name]
   path = next((p for p in candidates if name and p.is_file() and p.resolve().is_relative_to(folder.resolve())), None)
   content = path.read_bytes() if path else b''
   kind = next((kind for magic, kind in _KINDS.items() if content.startswith(magic)), None)
