@@ -171,7 +171,7 @@ def quick(name):
   return {'epochs': 2, 'batch_size': 6, 'optimizer': 'sgd', 'lr': 0.1, 'workers': 1, 'image_size': size}
 
 
-@pytest.mark.parametrize('name', TASKS)
+@pytest.mark.parametrize('name', matrix(TASKS, ['multilabel', 'segmentation']))
 def test_from_data_to_report(name, tiny_model, tmp_path):
   data = folder_of(name, tmp_path / 'data')
   experiment = tlx.Experiment(tiny_model, data, out=str(tmp_path / 'run'), **quick(name))
@@ -190,7 +190,8 @@ def test_from_data_to_report(name, tiny_model, tmp_path):
     assert np.asarray(Image.open(found['mask'])).shape == SHAPE and np.asarray(Image.open(found['overlay'])).ndim == 3
 
 
-@pytest.mark.parametrize('name', matrix(TASKS, ['segmentation']))
+@pytest.mark.full
+@pytest.mark.parametrize('name', TASKS)
 def test_a_probe_on_kept_features_gives_the_same_numbers(name, tiny_model, tmp_path):
   data = folder_of(name, tmp_path / 'data')
   probes = [

@@ -139,6 +139,7 @@ def test_a_killed_probe_on_kept_features(runs, tmp_path, options, kept, found):
   assert not (out / 'features').exists()
 
 
+@pytest.mark.slow
 def test_kill_stop_and_damage_one_after_the_other(runs, whole, tmp_path):
   out = tmp_path / 'run'
   killed = runs.run(out, batch=6, signum=signal.SIGKILL)
