@@ -125,16 +125,16 @@ class Experiment:
   )
   dropout: float | None = option(None, group='optimisation', help='Dropout rate of the inputs of the head.')
   head_hidden: int | None = option(
-    None, group='optimisation', default_text="the head's own", help='Units of the hidden layer of --head mlp.'
+    None, group='optimisation', default_text="the head's own", help='Units of the hidden layer of the head mlp.'
   )
   head_dropout: float | None = option(
-    None, group='optimisation', default_text='set by --dropout', help='Dropout rate of the head, the same as --dropout.'
+    None, group='optimisation', default_text='set by --dropout', help='The same as --dropout.'
   )
   pool: str | None = option(
     None,
     group='optimisation',
     default_text="the head's own",
-    help='How --head linear and --head mlp turn the last map into one vector: avg, max or flatten.',
+    help='How the heads linear and mlp turn the last map into one vector: avg, max or flatten.',
   )
   drop_path: float | None = option(
     None, group='optimisation', help='Stochastic-depth rate of the last block. It grows linearly from 0 at the first.'

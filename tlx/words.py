@@ -13,8 +13,13 @@ from tlx.types import UsageError
 
 
 def near(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
-  """At most three known words that look like `word`, the nearest first."""
-  return difflib.get_close_matches(word, list(known), n=3, cutoff=cutoff)
+  """At most three known words that look like `word`, the nearest first. The dashes of options do not count.
+
+  >>> near('--epoch', ['--epochs', '--pool', '--seed'])
+  ['--epochs']
+  """
+  bare = {name.lstrip('-'): name for name in known}
+  return [bare[name] for name in difflib.get_close_matches(word.lstrip('-'), bare, n=3, cutoff=cutoff)]
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:

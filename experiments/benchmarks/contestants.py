@@ -54,20 +54,18 @@ def tlx(work: Work, cached: bool = False) -> Callable[[], None]:
   _, phase = learning(work)
   model = pretrained.load(work.model, pretrained=False, num_classes=CLASSES, image_size=work.image_size)
   start = boundary.boundary(model.module, phase) if cached else None
-  recipe = step.Recipe(
-    model.module, classification.Classification(CLASSES), model.preprocess, dtype=jnp.dtype(work.dtype), start=start
-  )
+  task = classification.Task(tuple(f'class {i}' for i in range(CLASSES)))
+  recipe = step.Recipe(model.module, task, model.preprocess, dtype=jnp.dtype(work.dtype), start=start)
   tx = optimizer.Optimizer().build(phase, 1000, state.split(model.variables['params'], phase)[0])
   place, (images, labels) = sharding.make('jit'), work.batch()
-  batch = {'label': labels, 'mask': np.ones(len(labels), bool)}
+  batch = {'image': images, 'target': {'label': labels}, 'mask': np.ones(len(labels), bool)}
+  batch['geometry'] = np.tile(np.float32([*images.shape[1:3], 0, 0, *images.shape[1:3]]), (len(labels), 1))
   if cached:
-    every = {'image': images, 'index': np.arange(len(labels)), **batch}
+    every = {'index': np.arange(len(labels)), **batch}
     _, found = place.evaluate(boundary.prefix_step(dataclasses.replace(recipe, start=None), start))(
       model.variables, every
     )
-    batch['features'] = np.asarray(found['features'])
-  else:
-    batch |= {'image': images, 'aspect': np.ones(len(labels), np.float32)}
+    batch |= {'image': jax.tree.map(np.asarray, found['features'])}
   batch = place.put_batch(batch)
   carried = [place.put_state(state.create(model.variables, phase, tx, seed=0, ema=False))]
   program = place.train(step.train_step(recipe, phase, tx), carried[0], batch)

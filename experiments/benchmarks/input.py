@@ -143,7 +143,7 @@ def parts(source: DataSource, size: int, batch_size: int) -> dict[str, Callable[
     'decode: reduced': each(reduced, files),
     'resize and crop': each(exact, [decode.picture(file) for file in files]),
     'resize to the canvas': each(canvas, [reduced(file) for file in files]),
-    'put on the device': repeated(lambda: len(jax.block_until_ready(put(batch))['label'])),
+    'put on the device': repeated(lambda: len(jax.block_until_ready(put(batch))['mask'])),
     **{f'augment: {name}': augmented(preset, put(batch), size) for name, preset in augment.PRESETS.items()},
     **whole,
   }
@@ -175,20 +175,20 @@ def fetched(open_: Callable[[], pipeline.Prefetch], seconds: float) -> Turn:
 def drawn(batches: Iterator, seconds: float) -> Turn:
   for _ in range(STOCK):
     next(batches)
-  turn = timed(lambda: len(jax.block_until_ready(next(batches))['label']), seconds)
+  turn = timed(lambda: len(jax.block_until_ready(next(batches))['image']), seconds)
   time.sleep(seconds)  # batches in progress finish outside of any turn
   return turn
 
 
 def augmented(preset: augment.Augment, batch: dict, size: int) -> Callable[[float], Turn]:
-  targets = jax.nn.one_hot(batch['label'], contestants.CLASSES)
+  aspect = batch['geometry'][:, 1] / batch['geometry'][:, 0]
 
   @jax.jit
   def run(key):
-    images = augment.augment_batch(key, batch['image'], batch['aspect'], preset, size)
-    return augment.mix_batch(key, images, targets, preset)
+    images, _ = augment.augment_batch(key, batch['image'], aspect, preset, (size, size))
+    return augment.mix_batch(key, images, preset)[0] if preset.mixup or preset.cutmix else images
 
-  return repeated(lambda: len(jax.block_until_ready(run(jax.random.key(0)))[0]))
+  return repeated(lambda: len(jax.block_until_ready(run(jax.random.key(0)))))
 
 
 class Files:
@@ -203,7 +203,7 @@ class Files:
   def __getitem__(self, index: int) -> dict:
     example = self.source[index]
     with Image.open(io.BytesIO(example.image)) as image:
-      return {'image': self.transform(image.convert('RGB')), 'label': example.label}
+      return {'image': self.transform(image.convert('RGB')), 'label': example.annotation}
 
 
 def torch_parts(source: DataSource, options: argparse.Namespace) -> dict[str, Callable[[float], Turn]]:

@@ -56,7 +56,7 @@ def test_deletion_and_exciting_over_a_folder(say, tiny_model, tiny_images, tmp_p
     (('gradcam', 'MODEL', 'PHOTO', '--class', '7'), 'class 7 is out of range: the model has 0 to 6'),
     (('gradcam', 'MODEL', 'PHOTO', '--class', 'cat'), "no class 'cat'"),
     (('gradcam', 'MODEL', 'PHOTO', '--steps', '0'), '--steps 0: must be above 0'),
-    (('gradcam', 'MODEL', 'PHOTO', '--clas', '1'), 'did you mean --class or'),
+    (('gradcam', 'MODEL', 'PHOTO', '--clas', '1'), 'did you mean --class?'),
     (('gradcam', 'MODEL', 'TEXT'), 'config.json'),
     (('gradcam', 'MODEL', 'nowhere.png'), 'no such file: nowhere.png'),
     (('deletion', 'MODEL'), 'name one with --data'),

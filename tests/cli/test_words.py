@@ -71,7 +71,8 @@ def test_finetune_help_groups_every_option(say):
   expected = {}
   for name, field in FIELDS.items():
     expected.setdefault(f'{field.metadata["group"]} options'.strip(), []).append(name)
-  listed = [[word for word in FIELDS if f' {option(word)} ' in text] for text in texts]
+  begins = lambda word, text: re.search(rf'^[│\s]*{option(word)} ', text, re.MULTILINE)
+  listed = [[word for word in FIELDS if begins(word, text)] for text in texts]
   assert dict(zip(titles, listed)) == expected and len(titles) == len(expected)
   assert titles[:4] == ['options', 'optimisation options', 'augmentation options', 'running options']
   for phrase in (
@@ -133,7 +134,7 @@ def test_options_of_every_group_reach_the_experiment(asked):
   ('words', 'expected'),
   [
     (('finetune', '--batchsize=4'), ['tlx finetune has no option --batchsize: did you mean --batch-size']),
-    (('finetune', '--epoch', '3', '--modl', 'x'), ['--epochs?', '--model']),
+    (('finetune', '--epoch', '3', '--modl', 'x'), ['--epochs?', '--model?']),
     (('models', '--max-params', '3'), ['--max-parameters?']),
     (('models', '--sort', 'speed'), ["'speed'", "'gmacs'"]),
     (('models', '--max-parameters', 'few'), ['--max-parameters few', '5M']),
@@ -228,6 +229,8 @@ def test_what_fits_no_model(say, options, expected):
 def test_json_rows_have_their_keys(say):
   for row in json.loads(say('models', '--json')[1]):
     assert list(row) == ['name', 'parameters', 'gmacs', 'size', 'top1', 'license', 'source']
+    if row['name'] in catalog.wholes():  # a backbone with its head: nothing is stated of it but where it is
+      continue
     stated = catalog.variant(row['name']).family.FIGURES.get(row['name'], row['size'])
     assert stated in ((row['parameters'], row['gmacs'], row['size'], row['top1']), row['size'])
 

@@ -161,7 +161,7 @@ def test_stretches_cover_all_steps_and_give_each_phase_one(model):
   [
     ('linear_prob', 'did you mean linear_probe'),
     ('partial', 'needs a number, for example partial:3'),
-    ('partial:three', 'is no int'),
+    ('partial:three', 'is not a valid int'),
     ('full:3', 'takes no argument'),
     ('layerwise_decay:0', 'must lie in'),
   ],

@@ -1,5 +1,8 @@
 """SegFormer's head against the published formula, step by step, on the maps of several kinds of backbones."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +10,12 @@ import pytest
 from conftest import randomised
 from tiny import built
 
+import tlx
 from tlx import catalog
-from tlx.heads.segformer import MODELS, Head
+from tlx.heads.segformer import MODELS, Head, of_config
 from tlx.nn.levels import Level, levels
 from tlx.nn.model import Backbone
-from tlx.types import UsageError
+from tlx.types import Source, UsageError
 
 CLASSES, WIDTH = 3, 8
 SHAPES = {  # levels of a backbone, and the maps of one image that no stride divides
@@ -45,7 +49,7 @@ def published(found, variables, features):
 @pytest.mark.parametrize('name', SHAPES)
 def test_kernels_multiplied_first_give_the_published_function(name):
   found, features = maps(name)
-  head = Head(CLASSES, found, WIDTH)
+  head = Head(CLASSES, found, width=WIDTH)
   variables = drawn(head, features)
   with jax.enable_x64(True):
     variables, features = jax.tree.map(lambda x: np.asarray(x, np.float64), (variables, features))
@@ -57,11 +61,11 @@ def test_kernels_multiplied_first_give_the_published_function(name):
 @pytest.mark.parametrize('name', ['mit_test', 'resnet_test', 'swin_test', 'efficientnet_test'])
 def test_works_on_any_backbone_with_stages(name):
   backbone = Backbone(catalog.variant(name).config)
-  head = Head(CLASSES, levels(backbone), WIDTH)
+  head = Head(CLASSES, levels(backbone), width=WIDTH)
   images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.bfloat16)
   features = jax.eval_shape(lambda x: backbone.init_with_output(jax.random.key(0), x, taps=True)[0], images)
   logits, variables = jax.eval_shape(lambda x: head.init_with_output(jax.random.key(0), x), features)
-  finest = 64 // head.reads[0].stride
+  finest = 64 // next(level.stride for level in head.reads if level.stride >= 4)
   assert logits.shape == (2, finest, finest, CLASSES) and logits.dtype == jnp.float32
   assert len(variables['params']['fuse']) == len(head.reads) + 1
 
@@ -73,9 +77,17 @@ def test_reads_no_finer_maps_than_it_must(strides, read):
   assert head.reads[-1].layer == f'layer{len(strides) - 1}'
 
 
+def test_finer_maps_that_are_asked_for_shrink_to_stride_four():
+  found = (Level('stem', 2, 6), *maps('four')[0])
+  features = {'stem': np.ones((2, 38, 26, 6), np.float32), **maps('four')[1]}
+  head = Head(CLASSES, found, tuple(level.layer for level in found), width=WIDTH, upsampling=2)
+  logits, variables = jax.eval_shape(lambda x: head.init_with_output(jax.random.key(0), x), features)
+  assert logits.shape == (2, 38, 26, CLASSES) and variables['params']['fuse']['kernel'].shape == (5 * WIDTH, WIDTH)
+
+
 def test_reads_the_last_map_of_each_stage_of_mit():
   config = catalog.variant('mit_test').config
-  head = Head(CLASSES, levels(Backbone(config)), WIDTH)
+  head = Head(CLASSES, levels(Backbone(config)), width=WIDTH)
   expected = [(f'stage{s}_block{depth - 1}', 4 * 2**s) for s, depth in enumerate(config.depths)]
   assert [(level.layer, level.stride) for level in head.reads] == expected
 
@@ -94,7 +106,7 @@ def test_the_norm_of_a_stage_is_inside_its_last_block():
 
 def test_dropout_and_batch_statistics_are_for_training():
   found, features = maps('four')
-  head = Head(CLASSES, found, WIDTH, dropout=0.5)
+  head = Head(CLASSES, found, width=WIDTH, dropout=0.5)
   variables = drawn(head, features)
   still, kept = head.apply(variables, features, mutable=['batch_stats'])
   jax.tree.map(np.testing.assert_array_equal, kept['batch_stats'], variables['batch_stats'])
@@ -109,9 +121,9 @@ def test_dropout_and_batch_statistics_are_for_training():
 
 def test_a_backbone_without_a_pyramid_is_refused():
   found = levels(Backbone(catalog.variant('vit_test').config))
-  with pytest.raises(UsageError, match=r'two or more strides.*; the backbone has block\d \(stride \d+\); choose'):
+  with pytest.raises(UsageError, match=r'reads maps of 2 or more strides; the backbone has \w+ \(stride \d+\); choose'):
     Head(CLASSES, found).reads  # noqa: B018
-  with pytest.raises(UsageError, match='the backbone has none; choose'):
+  with pytest.raises(UsageError, match='the backbone has no layer that returns a map; choose'):
     Head(CLASSES).reads  # noqa: B018
 
 
@@ -120,3 +132,47 @@ def test_published_models_name_a_backbone_and_their_terms():
     assert row.backbone in catalog.variants() and row.checkpoint.variant == row.backbone
     assert row.backbone.removeprefix('mit') == name.removeprefix('segformer')
     assert row.checkpoint.license == 'other' and row.checkpoint.preprocess.mode == 'squash'
+
+
+def described(**changes):
+  """A config.json of transformers that leaves most to its defaults, which are those of B0."""
+  return {'model_type': 'segformer', 'architectures': ['SegformerForSemanticSegmentation'], **changes}
+
+
+def test_a_config_of_transformers():
+  found = of_config(described(id2label={0: 'cat', 1: 'dog', 2: 'background'}))
+  assert (found.backbone, found.num_classes, found.task) == ('mit_b0', 3, 'segmentation')
+  assert found.options == {'width': 256, 'dropout': 0.1}
+  assert of_config({'model_type': 'segformer', 'architectures': ['SegformerForImageClassification']}) is None
+  with pytest.raises(UsageError, match="hidden_act 'relu', not 'gelu'"):
+    of_config(described(hidden_act='relu'))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_config_of_transformers_is_known_by_its_shape(name):
+  variant = catalog.variant(MODELS[name].backbone)
+  shape = {'depths': list(variant.config.depths), 'hidden_sizes': list(variant.config.widths)}
+  found = of_config(described(**shape, decoder_hidden_size=MODELS[name].options['width']))
+  assert found.backbone == variant.name
+  assert dataclasses.replace(variant.config, **found.backbone_options) == variant.config
+  assert Head(1, **found.options) == Head(1, **MODELS[name].options)
+
+
+def test_a_classifier_made_of_a_segformer_is_not_written_as_one(tmp_path):
+  model = built('mit_test')._replace(source=Source('mit_test', 'transformers', config=described()))
+  tlx.save(tmp_path, model)
+  assert json.loads((tmp_path / 'config.json').read_text())['architecture'] == 'mit_test'
+  again = tlx.load(str(tmp_path))
+  assert again.module == model.module and again.source.layout == 'nvidia'
+  with pytest.raises(UsageError, match='describes another head'):
+    tlx.save(tmp_path, model, layout='transformers')
+
+
+def test_another_head_takes_the_place_of_a_saved_one(tmp_path):
+  model = built('mit_test')
+  folders = [tmp_path / name for name in ('linear', 'segformer', 'again')]
+  tlx.save(folders[0], model)
+  tlx.save(folders[1], tlx.load(str(folders[0]), head='segformer(width=8)', num_classes=3))
+  assert tlx.load(str(folders[1])).module.head.width == 8
+  tlx.save(folders[2], tlx.load(str(folders[1]), head='linear', num_classes=4))
+  assert tlx.load(str(folders[2])).module == model.module.clone(head=model.module.head.clone(num_classes=4))

@@ -9,7 +9,7 @@ from conftest import randomised
 
 import tlx
 from tlx import catalog, weights
-from tlx.heads import deeplabv3plus, fpn, unet, upernet
+from tlx.heads import deeplabv3plus, fpn, segformer, unet, upernet
 from tlx.pretrained import modules
 from tlx.types import UsageError
 from tlx.weights import records, rules, smp
@@ -66,6 +66,9 @@ def test_the_other_classes():
   }  # fmt: skip
   found = deeplabv3plus.of_smp({'encoder_name': 'tu-resnet50.a1_in1k', 'encoder_output_stride': 8})
   assert (found.backbone, found.backbone_options) == ('resnet50', {'output_stride': 8})
+  found = segformer.of_smp({'encoder_name': 'mit_b2', 'encoder_depth': 4, 'decoder_segmentation_channels': 768})
+  assert (found.backbone, found.backbone_options) == ('mit_b2', {'epsilon': 1e-6})
+  assert found.options == {'layers': RESNET[1:4], 'width': 768, 'upsampling': 4, 'dropout': 0.0}
   found = upernet.of_smp({'encoder_name': 'tu-swin_tiny_patch4_window7_224', 'img_size': 512})
   assert found.backbone_options == {'final_norm': False, 'size': 512}
   assert found.options == {'layers': RESNET[1:], 'width': 256, 'norm': True, 'upsampling': 4}
@@ -76,7 +79,7 @@ def test_every_encoder_is_a_variant():
     'resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d mobilenet_v2 vgg16_bn vgg19 '
     'efficientnet-b0 timm-efficientnet-b4 timm-tf_efficientnet_lite0 tu-efficientnet_lite0 tu-tf_efficientnet_b3 '
     'tu-mobilenetv2_100 tu-resnet50d tu-seresnet50 tu-wide_resnet50_2 tu-convnext_tiny.fb_in22k tu-convnextv2_tiny '
-    'tu-swin_base_patch4_window12_384'
+    'tu-swin_base_patch4_window12_384 mit_b3'
   )
   for name in names.split():
     assert catalog.variant(unet.of_smp({'encoder_name': name}).backbone), name
@@ -87,14 +90,14 @@ def test_everything_that_tlx_lacks_is_listed_at_once():
   config = {
     **UNET, 'activation': 'sigmoid', 'aux_params': {'classes': 2}, 'decoder_attention_type': 'scse',
     'decoder_use_norm': {'type': 'layernorm'}, 'decoder_channels': [256, '128'], 'classes': 0, 'encoder_depth': 6,
-    'encoder_name': 'mit_b0', 'drop_path_rate': 0.1,
+    'encoder_name': 'dpn68', 'drop_path_rate': 0.1,
   }  # fmt: skip
   with pytest.raises(UsageError) as error:
     unet.of_smp(config)
   text = str(error.value)
   assert text.startswith('config.json describes a Unet of segmentation-models-pytorch that tlx lacks: ')
   for part in (
-    "encoder_name 'mit_b0' (tlx has resnet*", 'encoder_depth 6 (tlx has 1 and 2 and 3 and 4 and 5)',
+    "encoder_name 'dpn68' (tlx has resnet*", 'encoder_depth 6 (tlx has 1 and 2 and 3 and 4 and 5)',
     "activation 'sigmoid' (tlx has None and 'identity')", "aux_params {'classes': 2} (tlx has None)",
     "decoder_attention_type 'scse' (tlx has None)", "decoder_use_norm {'type': 'layernorm'} (tlx has batchnorm and",
     "decoder_channels [256, '128'] (tlx wants a list", 'classes 0 (tlx wants an integer above 0)',
@@ -159,6 +162,6 @@ def test_a_folder_of_smp_is_loaded_saved_and_loaded_again(tmp_path):
 def test_a_class_of_smp_that_there_is_not_is_named():
   with pytest.raises(
     UsageError,
-    match="no head of segmentation-models-pytorch's class 'UnetPlusPlus'; there are DeepLabV3Plus, FPN, Unet",
+    match="no head of segmentation-models-pytorch's class 'UnetPlusPlus'; there are .*FPN, Segformer, Unet",
   ):
     catalog.whole_of_config({**UNET, '_model_class': 'UnetPlusPlus'})

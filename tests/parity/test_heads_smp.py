@@ -37,7 +37,7 @@ CHANNELS = (6, 8, 12, 16, 20)  # of the maps of stride 2, 4, 8, 16 and 32
 IMAGE = (64, 96)
 EXACT = 1e-9  # float64, of each tensor's largest value
 SINGLE = 1e-4  # float32
-HEADS = {'Unet': 'unet', 'DeepLabV3Plus': 'deeplabv3plus', 'FPN': 'fpn', 'UPerNet': 'upernet'}
+HEADS = {'Unet': 'unet', 'DeepLabV3Plus': 'deeplabv3plus', 'FPN': 'fpn', 'UPerNet': 'upernet', 'Segformer': 'segformer'}
 ROOMS = {'DeepLabV3Plus': 'deeplabv3'}  # of smp's, where it is not our head's name
 WIDTHS = {'decoder_channels': (24, 16, 12, 10, 8)}
 PYRAMID = {'decoder_pyramid_channels': 16, 'decoder_segmentation_channels': 64}
@@ -66,6 +66,10 @@ CASES = {
      'encoder_output_stride': 8}, (2, 4, 8, 8, 8),
   ),
   'upernet': Case('UPerNet', SMALL),
+  'segformer': Case('Segformer', {'decoder_segmentation_channels': 16}),
+  'segformer from stride 4': Case(
+    'Segformer', {'decoder_segmentation_channels': 24, 'upsampling': 1}, (4, 8, 16, 32), 'mit_b0'
+  ),
   'upernet without norms': Case('UPerNet', {'decoder_channels': 16, **NO_NORM}),
 }  # fmt: skip
 
@@ -173,7 +177,8 @@ def test_head(name, train, torch, smp):
   file, inputs = our_head(case.theirs), maps(case.strides)
   options = file.of_smp({**theirs.config, '_model_class': case.theirs}).options
   found = tuple(Level(f'stage{i}', s, x.shape[-1]) for i, (s, x) in enumerate(zip(case.strides, inputs.values())))
-  head = silent(file.Head(CLASSES, found, **{**options, 'layers': ()}))
+  layers = tuple(level.layer for level in found) if case.theirs == 'Segformer' else ()  # smp's reads stride 2 too
+  head = silent(file.Head(CLASSES, found, **{**options, 'layers': layers}))
   table = tuple(file.rules_of_smp(head))
   tensors = {name: x.numpy() for name, x in theirs.state_dict().items()}
   like = jax.eval_shape(lambda x: Under(head).init(jax.random.key(0), x), inputs)
@@ -234,6 +239,7 @@ WHOLE = {  # encoder: smp's class and arguments
   'resnet50': ('DeepLabV3Plus', {**SMALL, 'encoder_output_stride': 8}),
   'mobilenet_v2': ('Unet', WIDTHS),
   'vgg11_bn': ('Unet', WIDTHS),
+  'mit_b0': ('Segformer', {'decoder_segmentation_channels': 16}),
   'efficientnet-b0': ('UPerNet', SMALL),
   'timm-efficientnet-b0': ('DeepLabV3Plus', SMALL),
   'timm-tf_efficientnet_lite0': ('Unet', {**WIDTHS, 'in_channels': 1}),

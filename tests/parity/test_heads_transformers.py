@@ -1,26 +1,24 @@
-"""Whole SegFormers against transformers' and segmentation_models_pytorch's, every tensor random, on oblong images.
+"""Whole SegFormers against those of transformers, every tensor random, on oblong images.
 
-Largest errors of `pytest -m parity -n 0 -s tests/parity/test_heads_transformers.py` with jax 0.10.2, torch 2.13.0,
-transformers 5.24.0 and segmentation_models_pytorch 0.6.0, each as a share of its tensor's largest value: in
-float64 logits 3e-15, statistics 1e-15, gradients 4e-10 (of biases ahead of the batch norm in training mode, whose true
-gradient is zero; others 2e-11); in float32 logits 8e-7.
+Largest errors of `pytest -m parity -n 0 -s tests/parity/test_heads_transformers.py` with jax 0.10.2, torch 2.13.0
+and transformers 5.24.0, each as a share of its tensor's largest value: in float64 logits 2e-15, statistics 1e-15,
+gradients 4e-10 (of biases ahead of the batch norm in training mode, whose true gradient is zero; others 2e-11); in
+float32 logits 7e-7.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import reference
 
 import tlx
-from tlx import catalog, trees
+from tlx import catalog, pretrained, trees
 from tlx.heads import segformer
-from tlx.models import mit
 from tlx.nn.levels import levels
-from tlx.nn.model import Backbone
-from tlx.types import Source
+from tlx.nn.model import Backbone, TransferModel
 from tlx.weights import read_tensors, rules
 
 CLASSES, WIDTH = 7, 20
@@ -28,17 +26,6 @@ SHAPE = dict(hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1], num_attention_he
 SIZES = ((64, 96), (75, 50))  # maps that halve at each stride, and maps that do not
 EXACT = 1e-9  # float64, of each tensor's largest value
 SINGLE = 1e-4  # float32
-AUTHORS = 1e-6  # epsilon of the norms of blocks and stages in segmentation_models_pytorch
-
-
-class Whole(nn.Module):
-  """A backbone and a head on its maps."""
-
-  backbone: Backbone
-  head: nn.Module
-
-  def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-    return self.head(self.backbone(x, train=train, taps=True), train)
 
 
 class Pair(NamedTuple):
@@ -48,56 +35,32 @@ class Pair(NamedTuple):
   table: tuple[rules.Rule, ...]
 
 
-def whole(config: mit.MiTConfig, **options: Any) -> Whole:
-  backbone = Backbone(config)
-  return Whole(backbone, segformer.Head(levels=levels(backbone), **options))
+def table_of(module: TransferModel, layout: str) -> tuple[rules.Rule, ...]:
+  return tuple(pretrained.modules.tables(catalog.variant('mit_b0'), module)[layout])
 
 
-def table_of(model: Whole, layout: str) -> tuple[rules.Rule, ...]:
-  """The backbone's rules without its classifier, and the head's."""
-  names = segformer.LAYOUTS[layout]
-  own = (rule for rule in mit.LAYOUTS[names.backbone](model.backbone.config) if '/backbone/' in rule.target)
-  return (*(rule._replace(source=names.prefix + rule.source) for rule in own), *names.head(model.head))
-
-
-def abstract(model: Whole) -> Any:
-  return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32))
-
-
-def pair(theirs: Any, tensors: reference.Tensors, model: Whole, layout: str) -> Pair:
-  table = table_of(model, layout)
-  variables, dropped = rules.read(tensors, table, abstract(model))
-  source = Source('mit', layout, dropped=dropped)
-  return Pair(theirs, tensors, tlx.Pretrained(model, variables, tlx.Preprocess(), (), source), table)
+def without_dropout(module: TransferModel) -> TransferModel:
+  """Masks of dropout are drawn alike by no two libraries."""
+  return module.clone(head=module.head.clone(dropout=0.0))
 
 
 @pytest.fixture(scope='module')
-def of_transformers(tmp_path_factory) -> Pair:
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('segformer')
+
+
+@pytest.fixture(scope='module')
+def of_transformers(folder) -> Pair:
   reference.library('transformers.modeling_utils')  # imports torchvision
   transformers = reference.library('transformers')
   config = transformers.SegformerConfig(**SHAPE, decoder_hidden_size=WIDTH, num_labels=CLASSES)
   theirs = transformers.SegformerForSemanticSegmentation(config).eval()
   reference.draw(theirs)
-  folder = tmp_path_factory.mktemp('segformer')
   theirs.save_pretrained(folder)
-  model = whole(mit.of_transformers(config.to_dict()), num_classes=CLASSES, width=WIDTH, dropout=0.0)
-  return pair(theirs, read_tensors(folder), model, 'transformers')
-
-
-@pytest.fixture(scope='module')
-def of_smp() -> Pair:
-  smp = reference.library('segmentation_models_pytorch')
-  widths, depths, heads = (tuple(sizes) for sizes in SHAPE.values())
-  small = {'embed_dims': widths, 'depths': depths, 'num_heads': heads, 'out_channels': [3, 0, *widths]}
-  arguments = dict(encoder_weights=None, decoder_segmentation_channels=WIDTH, classes=CLASSES, upsampling=1)
-  with pytest.MonkeyPatch.context() as patch:
-    for name, value in small.items():
-      patch.setitem(smp.encoders.encoders['mit_b0']['params'], name, value)
-    theirs = smp.Segformer('mit_b0', **arguments).eval()
-  reference.draw(theirs)
-  model = whole(mit.MiTConfig(depths, widths, heads, epsilon=AUTHORS), num_classes=CLASSES, width=WIDTH, dropout=0.0)
-  tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-  return pair(theirs, tensors, model, 'smp_nvidia')
+  ours = tlx.load(str(folder))
+  assert ours.module.head.dropout == config.classifier_dropout_prob and ours.source.task == 'segmentation'
+  ours = ours._replace(module=without_dropout(ours.module))
+  return Pair(theirs, read_tensors(folder), ours, table_of(ours.module, ours.source.layout))
 
 
 def target(size: tuple[int, int]) -> np.ndarray:
@@ -105,26 +68,15 @@ def target(size: tuple[int, int]) -> np.ndarray:
   return np.random.default_rng(1).integers(0, CLASSES, (2, *(-(-side // 4) for side in size)))
 
 
-def check_float64(what: str, found: Pair, size: tuple[int, int], train: bool, **options: Any) -> None:
-  errors = reference.float64_errors(
-    found.ours, found.theirs, reference.images(size), train=train, labels=target(size), table=found.table, **options
-  )
-  print(f'\n{what}:', *(f'{part} {worst.error:.1e} {worst.name};' for part, worst in errors.items()))
-  assert not {part: worst for part, worst in errors.items() if worst.error >= EXACT}
-
-
 @pytest.mark.parity
 @pytest.mark.parametrize('mode', ['eval', 'train'])
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_logits_statistics_and_gradients(size, mode, of_transformers, tmp_path):
-  renamed = lambda found: reference.as_saved(of_transformers.theirs, found, tmp_path)
-  check_float64(f'transformers {size} {mode}', of_transformers, size, mode == 'train', renamed=renamed)
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize('mode', ['eval', 'train'])
-def test_those_of_smp(mode, of_smp):
-  check_float64(f'smp {mode}', of_smp, (64, 96), mode == 'train')  # it takes multiples of 32 only
+  ours, theirs, options = of_transformers.ours, of_transformers.theirs, {'table': of_transformers.table}
+  options |= {'labels': target(size), 'renamed': lambda found: reference.as_saved(theirs, found, tmp_path)}
+  errors = reference.float64_errors(ours, theirs, reference.images(size), train=mode == 'train', **options)
+  print(f'\n{size} {mode}:', *(f'{part} {worst.error:.1e} {worst.name};' for part, worst in errors.items()))
+  assert not {part: worst for part, worst in errors.items() if worst.error >= EXACT}
 
 
 @pytest.mark.parity
@@ -140,12 +92,50 @@ def test_float32(size, of_transformers):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('library', ['of_transformers', 'of_smp'])
-def test_the_same_tensors_come_back(library, request):
-  found = request.getfixturevalue(library)
+def test_the_same_tensors_come_back(of_transformers):
+  found = of_transformers
   back = rules.write(found.ours.variables, found.table, found.ours.source.dropped)
   assert back.keys() == found.tensors.keys()
   assert all(back[name].tobytes() == x.tobytes() and back[name].shape == x.shape for name, x in found.tensors.items())
+
+
+@pytest.mark.parity
+def test_our_folder_in_transformers(of_transformers, folder, tmp_path):
+  torch = reference.library('torch')
+  ours = tlx.load(str(folder))
+  tlx.save(tmp_path, ours)
+  before, after = read_tensors(folder), read_tensors(tmp_path)
+  assert before.keys() == after.keys() and all(before[name].tobytes() == after[name].tobytes() for name in before)
+  model, told = type(of_transformers.theirs).from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(told.values()), told
+  images = reference.to_torch(reference.images((64, 96)))
+  with torch.no_grad():
+    np.testing.assert_array_equal(model.eval()(images).logits, of_transformers.theirs(images).logits)
+  assert tlx.load(str(tmp_path)).module == ours.module
+
+
+@pytest.mark.parity
+def test_a_fine_tuned_one_in_transformers(of_transformers, folder, tmp_path):
+  torch = reference.library('torch')
+  ours = tlx.load(str(folder), num_classes=3)
+  tlx.save(tmp_path, ours._replace(class_names=('sky', 'road', 'tree')))
+  model, told = type(of_transformers.theirs).from_pretrained(tmp_path, output_loading_info=True)
+  assert not any(told.values()), told
+  assert model.config.id2label == {0: 'sky', 1: 'road', 2: 'tree'}
+  images = reference.images((64, 96))
+  with torch.no_grad():
+    expected = np.moveaxis(model.eval()(reference.to_torch(images)).logits.numpy(), 1, -1)
+  found = reference.compiled(ours.module.apply, ours.variables, images)
+  assert reference.relative(np.asarray(found), expected) < SINGLE
+
+
+@pytest.mark.parity
+def test_another_head_stays(of_transformers, folder, tmp_path):
+  other = tlx.load(str(folder), head='fcn', num_classes=3)
+  tlx.save(tmp_path, other)
+  again = tlx.load(str(tmp_path))
+  assert again.module == other.module
+  jax.tree.map(np.testing.assert_array_equal, dict(again.variables), dict(other.variables))
 
 
 @pytest.mark.parity
@@ -161,7 +151,12 @@ def test_published_models_have_the_shapes_of_transformers(name):
     theirs = transformers.SegformerForSemanticSegmentation(
       transformers.SegformerConfig(**shape, decoder_hidden_size=width, num_labels=row.num_classes)
     )
-  model = whole(variant.config, num_classes=row.num_classes, **row.options)
-  variables = abstract(model)
+  backbone = Backbone(variant.config)
+  module = TransferModel(backbone, segformer.Head(row.num_classes, levels(backbone), **row.options))
+  variables = pretrained.abstract(module)
   assert trees.count(variables['params']) == sum(x.numel() for x in theirs.parameters())
-  assert rules.by_target(table_of(model, row.checkpoint.layout)).keys() == trees.flatten(variables).keys()
+  assert rules.by_target(table_of(module, row.checkpoint.layout)).keys() == trees.flatten(variables).keys()
+  described = segformer.of_config(theirs.config.to_dict() | {'architectures': [type(theirs).__name__]})
+  assert described.backbone == row.backbone and described.num_classes == row.num_classes
+  assert dataclasses.replace(variant.config, **described.backbone_options) == variant.config
+  assert segformer.Head(150, **described.options) == segformer.Head(150, **row.options)

@@ -21,7 +21,8 @@ def export(run: Path, out: Path, layout: str | None = None) -> Path:
   Raises:
     UsageError: for an unknown layout, or if a file is in the way.
   """
-  known = {name for family in catalog.names('models') for name in catalog.find('models', family).LAYOUTS}
+  files = [catalog.find(folder, name) for folder in ('models', 'heads') for name in catalog.names(folder)]
+  known = {layout for file in files for layout in getattr(file, 'LAYOUTS', {})}
   if layout is not None and layout not in known:
     raise UsageError(f'no layout {layout!r}{words.suggest(layout, sorted(known))}')
   model = load_run(run)

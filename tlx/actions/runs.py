@@ -52,6 +52,12 @@ def options(run: str | Path) -> dict[str, Any]:
   return json.loads((run_folder(run) / 'experiment.json').read_text())['experiment']
 
 
+def task_of_run(run: str | Path) -> Task:
+  """The task of a run with its classes, by its record alone."""
+  record = json.loads((run_folder(run) / 'experiment.json').read_text())
+  return tasks.of_record(record.get('task'), record['data']['class_names'])
+
+
 def task_of(model: Pretrained) -> Task:
   """The task that a model's head is for, with its classes."""
   names = model.class_names or [f'class {i}' for i in range(getattr(model.module.head, 'num_classes', 0))]

@@ -94,7 +94,7 @@ class Evaluate:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-  """Name what is in photographs: the top classes with their probabilities."""
+  """Predict what is in photographs: the top classes with their probabilities, or a mask of each image."""
 
   run: Annotated[
     Positional[str], arg(metavar='RUN', help='A run folder, or a pretrained model such as efficientnet_lite0.')
@@ -105,13 +105,15 @@ class Predict:
   ]
   top: int = 5
   """Number of classes to show for each image."""
+  out: Annotated[Path, arg(metavar='DIR')] = Path('predictions')
+  """Folder for masks and overlays, if the task makes such pictures."""
   json: Json = False
 
   def __call__(self) -> None:
     from tlx.actions.predict import predict
 
     show, failed = terminal.Console(), 0
-    found = predict(self.run, self.images, top=self.top)
+    found = predict(self.run, self.images, top=self.top, out=self.out)
     if self.json:
       found = list(found)
       print_json(found)
@@ -124,7 +126,10 @@ class Predict:
         continue
       show.line(prediction['image'])
       for item in prediction['classes']:
-        show.line(f'  {item["probability"]:7.2%}  {item["name"]}')
+        show.line(f'  {item.get("probability", item.get("share")):7.2%}  {item["name"]}')
+      for name in ('mask', 'overlay'):
+        if name in prediction:
+          show.line(f'  {name}: {prediction[name]}')
     if failed:
       raise TlxError(f'{failed} of the images could not be read')
 
@@ -175,8 +180,12 @@ class Cost:
   """What learns: linear_probe, partial:K, layerwise_decay:D, full, lp_ft, gradual or scratch."""
   batch_size: int = 32
   """Images per step, over all devices."""
-  image_size: Annotated[int | None, arg(help_behavior_hint="(default: the model's own)")] = None
-  """Height and width of the model's input, in pixels."""
+  image_size: Annotated[str | None, arg(help_behavior_hint="(default: the model's own)")] = None
+  """Size of the model's input in pixels: one side such as 224, or HEIGHTxWIDTH such as 240x320."""
+  task: Annotated[str | None, arg(help_behavior_hint="(default: the model's own)")] = None
+  """Task: classification, multilabel or segmentation."""
+  head: Annotated[str | None, arg(help_behavior_hint="(default: the model's own, or set by --task)")] = None
+  """Head: linear, mlp, unet, deeplabv3plus, ..., with options as in 'unet(widths=(128,64,32,16))'."""
   num_classes: int = 1000
   """Number of classes, which is the number of outputs of the head."""
   dtype: Literal['float32', 'bfloat16'] = 'float32'
@@ -207,6 +216,8 @@ class Cost:
       micro_batches=self.micro_batches,
       remat=self.remat,
       optimizer_name=self.optimizer,
+      task=self.task,
+      head=self.head,
     )
     print_json(found) if self.json else terminal.Console().cost(found)
 
@@ -216,8 +227,8 @@ class Export:
   """Write the model of a run for another library: model.safetensors with its names, and config.json."""
 
   run: Run
-  format: str = 'timm'
-  """Library whose names are written: timm, or another one that the model supports (torchvision, transformers)."""
+  format: Annotated[str | None, arg(help_behavior_hint="(default: the names of the weights' source, or timm's)")] = None
+  """Library whose names are written: timm, or another one that the model supports (torchvision, transformers, smp)."""
   out: Annotated[Path | None, arg(help_behavior_hint='(default: RUN/export/FORMAT)')] = None
   """Folder to write."""
   json: Json = False
@@ -225,7 +236,7 @@ class Export:
   def __call__(self) -> None:
     from tlx.actions.export import export
 
-    folder = export(self.run, self.out or self.run / 'export' / self.format, self.format)
+    folder = export(self.run, self.out or self.run / 'export' / (self.format or 'own'), self.format)
     print_json({'folder': str(folder)}) if self.json else terminal.Console().line(f'written: {folder}')
 
 
@@ -236,11 +247,10 @@ class Report:
   run: Run
 
   def __call__(self) -> None:
-    from tlx.actions.runs import load_run, run_folder, task_of
+    from tlx.actions.runs import run_folder, task_of_run
     from tlx.report.page import write_report
 
-    task = task_of(load_run(self.run))
-    terminal.Console().line(f'report: {write_report(run_folder(self.run), task)}')
+    terminal.Console().line(f'report: {write_report(run_folder(self.run), task_of_run(self.run))}')
 
 
 def positive(**given: float) -> None:

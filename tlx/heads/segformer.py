@@ -1,10 +1,11 @@
 """The all-MLP decoder of SegFormer (Xie et al. 2021, https://arxiv.org/abs/2105.15203, Sec. 3.2).
 
-The published head projects every level to one width, enlarges the results to the finest level and joins them; a 1x1
-convolution over all of it follows, then batch norm, ReLU and the classifier. No activation lies between projection and
-convolution, so this file multiplies their kernels first, convolves each level at its own size and adds up the enlarged
-results: the same function of the same parameters. For SegFormer-B2 at 512 pixels the head takes 6 instead of 42 billion
-multiply-adds, and on two busy cores 1.6 instead of 5.4 seconds.
+The published head projects every level to one width, enlarges the results to stride 4 and joins them; a 1x1 convolution
+over all of it follows, then batch norm, ReLU and the classifier. No activation lies between projection and convolution,
+so this file multiplies their kernels first, convolves each level at its own size and adds up the enlarged results: the
+same function of the same parameters. For SegFormer-B2 at 512 pixels the head takes 6 instead of 42 billion
+multiply-adds, and on two busy cores 1.6 instead of 5.4 seconds. segmentation-models-pytorch (smp) has the same head,
+which also enlarges the logits.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,49 +17,48 @@ from flax import linen as nn
 
 from tlx.nn import segmentation
 from tlx.nn.conv import linear
-from tlx.nn.levels import Level, pyramid, read
+from tlx.nn.levels import Level, choose, read
 from tlx.nn.norm import BatchNorm
-from tlx.nn.resize import bilinear
+from tlx.nn.resize import bilinear, bilinear_corners
 from tlx.nn.stochastic import Dropout
-from tlx.types import Checkpoint, Preprocess, UsageError, WholeLayout, WholeModel
-from tlx.weights import records, rules, segformer
+from tlx.types import Checkpoint, Preprocess, WholeLayout, WholeModel
+from tlx.weights import records, rules, segformer, smp
 
+FINEST = 4  # stride of the logits
 kernel_init = nn.initializers.lecun_normal()
 
 
 class Head(nn.Module):
-  """Maps of two or more strides -> logits float32 [b, h, w, num_classes] of the finest one's size."""
+  """A backbone's maps -> logits float32 [b, h, w, num_classes] of the size of its map of stride 4.
+
+  A backbone without one gives them the size of its finest map that is read.
+  """
 
   num_classes: int
   levels: tuple[Level, ...] = ()  # all that the backbone has
+  layers: tuple[str, ...] = ()  # to read, from fine to coarse; () = the last at each stride from 4 on
   width: int = 256  # channels that every level is projected to
   dropout: float = 0.1  # before the classifier
-  finest: int = 4  # least stride of the levels that it reads, where two or more have it
+  upsampling: int = 1  # factor by which the logits are enlarged
 
   @property
   def reads(self) -> tuple[Level, ...]:
-    """The levels that it reads, from fine to coarse. Raises UsageError where the backbone has fewer than two."""
-    found = pyramid(self.levels)
-    coarse = tuple(level for level in found if level.stride >= self.finest)
-    if len(found) < 2:
-      maps = ', '.join(f'{level.layer} (stride {level.stride})' for level in found) or 'none'
-      raise UsageError(
-        f'head segformer reads maps of two or more strides; the backbone has {maps}; choose a backbone with stages, '
-        'such as mit_b0 or resnet50'
-      )
-    return coarse if len(coarse) > 1 else found
+    """The levels that it reads, from fine to coarse. Raises UsageError where the backbone has too few."""
+    return choose(self.levels, self.layers, head='segformer', finest=FINEST)
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
     maps = [read(features, level) for level in self.reads]
-    x = Fuse(self.width, name='fuse')(maps)
+    size = next((x.shape[1:3] for level, x in zip(self.reads, maps) if level.stride >= FINEST), maps[0].shape[1:3])
+    x = Fuse(self.width, name='fuse')(maps, size)
     x = nn.relu(BatchNorm(name='norm')(x, train))
     x = Dropout(self.dropout, name='dropout')(x, train)
-    return segmentation.logits(x, self.num_classes)
+    logits = segmentation.logits(x, self.num_classes)
+    return bilinear_corners(logits, tuple(self.upsampling * side for side in size)) if self.upsampling > 1 else logits
 
 
 class Fuse(nn.Module):
-  """Maps [b, h_i, w_i, c_i], from fine to coarse -> [b, h_0, w_0, width].
+  """Maps [b, h_i, w_i, c_i], from fine to coarse -> [b, *size, width].
 
   `kernel` float32 [levels * width, width] is that of the 1x1 convolution, whose input begins with the coarsest level;
   `project0`, ... are the projections of the levels, the finest first.
@@ -67,13 +67,13 @@ class Fuse(nn.Module):
   width: int
 
   @nn.compact
-  def __call__(self, maps: list[jax.Array]) -> jax.Array:
+  def __call__(self, maps: list[jax.Array], size: tuple[int, int]) -> jax.Array:
     kernel = self.param('kernel', kernel_init, (len(maps) * self.width, self.width))
     total, shift = 0, 0
     for i, (x, part) in enumerate(zip(maps, jnp.split(kernel, len(maps))[::-1])):
       projection, bias = Projection(self.width, name=f'project{i}')(x.shape[-1])
       x = linear(x, (projection @ part).astype(x.dtype))
-      total = total + (bilinear(x, maps[0].shape[1:3]) if i else x)
+      total = total + (x if x.shape[1:3] == size else bilinear(x, size))
       shift = shift + bias @ part
     return total + shift.astype(total.dtype)
 
@@ -105,8 +105,8 @@ def transformers(head: Head) -> Iterator[rules.Rule]:
   return _layout(head, *(f'decode_head.{name}' for name in names), coarse_first=False)
 
 
-def smp(head: Head) -> Iterator[rules.Rule]:
-  """segmentation_models_pytorch's names: decoder.mlp_stage.0.linear, decoder.fuse_stage.0, segmentation_head.0."""
+def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
+  """smp's names: decoder.mlp_stage.0.linear, decoder.fuse_stage.0, segmentation_head.0."""
   names = ('decoder.mlp_stage.{}.linear', 'decoder.fuse_stage.0', 'decoder.fuse_stage.1', 'segmentation_head.0')
   return _layout(head, *names, coarse_first=True)
 
@@ -125,6 +125,16 @@ def of_config(config: Mapping[str, Any]) -> WholeModel | None:
   size = next((size for size, known in _SIZES.items() if known == (shape['depths'], shape['widths'][0])), 'b0')
   options = {'width': config['decoder_hidden_size'], 'dropout': config['classifier_dropout_prob']}
   return WholeModel(f'mit_{size}', len(records.class_names(config)), options=options, backbone_options=shape)
+
+
+def of_smp(config: Mapping[str, Any]) -> WholeModel:
+  """The model that smp's config.json of a Segformer describes. Raises UsageError listing all that tlx lacks."""
+  fields = {
+    'decoder_segmentation_channels': smp.Field('width', 256, smp.number),
+    'upsampling': smp.Field('upsampling', 4, smp.number),
+  }
+  found = smp.whole(config, fields, depths=(3, 4, 5), reads=lambda maps: tuple(filter(None, maps)))
+  return found._replace(options={**found.options, 'dropout': 0.0})  # it has none
 
 
 def _published(size: str, width: int, pixels: int = 512) -> WholeModel:
@@ -150,8 +160,9 @@ _SIZES = {  # blocks a stage, channels of the first
 }
 LAYOUTS = {
   'transformers': WholeLayout('transformers_base', 'segformer.', transformers),
-  'smp_nvidia': WholeLayout('nvidia', 'encoder.', smp),  # with the encoders mit_b0 to mit_b5
+  **smp.layouts(rules_of_smp),
 }
+SMP = {'Segformer': of_smp}
 MODELS = {
   **{f'segformer_{size}': _published(size, 256) for size in ('b0', 'b1')},
   **{f'segformer_{size}': _published(size, 768) for size in ('b2', 'b3', 'b4')},

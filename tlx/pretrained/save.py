@@ -119,8 +119,9 @@ def _with_head(
 def _foreign(variant: catalog.Variant, source: Source, layout: str) -> str:
   """Why a layout, which has names for this network, would make another of it; '' where it would not."""
   if layout.startswith('transformers'):
-    same = source.layout == layout and 'model_type' in source.config
-    return '' if same else "transformers' config.json is kept, not made, and this came without"
+    if source.layout != layout or 'model_type' not in source.config:
+      return "transformers' config.json is kept, not made, and this came without"
+    return 'the config.json that it came with describes another head' if catalog.whole_of_config(source.config) else ''
   if variant.name not in catalog.variants():
     return 'it is none of the variants, so that config.json cannot name it'
   owner = getattr(variant.family, 'LAYOUT_VARIANTS', {}).get(layout, str)(variant.name)
@@ -158,7 +159,9 @@ def _records(
   if tag := (source.config.get('pretrained_cfg') or {}).get('tag'):  # timm tells by it what a file holds
     config['pretrained_cfg']['tag'] = tag
   task = {} if source.task == 'classification' else {TLX: {'task': source.task}}
-  return {**(source.config if 'architecture' in source.config else {}), **config, **task}, {}
+  had_head = 'head' in (source.config.get(TLX) or {})  # the record speaks of a head that is gone
+  kept = source.config if 'architecture' in source.config and not had_head else {}
+  return {**kept, **config, **task}, {}
 
 
 def _records_with_head(
@@ -177,18 +180,22 @@ def _records_with_head(
   if len(record.mean) != 3:
     arguments['in_chans'] = len(record.mean)
   made = records.timm_config(variant.name, config.width, record, 0, (), arguments, fixed_size=size is not None)
+  classes = getattr(module.head, 'num_classes', len(class_names))
   known = catalog.variant(variant.name).config if variant.name in catalog.variants() else config
   own = {
     'head': modules.head_spec(module),
     'module': f'{type(module.head).__module__}.{type(module.head).__qualname__}',
-    'num_classes': getattr(module.head, 'num_classes', len(class_names)),
+    'num_classes': classes,
     'class_names': list(class_names),
     'task': source.task,
     'backbone': {name: x for name, x in catalog.options(config).items() if x != getattr(known, name)},
   }
   made[TLX] = own
   if smp.CLASS not in source.config:
-    return {**source.config, **made}, dict(source.processor)
+    theirs = source.config
+    if 'model_type' in theirs:
+      theirs = records.transformers_config(theirs, classes, class_names)
+    return {**theirs, **made}, dict(source.processor)
   if layout != source.layout or not _describes(smp.theirs(source.config), module):
     return made, {}
   sized = {'img_size': size} if 'img_size' in arguments else {}

@@ -44,6 +44,7 @@ ENCODERS = (
   Encoder(r'(resnet(?:18|34|50|101|152)|resnext50_32x4d|resnext101_32x(?:4|8|16|32)d)', r'\1', _RESIDUAL),
   Encoder('mobilenet_v2', 'mobilenetv2_100', (*_INVERTED[:4], 'final_conv')),
   Encoder(r'(vgg(?:11|13|16|19)(?:_bn)?)', r'\1', (*_STAGES[2:], 'stage4', 'pool'), {'hidden': 0}, dilates=False),
+  Encoder('(mit_b[0-5])', r'\1', _STAGES, {'epsilon': 1e-6}, dilates=False),
   # It reads a stage's first block; and larger ones pad as for an image of one odd size, whatever size they see.
   Encoder(
     'efficientnet-b0', 'tf_efficientnet_b0', (*_STEM[:3], 'stage4_block0', 'stage6'), {'momentum': 0.99}, dilates=False
@@ -56,7 +57,7 @@ ENCODERS = (
   Encoder(rf'tu-(swin_[^.]*){_TAG}', r'\1', _STAGES, {'final_norm': False}, True, False, {'img_size': 'size'}),
 )
 NAMES = (
-  'resnet*, resnext*, mobilenet_v2, vgg*, efficientnet-b0, timm-efficientnet-b*, timm-tf_efficientnet_lite*, '
+  'resnet*, resnext*, mobilenet_v2, vgg*, mit_b*, efficientnet-b0, timm-efficientnet-b*, timm-tf_efficientnet_lite*, '
   'tu-*resnet*, tu-resnext*, tu-efficientnet_*, tu-mobilenetv2_*, tu-convnext* and tu-swin_*'
 )
 OWN = {'dilate_early': True}  # what distinguishes dilation in smp's own encoders from timm's
@@ -205,6 +206,7 @@ def layouts(head: Callable[[Any], Iterable[rules.Rule]]) -> dict[str, WholeLayou
     'smp_timm': WholeLayout('timm', 'encoder.', head),
     'smp_tu': WholeLayout('timm', 'encoder.model.', head, rename=_flattened),
     'smp_lukemelas': WholeLayout('lukemelas', 'encoder.', head),
+    'smp_nvidia': WholeLayout('nvidia', 'encoder.', head),
   }
 
 
