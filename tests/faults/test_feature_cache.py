@@ -277,7 +277,7 @@ def test_a_full_disk_costs_the_copy_or_ends_in_a_line(probe, monkeypatch, shelf,
 @pytest.mark.slow
 def test_a_disk_that_fills_up(tmp_path):
   with small_disk(tmp_path / 'disk') as disk:
-    parts = ((np.zeros((1000, 64), np.float32), np.ones(1000, bool)) for _ in range(8))
+    parts = (({'pooled': np.zeros((1000, 64), np.float32)}, np.ones(1000, bool)) for _ in range(8))
     with pytest.raises(OSError, match='No space left'):
       store.write(disk / 'x', 8000, parts, 'run')
     assert not list(disk.iterdir())
