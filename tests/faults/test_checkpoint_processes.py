@@ -42,7 +42,7 @@ def write(root):
     checkpoints = Checkpoints(root / 'checkpoints')
     (root / 'filler').write_bytes(bytes(shutil.disk_usage(root).free - room * 1024))
     try:
-      checkpoints.save(memory, state, {})
+      checkpoints.save(room, state, {})
       start = time.monotonic()
       while time.monotonic() < start + 1.5:
         sum(range(1000))  # a busy main thread, as in training, gives the writers time to fail
