@@ -112,6 +112,7 @@ def test_an_attack_needs_an_image(say, finished, tmp_path):
     assert code == 2 and str(path) in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_robustness_of_a_run_over_its_split(say, finished):
   code, out, _ = say('robustness', finished, '--epsilons', '0,1/255,0.5', '--steps', 5, '--batch-size', 4, '--json')
   found = json.loads(out)

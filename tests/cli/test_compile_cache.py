@@ -149,9 +149,9 @@ def test_the_program_compiled_aside_is_the_one_that_the_next_phase_takes(
   added = []
   monkeypatch.setattr(compile_ahead, 'compile_aside', at_once)
   monkeypatch.setattr(compile_ahead, 'gains', lambda: True)
-  programs = run('aside')
+  entries_aside = run('aside')
   monkeypatch.setattr(compile_ahead, 'compile_aside', lambda build: None)
-  assert len(added) > 1 and all(added) and len(programs) == len(run('plain'))  # of another one there would be more
+  assert len(added) > 1 and all(added) and len(entries_aside) == len(run('plain'))  # of another one there would be more
 
 
 def test_what_a_killed_process_left_half_written_goes(settings, tmp_path, monkeypatch):

@@ -135,6 +135,7 @@ def test_one_pass_takes_what_is_there_and_computes_nothing(probe, computed):
   assert probe(epochs=0.8) == first and computed == ['train', 'validation']
 
 
+@pytest.mark.slow
 def test_data_that_cannot_name_themselves_are_not_kept(probe, computed, shelf, monkeypatch):
   from tlx.datasets import folder
 
@@ -161,6 +162,7 @@ def test_an_image_that_was_not_read_may_be_read_next_time(probe, computed, shelf
   assert probe() == probe(cache='memory') and len(entries(shelf)) == 2
 
 
+@pytest.mark.slow
 def test_off_in_the_environment_or_a_folder_that_cannot_be_written(probe, computed, shelf, monkeypatch, tmp_path):
   monkeypatch.setenv(store.VARIABLE, 'off')
   first = probe(cache='disk')
@@ -257,6 +259,7 @@ def test_what_was_used_longest_ago_goes_first_and_nothing_else(shelf, monkeypatc
   np.testing.assert_array_equal(mapped[1]['pooled'], VALUES)  # a run that uses them goes on
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_copy_or_ends_in_a_line(probe, monkeypatch, shelf, capsys):
   plain = probe(cache='memory')
 
@@ -274,7 +277,7 @@ def test_a_full_disk_costs_the_copy_or_ends_in_a_line(probe, monkeypatch, shelf,
 @pytest.mark.slow
 def test_a_disk_that_fills_up(tmp_path):
   with small_disk(tmp_path / 'disk') as disk:
-    parts = ((np.zeros((1000, 64), np.float32), np.ones(1000, bool)) for _ in range(8))
+    parts = (({'pooled': np.zeros((1000, 64), np.float32)}, np.ones(1000, bool)) for _ in range(8))
     with pytest.raises(OSError, match='No space left'):
       store.write(disk / 'x', 8000, parts, 'run')
     assert not list(disk.iterdir())

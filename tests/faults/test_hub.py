@@ -137,9 +137,9 @@ def test_a_broken_connection_is_resumed_where_it_broke(hub, tmp_path):
   'location, problem',
   [
     ('hf-hub:owner/none', 'not on the hub, or private'),
-    ('hf-hub:owner/private', 'not on the hub, or private'),
+    pytest.param('hf-hub:owner/private', 'not on the hub, or private', marks=pytest.mark.full),
     ('hf-hub:owner/gated', 'accept the terms'),
-    ('hf-hub:owner/good@v9', 'no such revision'),
+    pytest.param('hf-hub:owner/good@v9', 'no such revision', marks=pytest.mark.full),
   ],
 )
 def test_a_refusal_is_one_line(hub, tmp_path, location, problem):

@@ -135,10 +135,11 @@ def test_a_killed_probe_on_kept_features(runs, tmp_path, options, kept, found):
   assert (out / 'features').exists() == ('disk' in options and kept == 'off')
   done = probe.run(out)
   assert done.returncode == 0 and ('found from an earlier run' in done.stdout) == found, done.stderr
-  assert_same(out, whole, leaves=70)  # no moments of the backbone
+  assert_same(out, whole, leaves=45)  # no moments of the backbone
   assert not (out / 'features').exists()
 
 
+@pytest.mark.slow
 def test_kill_stop_and_damage_one_after_the_other(runs, whole, tmp_path):
   out = tmp_path / 'run'
   killed = runs.run(out, batch=6, signum=signal.SIGKILL)

@@ -263,9 +263,9 @@ def test_wrong_options_are_all_named():
   assert hash(again) == hash(ALL)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_throughput():
-  """`pytest -n 0 -s -m slow tests/numerics/test_augment.py` prints images/s of every preset."""
+  """`pytest -n 0 -s -m full tests/numerics/test_augment.py` prints images/s of every preset."""
   images, rates = np.random.default_rng(0).integers(0, 256, (64, 256, 256, 3), dtype=np.uint8), {}
   images = jnp.asarray(images)
   for name, config in PRESETS.items():

@@ -1,7 +1,6 @@
 """Convolutions: the CPU's forms against the library's, in value, gradients, FLOPs and under every transformation."""
 
 import itertools
-import pathlib
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import environment
 
 from tlx.nn import conv
 from tlx.nn.conv import Spec
@@ -209,7 +209,5 @@ for a, b in zip(step(x, kernel), alone):
 """
 
 
-def test_a_sharded_batch_stays_sharded(monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  subprocess.run([sys.executable, '-c', SHARDED], check=True, cwd=pathlib.Path(__file__).parents[2])
+def test_a_sharded_batch_stays_sharded():
+  subprocess.run([sys.executable, '-c', SHARDED], check=True, env=environment(4))

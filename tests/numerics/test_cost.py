@@ -154,7 +154,7 @@ def test_partial_costs_the_forward_and_the_backward_of_the_suffix(name):
   [
     pytest.param('resnet_test', 'linear_probe', marks=pytest.mark.full),
     pytest.param('vit_test', 'partial:1', marks=pytest.mark.full),
-    ('vit_test', 'full'),
+    pytest.param('vit_test', 'full', marks=pytest.mark.slow),
   ],
 )
 def test_devices_exchange_gradients_of_what_learns_alone(name, strategy):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import randomised
+from tiny import matrix
 
 from tlx import catalog
 from tlx.cost.certificate import QUICK
@@ -30,7 +31,10 @@ def test_strides_become_dilations(output_stride, early, expected):
   assert spread(**RESNET, output_stride=output_stride, early=early) == expected
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'tf_efficientnet_lite0', 'mobilenetv2_035', 'tv_mobilenetv3_small_100'])
+NAMES = ('resnet18', 'tf_efficientnet_lite0', 'mobilenetv2_035', 'tv_mobilenetv3_small_100')
+
+
+@pytest.mark.parametrize('name', matrix(NAMES, NAMES[:2]))
 def test_the_last_map_has_the_output_stride_and_nothing_else_changes(name):
   config = catalog.variant(name).config
   plain = levels(Backbone(config))

@@ -49,8 +49,8 @@ def run(look, attack, variables, x, labels, epsilon, first=0):
   return perturb(look, attack)(variables, x, labels, epsilon, KEY, first + jnp.arange(len(x)))
 
 
-FEW = ('efficientnet_test', 'vit_test')  # one with maps, one with tokens; the others take seconds each to compile
-KINDS = ('beit_test', 'convnext_test', 'resnetv2_test', 'squeezenet_test', 'swin_test')
+FEW = ('mobilenetv1_test', 'vit_test')  # one with maps, one with tokens; the others take seconds each to compile
+KINDS = ('beit_test', 'efficientnet_test', 'convnext_test', 'resnetv2_test', 'squeezenet_test', 'swin_test')
 FAMILIES = matrix([*FEW, *KINDS], FEW)
 
 

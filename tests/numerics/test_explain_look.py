@@ -99,7 +99,7 @@ def test_gradcam_is_its_two_equations_in_float64():
   [
     pytest.param('resnet_test', objectives.log_probability, marks=pytest.mark.full),
     ('vit_test', objectives.log_probability),
-    ('vit_test', objectives.logit),
+    pytest.param('vit_test', objectives.logit, marks=pytest.mark.full),
   ],
 )
 def test_integrated_gradients_are_complete(name, score):

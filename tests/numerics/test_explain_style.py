@@ -10,8 +10,8 @@ from tlx.data.pixels import grey
 from tlx.explain import objectives, style
 from tlx.types import Preprocess, Pretrained, UsageError
 
-QUICK = ('efficientnet_test', 'vit_test')
-KINDS = ('beit_test', 'convnext_test', 'resnet_test', 'squeezenet_test', 'swin_test')
+QUICK = ('mobilenetv1_test', 'vit_test')
+KINDS = ('beit_test', 'efficientnet_test', 'convnext_test', 'resnet_test', 'squeezenet_test', 'swin_test')
 FAMILIES = tiny.matrix([*QUICK, *KINDS], QUICK)
 
 

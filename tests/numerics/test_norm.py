@@ -1,6 +1,5 @@
 """BatchNorm: its statistics, its dtypes, and that devices sharing a batch see all of it."""
 
-import pathlib
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import environment
 from flax import errors
 
 from tlx.nn.norm import BatchNorm
@@ -117,7 +117,5 @@ assert jax.pmap(lambda x: mean_over_devices(x), 'other')(jnp.arange(4.0)).tolist
 """
 
 
-def test_four_devices_see_the_whole_batch(monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  subprocess.run([sys.executable, '-c', DEVICES], check=True, cwd=pathlib.Path(__file__).parents[2])
+def test_four_devices_see_the_whole_batch():
+  subprocess.run([sys.executable, '-c', DEVICES], check=True, env=environment(4))

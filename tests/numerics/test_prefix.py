@@ -86,6 +86,7 @@ def test_every_family(finetune, family, dtype, tiny_models):
   assert kept[0].metrics['loss'] == pytest.approx(plain[0].metrics['loss'], rel=1e-4 if dtype == 'float32' else 3e-2)
 
 
+@pytest.mark.slow
 def test_automatic_keeps_what_a_probe_sees_and_nothing_that_changes(finetune, capsys):
   probe = finetune(strategy='linear_probe')[0].metrics
   light = finetune(strategy='linear_probe', augment='light')[0].metrics
@@ -103,6 +104,7 @@ def test_asking_for_features_of_changing_pixels_is_refused(finetune):
     finetune(strategy='linear_probe', augment='light', cache='memory')
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_read_stays_out(finetune, tiny_images, tmp_path):
   data = shutil.copytree(tiny_images, tmp_path / 'images')
   good = sorted((data / 'train/red').iterdir())[0]

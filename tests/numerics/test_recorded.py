@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from tiny import FAMILIES, matrix
+from tiny import matrix
 
 from tlx import catalog, pretrained
 from tlx.nn.model import TransferModel
@@ -101,7 +101,7 @@ def error(found: Any, expected: Any) -> float:
   return float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize('family', matrix(catalog.names('models'), FAMILIES))
+@pytest.mark.parametrize('family', matrix(catalog.names('models'), ['convnext', 'resnet', 'swin', 'vit']))
 def test_logits(family):
   record = recorded(family)
   model = ours(record)

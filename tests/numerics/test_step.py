@@ -208,7 +208,7 @@ def test_a_step_is_pure_and_its_state_is_donated():
   assert later['loss'] != numbers['loss']
 
 
-@pytest.mark.parametrize('name', matrix(KINDS, KINDS[:1]))
+@pytest.mark.parametrize('name', [pytest.param(KINDS[0], marks=pytest.mark.slow), *matrix(KINDS[1:], ())])
 def test_pmap_equals_jit(name):
   """Three steps of full fine-tuning on four devices: batch norm trains, masks and pictures are random."""
   done = subprocess.run(

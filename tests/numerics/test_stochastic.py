@@ -1,6 +1,5 @@
 """Dropout and stochastic depth: rates, scale, and masks that depend on key and example alone."""
 
-import pathlib
 import subprocess
 import sys
 
@@ -8,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import environment
 
 from tlx.nn.stochastic import ChannelDropout, Dropout, DropPath
 
@@ -88,7 +88,5 @@ for layer in (Dropout(0.5), DropPath(0.5)):
 """
 
 
-def test_masks_are_the_same_on_four_devices(monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
-  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
-  subprocess.run([sys.executable, '-c', DEVICES], check=True, cwd=pathlib.Path(__file__).parents[2])
+def test_masks_are_the_same_on_four_devices():
+  subprocess.run([sys.executable, '-c', DEVICES], check=True, env=environment(4))
