@@ -75,6 +75,7 @@ def test_without_random_starts_the_pixels_are_the_same(crops, kind):
   assert np.array_equal(success, their_success) and ours.dtype == np.float64
 
 
+@pytest.mark.full
 @pytest.mark.parametrize('name', ['resnet_test', 'vit_test'])
 @pytest.mark.parametrize('kind', RANDOM)
 def test_with_random_starts_as_many_are_fooled(crops, name, kind):

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import pytest
 import reference
+from tiny import matrix
 
 import tlx
 from tlx import catalog, weights
@@ -253,7 +254,7 @@ WHOLE = {  # encoder: smp's class and arguments
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('encoder', WHOLE)
+@pytest.mark.parametrize('encoder', matrix(WHOLE, ('resnet18', 'mit_b0')))
 def test_folders_of_smp_are_read_and_written(encoder, torch, smp, tmp_path):
   name, arguments = WHOLE[encoder]
   theirs = saved(smp, tmp_path / 'theirs', name, encoder, **arguments).eval()
@@ -276,6 +277,7 @@ def test_folders_of_smp_are_read_and_written(encoder, torch, smp, tmp_path):
 
 
 @pytest.mark.parity
+@pytest.mark.full
 @pytest.mark.parametrize(('name', 'encoder'), [('Unet', 'tu-mobilenetv2_050'), ('FPN', 'resnet18')])
 def test_other_classes_and_channels_go_back_to_smp(name, encoder, torch, smp, tmp_path):
   saved(smp, tmp_path / 'theirs', name, encoder, **(WIDTHS if name == 'Unet' else PYRAMID))
