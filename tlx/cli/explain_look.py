@@ -100,7 +100,7 @@ class Gradcam:
 
 @dataclasses.dataclass(frozen=True)
 class Deletion:
-  """Check where a model looks: remove the hottest positions, and measure how the probability of the class falls."""
+  """Check where a model looks: remove the hottest positions, and measure the class's probability."""
 
   model: Model
   data: Data = None

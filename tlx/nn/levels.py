@@ -72,7 +72,7 @@ def as_map(values: jax.Array, prefix: int = 0) -> jax.Array:
 
 
 def read(features: Mapping[str, jax.Array], level: Level) -> jax.Array:
-  """The level's map [b, h, w, channels] among a backbone's features."""
+  """The map [b, h, w, channels] of a level, from a backbone's features."""
   return as_map(features[level.layer], level.prefix)
 
 

@@ -181,7 +181,7 @@ class TransferModel(nn.Module):
     return {**features, POOLED: self.backbone.pool(features[self.backbone.names[-1]])}
 
   def reads(self) -> tuple[str, ...]:
-    """Names of the features that the head reads: its `needs`, or else what it asks for when it is called on shapes."""
+    """Names of the features that the head reads: its `needs`, or else those that it requests in an abstract call."""
     return getattr(self.head, 'needs', None) or _reads(self)
 
 
@@ -191,7 +191,7 @@ def _reads(model: TransferModel) -> tuple[str, ...]:
   noted: dict[str, None] = {}
 
   class Noting(dict):
-    """Features that note which of them are asked for."""
+    """Features that record which of them the head requests."""
 
     def __getitem__(self, name):
       noted[name] = None
