@@ -1,15 +1,39 @@
 """Fixtures: a tiny pretrained model in a folder, a tiny folder of images, and runs of the command line."""
 
+import gc
+import mmap
 import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+pytest_plugins = ['sampling']
+QUICK = {  # programs that compile in two thirds of the time and run slower: the tests' are small
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': 'true',
+  'xla_cpu_use_fusion_emitters': 'false',
+  'xla_cpu_parallel_codegen_split_count': 1,
+}
+
+
+def known(flags: dict) -> str:
+  """Those flags that this XLA has: XLA ends a process that names another one."""
+  for library in Path(find_spec('jaxlib').origin).parent.glob('libjax_common.*'):
+    with library.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+      return ' '.join(f'--{name}={value}' for name, value in flags.items() if content.find(name.encode()) >= 0)
+  return ''
+
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # one worker has one core: more threads would spin while they wait
+if 'XLA_FLAGS' not in os.environ:  # `XLA_FLAGS= pytest` compiles as for users
+  os.environ['XLA_FLAGS'] = known(QUICK)
+gc.set_threshold(200_000, 50, 100)  # tracing makes many objects that live on: a tenth of its time
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:  # one for all tests of this session, and none of the user's
   compiled = tempfile.TemporaryDirectory(prefix='tlx-compiled-', ignore_cleanup_errors=True)
   os.environ |= {'JAX_COMPILATION_CACHE_DIR': compiled.name, 'JAX_COMPILATION_CACHE_MAX_SIZE': str(2**31)}  # locks
@@ -18,21 +42,27 @@ if 'TLX_FEATURE_CACHE' not in os.environ:  # likewise
   os.environ['TLX_FEATURE_CACHE'] = features.name
 
 
-@pytest.fixture(scope='session')
-def tiny_models(tmp_path_factory) -> dict[str, str]:
-  """{family: folder} of the smallest variant of each family with random weights, every tensor of them."""
-  import tlx
-  from tlx import catalog, pretrained
+class TinyModels(dict):
+  """{family: folder} of the smallest variant of each family with random weights, made when it is asked for."""
 
-  folder = tmp_path_factory.mktemp('models')
-  made = {}
-  for name, variant in catalog.variants().items():
-    if name.endswith('_test'):
-      module = pretrained.build(variant, 7)
-      preprocess = tlx.Preprocess(size=32, crop=1.0)
-      tlx.save(folder / name, module, randomised(pretrained.abstract(module)), preprocess=preprocess)
-      made[variant.family.__name__.split('.')[-1]] = str(folder / name)
-  return made
+  def __init__(self, folder: Path):
+    self.folder = folder
+
+  def __missing__(self, family: str) -> str:
+    import tlx
+    from tlx import catalog, pretrained
+
+    name = [name for name in catalog.find('models', family).VARIANTS if name.endswith('_test')][-1]
+    module = pretrained.build(catalog.variant(name), 7)
+    preprocess = tlx.Preprocess(size=32, crop=1.0)
+    tlx.save(self.folder / name, module, randomised(pretrained.abstract(module)), preprocess=preprocess)
+    self[family] = str(self.folder / name)
+    return self[family]
+
+
+@pytest.fixture(scope='session')
+def tiny_models(tmp_path_factory) -> TinyModels:
+  return TinyModels(tmp_path_factory.mktemp('models'))
 
 
 @pytest.fixture(scope='session')
@@ -83,7 +113,7 @@ def tlx_command(*arguments, devices: int = 1, **options) -> subprocess.Completed
 
 def environment(devices: int = 1) -> dict[str, str]:
   """Of a process with that many CPU devices, wherever it runs; those that share a core wait long for one another."""
-  flags = [f'--xla_force_host_platform_device_count={devices}']
+  flags = [os.environ['XLA_FLAGS'], f'--xla_force_host_platform_device_count={devices}']
   if devices > 1:
     flags += [f'--xla_cpu_collective_call_{kind}_timeout_seconds=250' for kind in ('warn_stuck', 'terminate')]
   return os.environ | {

@@ -70,7 +70,9 @@ def wholes() -> dict[str, tuple[str, WholeModel]]:
 def whole_of_config(config: Mapping[str, Any]) -> tuple[str, WholeModel] | None:
   """Finds the model with a head that another library's config.json describes, as (head, row); None if there is none."""
   for folder in names('heads'):
-    if found := getattr(find('heads', folder), 'of_config', lambda config: None)(config):
+    file = find('heads', folder)
+    of_smp = getattr(file, 'SMP', {}).get(config.get('_model_class'), lambda config: None)
+    if found := getattr(file, 'of_config', of_smp)(config):
       return folder, found
   return None
 
@@ -111,11 +113,18 @@ def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]
   return getattr(find('models', folder), 'TRANSFORMERS', {})
 
 
+def options(config: Config) -> dict[str, Any]:
+  """Fields in which a backbone may differ from its variant: the output stride, and last layers that it leaves out."""
+  known = {field.name for field in dataclasses.fields(config)}
+  loose = {'output_stride'} & known
+  loose |= {name for name in ('final', 'hidden', 'final_norm') if name in known and not getattr(config, name)}
+  return {name: getattr(config, name) for name in sorted(loose)}
+
+
 def _same(known: Config, config: Config) -> bool:
   """Whether two configs differ only in fields that do not distinguish variants."""
-  names = ('size', 'aux_classes', 'output_stride')
-  loose = {name: getattr(config, name) for name in names if hasattr(config, name)}
-  return dataclasses.replace(known, **loose) == config
+  loose = {'size', 'aux_classes'} & {field.name for field in dataclasses.fields(config)}
+  return dataclasses.replace(known, **{name: getattr(config, name) for name in loose}, **options(config)) == config
 
 
 def _family_name(family: ModuleType) -> str:
@@ -151,7 +160,7 @@ def strategy(spec: str) -> Strategy:
 
 
 def task(spec: str, **options: Any) -> Task:
-  """Makes the Task of a text such as 'segmentation(loss=ce+dice)'. It is not bound to a data set yet.
+  """Makes the Task of a text such as 'segmentation(losses=ce+dice)'. It is not bound to a data set yet.
 
   Args:
     spec: the text.
@@ -182,7 +191,7 @@ def head(spec: str, **options: Any) -> nn.Module:
   return _made('heads', spec, **options)
 
 
-def fields(folder: str, spec: str) -> dict[str, dataclasses.Field]:
+def fields(folder: str, spec: str) -> dict[str, dataclasses.Field[Any]]:
   """The options of the alternative that a text names."""
   made = getattr(find(folder, words.parse(spec)[0]), _CLASS[folder])
   return {field.name: field for field in dataclasses.fields(made) if field.name not in ('parent', 'name')}
@@ -214,7 +223,7 @@ def example(name: str) -> str:
   return ':'.join([name, *values])
 
 
-def _required(cls: type) -> list[type]:
+def _required(cls: type) -> list[Any]:
   """The types of the fields without a default; there is at most one."""
   return [field.type for field in dataclasses.fields(cls) if field.default is _NONE]
 

@@ -20,7 +20,7 @@ MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   """Opens a new file, and moves it to `path` when the block ends. If the block fails, the old file stays.
 
   Args:

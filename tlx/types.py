@@ -84,6 +84,7 @@ class WholeLayout(NamedTuple):
   prefix: str  # ahead of the backbone's names, such as 'encoder.'
   head: Callable[[Any], Iterable[Any]]  # the head's module -> its rules (weights.rules.Rule), targets below 'head/'
   strip: str = ''  # what the backbone's names lose, where they begin with it, before they get the prefix
+  rename: Callable[[str], str] = str  # the backbone's names in that layout -> theirs, without the prefix
 
 
 class WholeModel(NamedTuple):
@@ -95,6 +96,7 @@ class WholeModel(NamedTuple):
   options: Mapping[str, Any] = {}  # of the head: its fields
   backbone_options: Mapping[str, Any] = {}  # fields of the backbone's config, such as {'output_stride': 8}
   checkpoint: Checkpoint | None = None  # None: no published weights that we know of
+  class_names: tuple[str, ...] = ()
 
 
 class Figures(NamedTuple):
@@ -142,10 +144,12 @@ class Phase(NamedTuple):
 
 
 class Strategy(Protocol):
-  """What learns, and when: one file of `tlx/strategies`, with a dataclass `Strategy` whose fields are its options.
+  """What learns, and when: base of the dataclass `Strategy` in each file of `tlx/strategies`.
 
-  A strategy may have `pretrained = False`: its run starts from random weights.
+  The fields of a strategy are its options.
   """
+
+  pretrained: bool = True  # False: the run starts from random weights
 
   def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
     """The phases of a run, for a backbone with these layers from input to output."""
@@ -160,18 +164,24 @@ class Example(NamedTuple):
 
 
 class DataSource(Protocol):
-  """One split: random access to examples, and to their annotations without reading a single image.
+  """Base of every split: random access to examples, and to their annotations without reading a single image."""
 
-  A source may also have
-  - `labels`, int32 [n]: one class an image, for balanced sampling;
-  - `size(index) -> (height, width)` in pixels, which the annotations of dense tasks need where no image is read;
-  - `fingerprint() -> str | None`: another value wherever an image, an annotation or the order may be another. What is
-    computed from a source without one is kept for one run alone.
-  """
+  labels: np.ndarray | None = None  # int32 [n]: the class of each image; None: an image has not exactly one
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> Example: ...
   def annotation(self, index: int) -> Any: ...
+
+  def size(self, index: int) -> tuple[int, int]:
+    """Height and width of an image in pixels, without reading it. Only dense tasks ask."""
+    raise TypeError(f'{type(self).__name__} has no size()')
+
+  def fingerprint(self) -> str | None:
+    """A text that changes whenever an image, an annotation or the order may have changed; None: it cannot tell.
+
+    tlx keeps what it computes from a source for later runs only if the source has a fingerprint.
+    """
+    return None
 
 
 class DatasetInfo(NamedTuple):

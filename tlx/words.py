@@ -1,6 +1,6 @@
 """Texts that users type: suggestions for misspelt words, and alternatives with options.
 
-Alternatives are 'unet', 'unet(widths=(64, 32), dropout=0.1)' or 'segmentation(loss=ce+dice)'.
+Alternatives are 'unet', 'unet(widths=(64, 32), dropout=0.1)' or 'segmentation(losses=ce+dice)'.
 """
 
 import ast
@@ -64,7 +64,7 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     call = None
   if not isinstance(call, ast.Call) or call.args or any(option.arg is None for option in call.keywords):
     raise UsageError(f'{spec!r} cannot be read: write {name.strip()}(option=value, ...)')
-  return name.strip(), {option.arg: _value(option.value) for option in call.keywords}
+  return name.strip(), {option.arg: _value(option.value) for option in call.keywords if option.arg}
 
 
 def text(name: str, made: Any, leave_out: tuple[str, ...] = ()) -> str:

@@ -108,7 +108,7 @@ def timm(work: Work) -> Callable[[], None]:
   variant, phase = learning(work)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  sized = {'img_size': work.image_size} if hasattr(variant.config, 'size') else {}
+  sized = {'img_size': work.image_size} if variant.config.size else {}
   model = library.create_model(work.model, num_classes=CLASSES, **sized).to(device, memory_format=torch.channels_last)
   freeze(model, variant, phase)
   images, labels = (torch.from_numpy(x).to(device) for x in work.batch())

@@ -40,7 +40,7 @@ def test_as_it_was_run(notebook):
   assert sum('image/png' in output.get('data', {}) for output in outputs(notebook)) >= 3
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.timeout(1500)
 def test_runs_from_top_to_bottom(notebook, tmp_path):
   nbclient = pytest.importorskip('nbclient')

@@ -10,10 +10,12 @@ import pytest
 
 import tlx
 from tlx import catalog, pretrained
+from tlx.actions import defaults
 from tlx.actions import finetune as action
 from tlx.actions.models import model_table
 from tlx.cli import commands, main
 from tlx.cli.explain import Explain
+from tlx.experiment import option as option_of
 
 COMMANDS = [command.__name__.lower() for command in main.COMMANDS]
 FIELDS = {field.name: field for field in dataclasses.fields(tlx.Experiment)}
@@ -64,14 +66,41 @@ def test_help_has_no_python_in_it(say, command):
 
 def test_finetune_help_groups_every_option(say):
   out = say('finetune', '--help')[1]
-  assert set(commands.GROUPS) <= set(FIELDS)
   boxes = re.split(r'^\W*((?:\w+ )*options)\W*$', out, flags=re.MULTILINE)[1:]  # with and without lines around them
   titles, texts = boxes[::2], boxes[1::2]
-  assert titles == [f'{name} options'.strip() for name in commands.GROUPS.values()]
+  expected = {}
+  for name, field in FIELDS.items():
+    expected.setdefault(f'{field.metadata["group"]} options'.strip(), []).append(name)
   listed = [[word for word in FIELDS if f' {option(word)} ' in text] for text in texts]
-  assert [name for group in listed for name in group] == list(FIELDS)
-  assert 'lr' in listed[1] and 'mixup' in listed[2] and 'log_every' in listed[3]
-  assert 'Passes over the training split. (default: automatic)' in re.sub(r'[│\s]+', ' ', out)
+  assert dict(zip(titles, listed)) == expected and len(titles) == len(expected)
+  assert titles[:4] == ['options', 'optimisation options', 'augmentation options', 'running options']
+  for phrase in (
+    '--out DIR Run folder.',
+    'Passes over the training split. (default: automatic)',
+    'Alpha of mixup; 0 turns it off. (default: set by --augment)',
+    'Random seed. (default: 0)',
+  ):
+    assert phrase in re.sub(r'[│\s]+', ' ', out)
+
+
+def test_a_new_field_needs_no_change_of_the_command_line():
+  @dataclasses.dataclass(frozen=True)
+  class Wider(tlx.Experiment):
+    head: str | None = option_of(None, help='Head.', group='model', metavar='HEAD', default_text='linear')
+
+  assert [f.name for f in dataclasses.fields(commands.groups(Wider)['model'])] == ['head']
+
+
+def test_every_option_has_a_help_text_of_whole_sentences():
+  for name, field in FIELDS.items():
+    text = field.metadata['help']
+    assert text.endswith('.') and text[0].isupper(), f'{name}: {text}'
+    assert not re.match(r'(Of|At|On|Before|Whose) ', text), f'{name}: a fragment: {text}'
+
+
+def test_automatic_is_what_is_filled_in():
+  automatic = {n for n, f in FIELDS.items() if f.default is None and f.metadata['default_text'] == 'automatic'}
+  assert automatic == {*defaults.CHOICES}
 
 
 def test_no_options_give_the_default_experiment(asked):
@@ -197,7 +226,7 @@ def test_json_rows_have_their_keys(say):
     assert stated in ((row['parameters'], row['gmacs'], row['size'], row['top1']), row['size'])
 
 
-SMALL = ('--model', 'resnet_test', '--image-size', 32, '--num-classes', 5, '--batch-size', 4)
+SMALL = ('--model', 'vgg_bn_test', '--image-size', 32, '--num-classes', 5, '--batch-size', 4)
 COST_KEYS = (
   'flops', 'forward_flops', 'full_flops', 'peak_bytes', 'optimizer_bytes', 'allreduce_bytes', 'trainable_parameters',
   'parameters',

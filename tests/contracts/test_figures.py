@@ -1,10 +1,9 @@
 """What every family states of its variants is what its models are.
 
-A trace takes 0.4 seconds of processor time (0.04 to 1.4; parameters alone take as long), so some variants are drawn
-for each family and the others are slow tests. A new family's FIGURES can be copied from the failures' messages.
+A trace takes 0.4 seconds of processor time (0.04 to 1.4; parameters alone take as long), so the smallest variant of
+each family is traced and the others belong to the full matrix. A new family's FIGURES can be copied from the failures'
+messages.
 """
-
-import random
 
 import pytest
 
@@ -18,12 +17,16 @@ NAMES = {
   family: sorted(name for name in catalog.find('models', family).VARIANTS if not name.endswith('_test'))
   for family in catalog.names('models')
 }
-DRAWN = {family: random.Random(family).sample(names, min(3, len(names))) for family, names in NAMES.items()}
+SMALLEST = {
+  family: min(names, key=lambda name: figures[name].parameters if name in figures else 0)
+  for family, names in NAMES.items()
+  for figures in [getattr(catalog.find('models', family), 'FIGURES', {})]
+}
 
 
 def counted(variant: catalog.Variant) -> Figures:
   """The variant's figures with what can be counted, counted."""
-  native = getattr(variant.config, 'size', None) or (variant.checkpoint and variant.checkpoint.preprocess.size)
+  native = variant.config.size or (variant.checkpoint and variant.checkpoint.preprocess.size)
   stated = catalog_figures(variant) or Figures(0, 0, native or 224)
   parameters, total = flops.model_cost(pretrained.build(variant, 1000), stated.size)
   return stated._replace(parameters=parameters, gmacs=round(total / 1e9, DIGITS))
@@ -40,14 +43,8 @@ def check(name: str) -> None:
   assert catalog_figures(variant) == expected, f'the FIGURES of {variant.family.__file__} need\n  {line}'
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    pytest.param(name, marks=() if name in DRAWN[family] else pytest.mark.slow)
-    for family, names in NAMES.items()
-    for name in names
-  ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize('name', [name for names in NAMES.values() for name in names])
 def test_figures_are_the_models(name, monkeypatch):
   # One of a convolution's forms is traced, not all: half the time.
   monkeypatch.setattr(conv, 'by_platform', lambda cpu, library, a, b, *static: library(a, b, *static))
@@ -56,8 +53,8 @@ def test_figures_are_the_models(name, monkeypatch):
 
 @pytest.mark.parametrize('family', NAMES)
 def test_every_form_of_a_convolution_gives_the_same_figures(family):
-  """As the models are, with a form for each platform."""
-  check(DRAWN[family][0])
+  """Of the smallest variant, with a form for each platform."""
+  check(SMALLEST[family])
 
 
 @pytest.mark.parametrize('family', NAMES)
@@ -65,5 +62,5 @@ def test_figures_are_plausible(family):
   module = catalog.find('models', family)
   assert sorted(module.FIGURES) == NAMES[family]
   for name, figures in module.FIGURES.items():
-    assert figures.size == getattr(module.VARIANTS[name], 'size', figures.size)
+    assert figures.size == (module.VARIANTS[name].size or figures.size)
     assert figures.top1 is None or (name in module.CHECKPOINTS and 40 < figures.top1 < 95)

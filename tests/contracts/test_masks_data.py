@@ -86,7 +86,7 @@ def test_layouts_with_splits(tmp_path, layout, validation, suffix):
   half = SIZE[0] * SIZE[1] // 2
   assert info.counts == {split: (count * half, count * half) for split, count in info.images.items()}
   for split, source in splits.items():
-    assert len(source) == info.images[split] and not hasattr(source, 'labels')
+    assert len(source) == info.images[split] and source.labels is None
     example = source[0]
     assert isinstance(example.image, bytes) and (tmp_path / example.name).read_bytes() == example.image
     assert source.size(0) == SIZE == Image.open(io.BytesIO(example.image)).size[::-1]

@@ -6,30 +6,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CLASSES, batch, built, side, task
+from tiny import CLASSES, FAMILIES, batch, built, matrix, side, task
 
 from tlx import catalog, labels, trees
 from tlx.train import loop, optimizer, sharding, state, step
-from tlx.types import Preprocess, UsageError
+from tlx.types import Preprocess, Strategy, UsageError
 
-FAMILIES = {catalog.variant(n).family.__name__.split('.')[-1]: n for n in catalog.variants() if n.endswith('_test')}
+TINY = {catalog.variant(n).family.__name__.split('.')[-1]: n for n in catalog.variants() if n.endswith('_test')}
 STRATEGIES = [catalog.example(name) for name in catalog.names('strategies')]
-OFTEN = ('efficientnet', 'vit')  # with the others a strategy takes up to half a minute: slow tests
+OFTEN = {  # each strategy with one family; the full matrix has all with all
+  'efficientnet': ('linear_probe', 'lp_ft', 'gradual', 'partial:3'),
+  'vit': ('full', 'scratch', 'layerwise_decay:0.8'),
+}
 
 
-@pytest.fixture(scope='module', params=FAMILIES)
+@pytest.fixture(scope='module', params=matrix(TINY, FAMILIES))
 def model(request):
   return dropping(request.param)
 
 
 def dropping(family):
   """The family's tiny variant, with all that is random in training."""
-  return built(FAMILIES[family], dropout=0.2, drop_path=0.1)
+  return built(TINY[family], dropout=0.2, drop_path=0.1)
 
 
 def recipe(model, **changes):
   made = step.Recipe(model.module, task(), Preprocess(size=side(model.module), crop=1.0), ema=0.9)
   return dataclasses.replace(made, **changes)
+
+
+def test_every_strategy_has_its_family():
+  assert {spec for specs in OFTEN.values() for spec in specs} == set(STRATEGIES)
+
+
+@pytest.mark.parametrize('spec', STRATEGIES)
+def test_a_strategy_says_whether_it_starts_from_pretrained_weights(spec):
+  strategy = catalog.strategy(spec)
+  assert Strategy in type(strategy).__mro__ and strategy.pretrained == (spec != 'scratch')
 
 
 @pytest.mark.parametrize('spec', STRATEGIES)
@@ -47,8 +60,8 @@ def test_phases_fill_the_run_and_label_every_leaf(model, spec):
 @pytest.mark.parametrize(
   'family, spec',
   [
-    pytest.param(family, spec, marks=() if family in OFTEN else pytest.mark.slow)
-    for family in FAMILIES
+    pytest.param(family, spec, marks=() if spec in OFTEN.get(family, ()) else pytest.mark.full)
+    for family in TINY
     for spec in STRATEGIES
   ],
 )
@@ -84,8 +97,8 @@ def test_frozen_stays_bitwise_and_the_rest_learns(family, spec):
           assert not np.array_equal(after[path], old[path]), f'{path} did not learn'
 
 
-@pytest.mark.parametrize('family', ['efficientnet', pytest.param('densenet', marks=pytest.mark.slow)])
-@pytest.mark.parametrize('compiled', ['jit', 'pmap'])
+@pytest.mark.parametrize('family', matrix(['efficientnet', 'densenet'], ['efficientnet']))
+@pytest.mark.parametrize('compiled', matrix(['jit', 'pmap'], ['jit']))
 def test_stored_statistics_stay_while_scale_and_offset_learn(family, compiled):
   model = dropping(family)
   (phase,) = catalog.strategy('full').phases(model.module.backbone.names)

@@ -114,11 +114,11 @@ def assert_stopped(done, step):
 @pytest.mark.parametrize(
   ('options', 'kept', 'found'),
   [
-    pytest.param('none --cache memory', '', False, marks=pytest.mark.slow),
-    pytest.param('none --cache disk', 'off', True, marks=pytest.mark.slow),
+    pytest.param('none --cache memory', '', False, marks=pytest.mark.full),
+    pytest.param('none --cache disk', 'off', True, marks=pytest.mark.full),
     pytest.param('none --cache disk', '', True, marks=pytest.mark.slow),
-    pytest.param('light --cache-views 3', '', True, marks=pytest.mark.slow),
-    pytest.param('light --cache-views 3', 'off', False, marks=pytest.mark.slow),
+    pytest.param('light --cache-views 3', '', True, marks=pytest.mark.full),
+    pytest.param('light --cache-views 3', 'off', False, marks=pytest.mark.full),
   ],
 )
 def test_a_killed_probe_on_kept_features(runs, tmp_path, options, kept, found):
@@ -191,7 +191,7 @@ def test_an_evaluation_that_a_stop_put_off_is_logged_once(runs, whole, tmp_path)
   assert_same(out, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('seed', range(6))
 def test_kill_9_at_random_moments(runs, whole, tmp_path, seed):
   """From outside and timed by the log: even seeds in the first phase, odd ones in the second, until a run ends."""
@@ -232,7 +232,7 @@ def test_stopping_again_and_again_changes_nothing(runs, whole, tmp_path):
   assert_same(out, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('evaluation', [1, 3, 4])
 def test_stopping_in_an_evaluation_changes_nothing(runs, whole, tmp_path, evaluation):
   """In the first one; after the last step, when no step is left to see the signal; after the loop."""
@@ -254,7 +254,7 @@ def stopped(runs, tmp_path_factory):
   return out
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('more, devices', [((), 2), (('--compile', 'pmap'), 1), (('--compile', 'pmap'), 2)])
 def test_a_run_goes_on_over_other_devices(runs, whole, stopped, tmp_path, more, devices):
   out = shutil.copytree(stopped, tmp_path / 'run')
@@ -266,7 +266,7 @@ def test_a_run_goes_on_over_other_devices(runs, whole, stopped, tmp_path, more, 
   np.testing.assert_allclose([x['loss'] for x in here], [x['loss'] for x in there], rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('damage', DAMAGES)
 def test_no_damage_changes_the_result(runs, whole, stopped, tmp_path, damage):
   """Every kind of file, one kind of damage each; `test_checkpoint.py` has all pairs."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tlx_command
+from tiny import matrix
 from tiny import task as tiny_task
 
 from tlx import catalog, pretrained, trees
@@ -15,7 +16,7 @@ from tlx.data import augment
 from tlx.train import optimizer, state, step
 from tlx.types import Preprocess
 
-MODELS = ['efficientnet_test', 'resnet_test', pytest.param('efficientnet_lite0', marks=pytest.mark.slow)]
+MODELS = matrix(['efficientnet_test', 'resnet_test', 'efficientnet_lite0'], ['efficientnet_test', 'resnet_test'])
 OTHERS = sorted(name for name in catalog.variants() if name.endswith('_test') and name not in MODELS)
 PIXELS, BATCH, CLASSES = 96, 8, 5
 OPTIMIZER = optimizer.Optimizer('adamw', clip_norm=1.0)
@@ -37,7 +38,7 @@ def counted(program):
 def setting(name, **changes):
   """(recipe, abstract variables, abstract batch): shapes alone, no array is made."""
   module = pretrained.build(catalog.variant(name), CLASSES, dropout=0.2)
-  side = getattr(module.backbone.config, 'size', PIXELS)
+  side = module.backbone.config.size or PIXELS
   recipe = step.Recipe(
     module, tiny_task(CLASSES, label_smoothing=0.1), Preprocess(size=side, crop=1.0), ema=0.99, **changes
   )
@@ -86,7 +87,7 @@ def test_a_probe_costs_a_forward_pass(forward):
   assert 0.9 < ratio <= 1.05
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('name', OTHERS)
 def test_a_probe_costs_a_forward_pass_in_every_family(name):
   test_a_probe_costs_a_forward_pass((name, forward_flops(name)))
@@ -117,7 +118,7 @@ def test_full_fine_tuning_costs_far_more(forward):
   assert ratio >= 2.5
 
 
-@pytest.mark.parametrize('name', [*(pytest.param(n, marks=pytest.mark.slow) for n in MODELS[:2]), 'vit_test'])
+@pytest.mark.parametrize('name', matrix([*MODELS[:2], 'vit_test'], ['vit_test']))
 def test_partial_costs_the_forward_and_the_backward_of_the_suffix(name):
   """The reference is put together from a prefix and a suffix that share nothing with the trainer's step."""
   (recipe, variables, _), learning = setting(name), 2
@@ -151,8 +152,8 @@ def test_partial_costs_the_forward_and_the_backward_of_the_suffix(name):
 @pytest.mark.parametrize(
   ('name', 'strategy'),
   [
-    pytest.param('resnet_test', 'linear_probe', marks=pytest.mark.slow),
-    pytest.param('vit_test', 'partial:1', marks=pytest.mark.slow),
+    pytest.param('resnet_test', 'linear_probe', marks=pytest.mark.full),
+    pytest.param('vit_test', 'partial:1', marks=pytest.mark.full),
     ('vit_test', 'full'),
   ],
 )
@@ -172,7 +173,7 @@ def test_what_is_kept_for_the_backward_pass_belongs_to_what_learns():
   assert probe < 0.01 * last < 0.01 * full
 
 
-@pytest.mark.parametrize('name', [*MODELS, *OTHERS])
+@pytest.mark.parametrize('name', matrix([*MODELS[:2], *OTHERS]))
 @pytest.mark.parametrize('strategy', ['linear_probe', 'partial:1', 'full'])
 def test_optimizer_state_is_of_what_learns(name, strategy):
   recipe, variables, _ = setting(name)

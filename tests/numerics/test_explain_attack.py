@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CLASSES, built, side
+from tiny import CLASSES, built, matrix, side
 
 from tlx.explain.attack import Attack, descend_to, perturb, project, shrunk, sizes, smallest
 from tlx.explain.objectives import log_probability
@@ -51,7 +51,7 @@ def run(look, attack, variables, x, labels, epsilon, first=0):
 
 FEW = ('efficientnet_test', 'vit_test')  # one with maps, one with tokens; the others take seconds each to compile
 KINDS = ('beit_test', 'convnext_test', 'resnetv2_test', 'squeezenet_test', 'swin_test')
-FAMILIES = [*FEW, *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS)]
+FAMILIES = matrix([*FEW, *KINDS], FEW)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -111,7 +111,7 @@ def test_the_gradient_is_that_of_finite_differences():
     np.testing.assert_allclose((merit(x + h * along) - merit(x - h * along)) / (2 * h), slope, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize('attack', [PGD, Attack('l2', 3, random_start=True, restarts=2, momentum=0.9)])
 def test_neither_batch_nor_place_matters(attack):
   model = model_of('resnet_test')

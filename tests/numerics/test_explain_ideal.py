@@ -13,7 +13,7 @@ from tlx.types import UsageError
 
 DEAD = 'inception_test'  # with random weights its channels answer nothing to grey, from where descent begins
 QUICK = ('efficientnet_test', 'vit_test')
-FAMILIES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in tiny.NAMES if n != DEAD]
+FAMILIES = tiny.matrix([name for name in tiny.NAMES if name != DEAD], QUICK)
 
 
 def test_the_basis_is_orthonormal_and_its_own_inverse():
@@ -87,7 +87,7 @@ def test_a_few_steps_raise_the_objective_of_every_family(name):
   assert picture.dtype == np.uint8 and picture.shape == (model.preprocess.size,) * 2 + (3,)
 
 
-@pytest.mark.parametrize('parametrisation', ['fourier', pytest.param('pixels', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('parametrisation', tiny.matrix(['fourier', 'pixels'], ['fourier']))
 def test_the_same_seed_gives_the_same_pictures_within_zero_and_one(parametrisation):
   model = tiny.built('mobilenetv1_test')
   goals = [ideal.of_class(model, 1), ideal.of_channel(model, 'stage0_block0', 2)]

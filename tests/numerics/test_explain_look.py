@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import NAMES, built
+from tiny import NAMES, built, matrix
 
 from tlx.data import transforms
 from tlx.explain import objectives, outputs, pictures
@@ -39,7 +39,7 @@ class Photos:
 
 # By default one of each kind: a map, a class token, none, registers, an attention pool, a head that sees the map.
 KINDS = ('resnet_test', 'vit_test', 'beit_test', 'dinov2_reg_test', 'siglip_test', 'squeezenet_test')
-FAMILIES = [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+FAMILIES = matrix(NAMES, KINDS)
 
 
 @pytest.mark.parametrize('name', FAMILIES)

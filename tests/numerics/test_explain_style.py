@@ -12,7 +12,7 @@ from tlx.types import Preprocess, Pretrained, UsageError
 
 QUICK = ('efficientnet_test', 'vit_test')
 KINDS = ('beit_test', 'convnext_test', 'resnet_test', 'squeezenet_test', 'swin_test')
-FAMILIES = [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in KINDS)]
+FAMILIES = tiny.matrix([*QUICK, *KINDS], QUICK)
 
 
 def photographs(height=48, width=64):
@@ -53,7 +53,7 @@ def test_the_default_layers_of_vgg_are_those_of_the_paper():
 @pytest.mark.parametrize('name', FAMILIES)
 def test_the_loss_falls_for_every_family(name):
   model = tiny.built(name)
-  sizes = style.sizes_to(model, getattr(model.module.backbone.config, 'size', 80))
+  sizes = style.sizes_to(model, model.module.backbone.config.size or 80)
   work = style.style_transfer(model, *photographs(), sizes=sizes, steps=24, every=24, optimizer='adam')
   found = list(work)[-1]
   (losses,) = found.figures['losses'].values()

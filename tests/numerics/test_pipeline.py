@@ -132,7 +132,8 @@ def test_a_training_batch_decodes_a_photograph_at_reduced_scale_and_evaluation_d
 
   class Seen:
     def __init__(self, transform):
-      self.transform, self.size, self.min_size = transform, transform.size, transform.min_size
+      self.transform, self.shape, self.min_size = transform, transform.shape, transform.min_size
+      self.geometry = transform.geometry
 
     def __call__(self, picture):
       sizes.add(picture.size)
@@ -150,7 +151,7 @@ def test_a_training_batch_decodes_a_photograph_at_reduced_scale_and_evaluation_d
 def test_shards_are_slices_of_the_global_batch(count, balanced):
   shards = [train(9, shard=(i, count), class_balanced=balanced) for i in range(count)]
   joined = [
-    {name: np.concatenate([s[name] for s in parts]) for name in parts[0]} for parts in zip(*shards, strict=True)
+    jax.tree.map(lambda *each: np.concatenate(each), *parts) for parts in zip(*shards, strict=True)
   ]
   equal(joined, train(9, class_balanced=balanced))
 

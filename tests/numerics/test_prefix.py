@@ -63,8 +63,8 @@ def same(a, b):
   [
     ('linear_probe', 'memory'),
     ('partial:2', 'disk'),
-    pytest.param('linear_probe', 'disk', marks=pytest.mark.slow),
-    pytest.param('partial:2', 'memory', marks=pytest.mark.slow),
+    pytest.param('linear_probe', 'disk', marks=pytest.mark.full),
+    pytest.param('partial:2', 'memory', marks=pytest.mark.full),
   ],
 )
 def test_the_run_is_the_same(finetune, strategy, cache):
@@ -74,7 +74,7 @@ def test_the_run_is_the_same(finetune, strategy, cache):
   same(kept, plain)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
   ('family', 'dtype'),
   [(name, 'float32') for name in catalog.names('models')] + [(name, 'bfloat16') for name in ('resnet', 'vit')],

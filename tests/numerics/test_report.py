@@ -8,7 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tlx.report import MetricsLog, html, page, read, write_json
+from tlx.report import MetricsLog, page, read, write_json
+from tlx.report.html import percent
 from tlx.tasks.classification import Task
 from tlx.types import TlxError, UsageError
 
@@ -200,7 +201,7 @@ def test_page_is_whole_and_needs_no_network(tmp_path, k, phases):
   assert len(markup) < 3e6
   result = json.loads((tmp_path / 'result.json').read_text())
   for fact in (
-    html.percent(result['accuracy']),
+    percent(result['accuracy']),
     '2 min 14 s',
     'resnet50 on made_up_patches',
     'truncated: 1,024',

@@ -89,7 +89,7 @@ def test_what_nothing_makes_fit_is_said():
 
 
 @pytest.mark.parametrize(
-  ('name', 'share'), [pytest.param('resnet_test', 0.5, marks=pytest.mark.slow), ('vit_test', 0.7)]
+  ('name', 'share'), [pytest.param('resnet_test', 0.5, marks=pytest.mark.full), ('vit_test', 0.7)]
 )
 def test_computing_again_keeps_less_and_gives_the_same_gradients(name, share):
   """Dropout and stochastic depth draw the same numbers twice; batch statistics move once."""

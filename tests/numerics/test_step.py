@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import environment
-from tiny import CLASSES, batch, built, side
+from tiny import CLASSES, batch, built, matrix, side
 from tiny import task as classifier
 
 from tlx import catalog, pretrained, trees
@@ -23,7 +23,6 @@ PIXELS, SIZE = 32, 8
 TINY = 'efficientnet_test'
 # Batch norm with dropout; without; tokens; windows; a second head. The step is the same for every other family.
 KINDS = (TINY, 'resnet_test', 'vit_test', 'swin_test', 'inception_test')
-NAMES = [pytest.param(name, marks=() if name == TINY else pytest.mark.slow) for name in KINDS]
 # Steps along the gradient and keeps it as its state: a difference of parameters would lose digits.
 SGD = optax.GradientTransformation(
   lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -75,7 +74,7 @@ def run(made, variables, phase, data, tx=SGD):
   return new.opt_state, new, metrics
 
 
-@pytest.mark.parametrize('kind', ['linear_probe', pytest.param('full', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('kind', matrix(['linear_probe', 'full'], ['linear_probe']))
 def test_micro_batches_change_nothing(kind):
   """Dropout is off and no batch norm trains: for those a micro-batch is another batch."""
   module, variables, *_ = built(TINY)
@@ -209,7 +208,7 @@ def test_a_step_is_pure_and_its_state_is_donated():
   assert later['loss'] != numbers['loss']
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', matrix(KINDS, [TINY]))
 def test_pmap_equals_jit(name):
   """Three steps of full fine-tuning on four devices: batch norm trains, masks and pictures are random."""
   done = subprocess.run(

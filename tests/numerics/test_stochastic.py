@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tlx.nn.stochastic import Dropout, DropPath
+from tlx.nn.stochastic import ChannelDropout, Dropout, DropPath
 
 KEY = jax.random.key(0)
 X = 1 + jax.random.uniform(KEY, (64, 7, 8))
@@ -19,7 +19,7 @@ def run(layer, x, train=True, key=KEY):
   return layer.apply({}, x, train, rngs={'dropout': key})
 
 
-@pytest.mark.parametrize('layer', [Dropout(0.5), DropPath(0.5)])
+@pytest.mark.parametrize('layer', [Dropout(0.5), ChannelDropout(0.5), DropPath(0.5)])
 def test_identity_asks_for_no_key(layer):
   assert layer.apply({}, X, False) is X
   assert type(layer)(0.0).apply({}, X, True) is X
@@ -42,7 +42,15 @@ def test_drop_path_takes_whole_examples():
   assert np.mean(y[:, 0, 0] == 0) == pytest.approx(0.25, abs=0.07)
 
 
-@pytest.mark.parametrize('layer', [Dropout(0.5), DropPath(0.5)])
+def test_channel_dropout_takes_whole_channels_of_an_example():
+  x = jnp.ones((50, 3, 2, 20))
+  y = np.asarray(run(ChannelDropout(0.25), x))
+  assert set(np.unique(y)) == {np.float32(0), np.float32(1 / 0.75)}
+  assert (y == y[:, :1, :1]).all()
+  assert np.mean(y[:, 0, 0] == 0) == pytest.approx(0.25, abs=0.07)
+
+
+@pytest.mark.parametrize('layer', [Dropout(0.5), ChannelDropout(0.5), DropPath(0.5)])
 def test_masks_follow_key_and_position(layer):
   y = run(layer, X)
   assert np.array_equal(y, run(layer, X))
@@ -51,7 +59,7 @@ def test_masks_follow_key_and_position(layer):
   assert len({np.asarray(row != 0).tobytes() for row in y}) > 1
 
 
-@pytest.mark.parametrize('layer', [Dropout(0.5), DropPath(0.5)])
+@pytest.mark.parametrize('layer', [Dropout(0.5), ChannelDropout(0.5), DropPath(0.5)])
 def test_dtype_is_kept(layer):
   y = run(layer, X.astype(jnp.bfloat16))
   assert y.dtype == jnp.bfloat16 and np.array_equal(y == 0, run(layer, X) == 0)
@@ -67,7 +75,7 @@ DEVICES = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from tlx.nn.devices import AXIS
-from tlx.nn.stochastic import Dropout, DropPath
+from tlx.nn.stochastic import ChannelDropout, Dropout, DropPath
 assert jax.device_count() == 4
 x = 1 + jax.random.uniform(jax.random.key(0), (16, 5, 3))
 placed = jax.device_put(x, NamedSharding(Mesh(jax.devices(), AXIS), P(AXIS)))

@@ -2,8 +2,9 @@
 
   PYTHONPATH=tests/numerics python tests/parity/record.py [FAMILY ...]
 
-for all families or for those named. Needs torch, timm and torchvision, from which SqueezeNet comes. Everything is
-computed in float64 and kept with seven digits.
+for all families or for those named. Needs torch, timm, torchvision, from which SqueezeNet comes, and
+segmentation_models_pytorch, from which the Mix Transformer comes. Everything is computed in float64 and kept with seven
+digits.
 """
 
 import importlib.metadata
@@ -19,6 +20,7 @@ import torchvision_operators  # noqa: F401  makes torchvision importable
 
 from tlx import catalog
 
+LIBRARIES = ('torch', 'timm', 'torchvision', 'segmentation-models-pytorch')
 SEED = 0
 LIMIT = 30_000_000  # parameters of a variant; where all have more, the smallest
 KEPT = 5  # parameter tensors whose gradient is kept, one of each fifth of the network
@@ -47,14 +49,39 @@ def build(variant: str, size: int) -> Any:
   import torch
   import torchvision
 
-  if variant in timm.list_models():
-    sized = {'img_size': size} if hasattr(catalog.variant(variant).config, 'size') else {}
+  if variant in mix_transformers():
+    module = mix_transformer(variant)
+  elif variant in timm.list_models():
+    sized = {'img_size': size} if catalog.variant(variant).config.size else {}
     module = timm.create_model(variant, num_classes=test_recorded.CLASSES, **sized)
   else:
     module = torchvision.models.get_model(variant, num_classes=test_recorded.CLASSES)
   for name, tensor in (*module.named_parameters(), *module.named_buffers()):
     if isinstance(tensor, torch.nn.Parameter) or name.endswith(test_recorded.STATISTICS):
       tensor.data.copy_(torch.from_numpy(test_recorded.drawn(name, tuple(tensor.shape))))
+  return module
+
+
+def mix_transformers() -> dict[str, Any]:
+  """{variant: its arguments} of segmentation_models_pytorch."""
+  from segmentation_models_pytorch.encoders.mix_transformer import mix_transformer_encoders
+
+  return {name: dict(entry['params']) for name, entry in mix_transformer_encoders.items()}
+
+
+def mix_transformer(variant: str) -> Any:
+  """With a classifier on the mean of the last map, as transformers has it, and with the epsilon of transformers."""
+  import torch
+  from segmentation_models_pytorch.encoders.mix_transformer import LayerNorm, MixVisionTransformer
+
+  class Classifier(MixVisionTransformer):
+    def forward(self, x):
+      return self.head(self.forward_features(x)[-1].mean((2, 3)))
+
+  arguments = mix_transformers()[variant] | {'norm_layer': LayerNorm}
+  del arguments['out_channels']
+  module = Classifier(**arguments)
+  module.head = torch.nn.Linear(arguments['embed_dims'][-1], test_recorded.CLASSES)
   return module
 
 
@@ -106,10 +133,10 @@ def main(families: list[str]) -> None:
   import timm
   import torchvision
 
-  known = {*timm.list_models(), *torchvision.models.list_models()}
+  known = {*timm.list_models(), *torchvision.models.list_models(), *mix_transformers()}
   header = {
     'command': test_recorded.COMMAND,
-    'versions': {name: importlib.metadata.version(name) for name in ('torch', 'timm', 'torchvision')},
+    'versions': {name: importlib.metadata.version(name) for name in LIBRARIES},
     'seed': SEED,
     'limit': LIMIT,
   }

@@ -6,7 +6,8 @@ variables: gradients and moved statistics too. torch is imported by use, so that
 
 import copy
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import tlx
 from tlx import catalog
 from tlx.cost.certificate import QUICK
 from tlx.types import Params, Variables
-from tlx.weights import rules
+from tlx.weights import read_tensors, rules
 
 # The older emitters take a third of the newer ones' time; one part leaves the other cores to other workers.
 COMPILER = {**QUICK, 'xla_cpu_use_fusion_emitters': False, 'xla_cpu_parallel_codegen_split_count': 1}
@@ -30,7 +31,7 @@ Tensors = Mapping[str, np.ndarray]
 class Pass(NamedTuple):
   """What one forward and backward pass leaves, under their names."""
 
-  logits: np.ndarray  # [b, k]
+  logits: np.ndarray  # [b, k], of a dense task [b, h, w, k]
   gradients: Tensors  # of the mean cross-entropy
   statistics: Tensors  # batch norms' means and variances afterwards
 
@@ -42,9 +43,10 @@ class Worst(NamedTuple):
   name: str
 
 
-def images(size: int, spread: float = 1.0) -> np.ndarray:
-  """float32 [2, size, size, 3], already normalised; spread: their standard deviation."""
-  return np.random.default_rng(0).normal(0, spread, (len(LABELS), size, size, 3)).astype(np.float32)
+def images(size: int | tuple[int, int], spread: float = 1.0) -> np.ndarray:
+  """float32 [2, h, w, 3], already normalised; spread: their standard deviation."""
+  sides = (size, size) if isinstance(size, int) else size
+  return np.random.default_rng(0).normal(0, spread, (len(LABELS), *sides, 3)).astype(np.float32)
 
 
 def draw(module: Any) -> None:
@@ -71,12 +73,22 @@ def _drawn(name: str, tensor: Any) -> Any:
 
 
 def library(name: str) -> Any:
-  """Another library's module; skips the test without it. Beside a CPU-only torch torchvision raises RuntimeError."""
+  """Another library's module; skips the test without it."""
   pytest.importorskip('torch')
   try:
+    importlib.import_module('torchvision_operators')  # beside a CPU-only torch, torchvision needs it
     return importlib.import_module(name)
   except Exception as error:
     pytest.skip(f'{name} cannot be imported: {type(error).__name__}: {error}', allow_module_level=True)
+
+
+def grouped(library: str, cases: Mapping[str, Any], often: Sequence[str]) -> list:
+  """Parameters of a fixture that is costly to make: {name: case}; those not named in `often` belong to the full matrix.
+
+  All tests of a case run on one worker (`--dist loadgroup`) and are drawn together.
+  """
+  marks = lambda name: (pytest.mark.xdist_group(f'{library} {name}'), *[pytest.mark.full] * (name not in often))
+  return [pytest.param(case, id=name, marks=marks(name)) for name, case in cases.items()]
 
 
 def silence(module: Any) -> None:
@@ -94,35 +106,48 @@ def to_torch(array: np.ndarray, dtype: Any = None) -> Any:
   return torch.from_numpy(array.transpose(0, 3, 1, 2).copy()).to(dtype or torch.float32)
 
 
-def their_pass(module: Any, array: np.ndarray, *, train: bool, dtype: str) -> Pass:
-  """Of a copy of a torch module, computed in `dtype`; a parameter without influence has the gradient zero."""
+def their_pass(module: Any, array: np.ndarray, *, train: bool, dtype: str, labels: np.ndarray = LABELS) -> Pass:
+  """Of a copy of a torch module, computed in `dtype`; a parameter without influence has the gradient zero.
+
+  labels: int [b], of a dense task [b, h, w].
+  """
   import torch
 
   copied = copy.deepcopy(module).to(getattr(torch, dtype)).train(train)
   silence(copied)
   output = copied(to_torch(array, getattr(torch, dtype)))
   logits = getattr(output, 'logits', output)  # transformers, and torchvision's models with a second head
-  torch.nn.functional.cross_entropy(logits, torch.from_numpy(LABELS)).backward()
+  torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
   gradients = {
     name: np.zeros(tuple(x.shape)) if x.grad is None else x.grad.numpy() for name, x in copied.named_parameters()
   }
   statistics = {name: x.numpy() for name, x in copied.named_buffers() if name.endswith(STATISTICS)}
-  return Pass(logits.detach().numpy(), gradients, statistics)
+  return Pass(np.moveaxis(logits.detach().numpy(), 1, -1), gradients, statistics)
 
 
-def our_pass(model: tlx.Pretrained, array: np.ndarray, *, train: bool, dtype: str) -> Pass:
-  """The same of a loaded model, computed in `dtype` from the parameters on."""
+def our_pass(
+  model: tlx.Pretrained,
+  array: np.ndarray,
+  *,
+  train: bool,
+  dtype: str,
+  labels: np.ndarray = LABELS,
+  table: Sequence[rules.Rule] | None = None,
+) -> Pass:
+  """The same of a loaded model, computed in `dtype` from the parameters on; table: its rules, if not `table_of`."""
   variables = jax.tree.map(lambda x: np.asarray(x, dtype), dict(model.variables))
 
   def loss(params: Params, others: Variables, x: jax.Array):
     logits, moved = model.module.apply({'params': params, **others}, x, train=train, mutable=['batch_stats'])
-    return -jax.nn.log_softmax(logits)[jnp.arange(len(LABELS)), LABELS].mean(), (logits, moved)
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)
+    return -picked.mean(), (logits, moved)
 
   with jax.enable_x64(dtype == 'float64'):
     params, others = variables.pop('params'), variables
     arguments = (params, others, np.asarray(array, dtype))
     gradients, (logits, moved) = compiled(jax.grad(loss, has_aux=True), *arguments)
-  table = tuple(rule for rule in table_of(model) if rule.target)  # the others are constants, of their own dtypes
+  # Rules without a target are constants of their own dtypes.
+  table = tuple(rule for rule in table or table_of(model) if rule.target)
   named = rules.write(jax.device_get({'params': gradients}), table), rules.write(jax.device_get(dict(moved)), table)
   assert {x.dtype.name for x in jax.tree.leaves((logits, named))} == {dtype}  # no layer narrowed it on the way
   return Pass(np.asarray(logits), *named)
@@ -147,18 +172,39 @@ def random_head(model: tlx.Pretrained) -> Variables:
   return {**model.variables, 'params': {**params, 'head': randomised(params['head'])}}
 
 
+def as_saved(module: Any, result: Pass, folder: Path) -> Pass:
+  """The same under the names that a module of transformers has in files, which may not be those of its attributes."""
+  import torch
+
+  holder = copy.deepcopy(module).double()
+  for key, tensor in (*holder.named_parameters(), *holder.named_buffers()):
+    if (value := {**result.gradients, **result.statistics}.get(key)) is not None:
+      tensor.data = torch.from_numpy(value)
+  holder.save_pretrained(folder)
+  tensors = {key: x for key, x in read_tensors(folder).items() if not key.endswith('_tracked')}
+  moved = {key: x for key, x in tensors.items() if key.endswith(STATISTICS)}
+  return result._replace(gradients={key: x for key, x in tensors.items() if key not in moved}, statistics=moved)
+
+
 def float64_errors(
-  model: tlx.Pretrained, module: Any, array: np.ndarray, *, train: bool, renamed: Callable[[Pass], Pass] = lambda x: x
+  model: tlx.Pretrained,
+  module: Any,
+  array: np.ndarray,
+  *,
+  train: bool,
+  renamed: Callable[[Pass], Pass] = lambda x: x,
+  labels: np.ndarray = LABELS,
+  table: Sequence[rules.Rule] | None = None,
 ) -> dict[str, Worst]:
   """Of logits, statistics and gradients; in training mode, and only there, their statistics must have moved.
 
-  renamed: gives theirs the names that files have, where a module's are others.
+  renamed: gives theirs the names that files have, where a module's are others. labels, table: as of both passes.
   """
   before = {name: x.numpy().copy() for name, x in module.named_buffers() if name.endswith(STATISTICS)}
-  read = rules.by_target(table_of(model)).values()
+  read = rules.by_target(table or table_of(model)).values()
   unread = model.source.dropped.keys() - {rule.source for parts in read for rule in parts}
-  ours = our_pass(model, array, train=train, dtype='float64')
-  theirs = their_pass(module, array, train=train, dtype='float64')
+  ours = our_pass(model, array, train=train, dtype='float64', labels=labels, table=table)
+  theirs = their_pass(module, array, train=train, dtype='float64', labels=labels)
   assert not [name for name, x in theirs.statistics.items() if np.array_equal(x, before[name]) == train]
   theirs = without(renamed(theirs), {name: model.source.dropped[name] for name in unread})
   return {

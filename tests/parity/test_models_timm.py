@@ -88,7 +88,9 @@ CASES = {  # family: two variants or more
   'vgg': (Case('vgg11'), Case('vgg13_bn')),
   'vit': (sized('vit_tiny_patch16_224'), sized('vit_small_patch32_224')),
 }  # fmt: skip
-NOT_IN_TIMM = {'squeezenet'}
+NOT_IN_TIMM = {'mit', 'squeezenet'}
+NAMED = {case.name: case for cases in CASES.values() for case in cases}
+OFTEN = ('convnext_atto', 'resnet18', 'swin_tiny_patch4_window7_224', 'vit_tiny_patch16_224')  # not only when drawn
 EXACT = 1e-8  # float64, of each tensor's largest value
 # PyTorch's backward pass of the hard sigmoid holds 1/6 in float32 whatever its input: 3.1e-8 of a gradient. timm makes
 # its table of rotary positions in float32, and only then a float64 of it: 8.2e-8 of a gradient of EVA-02, 1.3e-7 of
@@ -119,12 +121,7 @@ def timm():
   return reference.library('timm')
 
 
-def grouped(case: Case):
-  """All tests of one variant on one worker (`--dist loadgroup`), which makes its pair once."""
-  return pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(case.name))
-
-
-@pytest.fixture(scope='module', params=[grouped(case) for cases in CASES.values() for case in cases])
+@pytest.fixture(scope='module', params=reference.grouped('timm', NAMED, OFTEN))
 def pair(request, timm, torch, tmp_path_factory):
   case, folder = request.param, tmp_path_factory.mktemp('timm')
   theirs = timm.create_model(case.name, **case.arguments)
@@ -185,6 +182,7 @@ def limit(what: str, name: str) -> float:
   return SINGLE if not what.startswith('float64') else ROUNDED.get(family, EXACT)
 
 
+@pytest.mark.full
 @pytest.mark.parity
 def test_both_heads_of_inception_in_training(timm, torch, tmp_path):
   theirs = timm.create_model('inception_v3', aux_logits=True)

@@ -73,6 +73,10 @@ CASES = {  # family: two variants, where torchvision has two
       image_size=64, patch_size=32, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536), ONE),
   ),
 }  # fmt: skip
+NAMED = {  # with a line after it where it lacks the second head
+  f'{case.name}{"_" * (not case.arguments.get("aux_logits", True))}': case for cases in CASES.values() for case in cases
+}
+OFTEN = ('mobilenetv2_100', 'vgg11')  # not only when drawn
 OTHERS = {  # shapes that the cases lack, whose tensors alone are compared
   'wide_resnet50_2': 'wide_resnet50_2', 'resnext101_64x4d': 'resnext101_64x4d', 'resnet152': 'resnet152',
   'vit_base_patch16_224': 'vit_b_16', 'regnety_080_tv': 'regnet_y_8gf', 'swin_base_patch4_window7_224': 'swin_b',
@@ -113,15 +117,11 @@ def made(torchvision, case, **arguments):
 
 def load(case, path, **arguments):
   """With the images' size where the parameters depend on it."""
-  size = {'image_size': case.size} if hasattr(catalog.variant(case.name).config, 'size') else {}
+  size = {'image_size': case.size} if catalog.variant(case.name).config.size else {}
   return tlx.load(case.name, weights=path, **size, **arguments)
 
 
-@pytest.fixture(
-  scope='module',
-  params=[case for cases in CASES.values() for case in cases],
-  ids=lambda case: f'{case.name}{"_" * (not case.arguments.get("aux_logits", True))}',
-)
+@pytest.fixture(scope='module', params=reference.grouped('torchvision', NAMED, OFTEN))
 def pair(request, torchvision, torch, tmp_path_factory):
   case, path = request.param, str(tmp_path_factory.mktemp('torchvision') / 'weights.pth')
   theirs = made(torchvision, case)
@@ -160,6 +160,7 @@ def test_the_same_tensors_come_back(pair, tmp_path):
   assert back.keys() == expected.keys() and all(back[name].tobytes() == x.tobytes() for name, x in expected.items())
 
 
+@pytest.mark.full
 @pytest.mark.parity
 @pytest.mark.parametrize(('name', 'theirs'), OTHERS.items())
 def test_other_sizes_come_back_too(name, theirs, torchvision, torch, tmp_path):
@@ -170,6 +171,7 @@ def test_other_sizes_come_back_too(name, theirs, torchvision, torch, tmp_path):
   assert back.keys() == expected.keys() and all(back[n].tobytes() == x.numpy().tobytes() for n, x in expected.items())
 
 
+@pytest.mark.full
 @pytest.mark.parity
 @pytest.mark.parametrize(('family', 'pattern', 'older'), OLDER, ids=lambda x: x if x in CASES else '')
 def test_the_older_names_of_its_files(family, pattern, older, torchvision, torch, tmp_path):

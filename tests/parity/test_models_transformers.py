@@ -5,7 +5,6 @@ tests/parity/test_models_transformers.py` with jax 0.10.2, torch 2.13.0 and tran
 tensor's largest value, in float64: logits 1e-13 (Swin V2 1e-8), statistics 5e-14, gradients 5e-10 (Swin V2 3e-7).
 """
 
-import copy
 import json
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import reference
+from tiny import matrix
 
 import tlx
 from tlx import catalog
@@ -33,6 +33,7 @@ STAGES = dict(hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1])
 CONVNEXT = STAGES | dict(layer_norm_eps=1e-6)  # of the last norm: by default 1e-12, tlx has its authors'
 RESNET = dict(embedding_size=8, hidden_sizes=[32, 64, 128, 256], depths=[1, 2, 1, 1])
 REGNET = STAGES | dict(embedding_size=8, groups_width=8)
+SEGFORMER = STAGES | dict(num_attention_heads=[1, 2, 3, 4])
 EFFICIENT = dict(width_coefficient=0.5, depth_coefficient=0.3, hidden_dim=640)
 
 
@@ -98,6 +99,11 @@ CASES = {
     'mobilenetv2_wider': Case('MobileNetV2ForImageClassification', dict(depth_multiplier=0.5, layer_norm_eps=1e-5)),
     'mobilenetv2_base': Case('MobileNetV2Model', dict(depth_multiplier=0.35), 'pooled'),
   },
+  'mit': {
+    'segformer': Case('SegformerForImageClassification', SEGFORMER, size=75),
+    'segformer_tokens': Case('SegformerForImageClassification', SEGFORMER | dict(reshape_last_stage=False), size=64),
+    'segformer_base': Case('SegformerModel', SEGFORMER | dict(sr_ratios=[4, 2, 1, 1]), 'mean', 64),
+  },
   'regnet': {
     'regnet_x': Case('RegNetForImageClassification', REGNET | dict(layer_type='x'), size=75),
     'regnet_y': Case('RegNetForImageClassification', REGNET, size=64),
@@ -137,6 +143,7 @@ CASES = {
   },
 }  # fmt: skip
 FLAT = {name: case for cases in CASES.values() for name, case in cases.items()}
+OFTEN = ('convnext', 'resnet', 'swin', 'vit')  # not only when drawn
 NO_CLASSIFIER = {'dinov3'}  # its gradients are compared with timm's only
 CLASSIFIERS = [name for name, case in FLAT.items() if case.output == 'logits']
 EXACT = 1e-8  # float64, of each tensor's largest value
@@ -172,6 +179,8 @@ def answer(model, name, images):
     if output == 'pooled':
       tower = getattr(model, 'vision_model', model)
       return tower(x).pooler_output.flatten(1).numpy()
+    if output == 'mean':
+      return model(x).last_hidden_state.mean((2, 3)).numpy()
     tower = getattr(model, 'vit', getattr(model, 'deit', model))
     if hasattr(tower.config, 'mask_ratio'):
       tower.config.mask_ratio = 0.0  # every patch is seen, in random order, which the class token does not notice
@@ -198,7 +207,7 @@ def test_transformers_has_no_classifier_of_the_others(transformers):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('name', FLAT)
+@pytest.mark.parametrize('name', matrix(FLAT, OFTEN))
 def test_outputs_and_files(name, transformers, tmp_path):
   model = made(transformers, name)
   model.save_pretrained(tmp_path / 'theirs')
@@ -223,27 +232,14 @@ def again(kind, folder):
 
 @pytest.mark.parity
 @pytest.mark.parametrize('mode', ['eval', 'train'])
-@pytest.mark.parametrize('name', CLASSIFIERS)
+@pytest.mark.parametrize('name', matrix(CLASSIFIERS, OFTEN))
 def test_logits_statistics_and_gradients(name, mode, transformers, tmp_path):
   model = made(transformers, name)
   model.save_pretrained(tmp_path / 'theirs')
   ours = tlx.load(str(tmp_path / 'theirs'))
   if mode == 'eval' and 'batch_stats' not in ours.variables:
     pytest.skip('without batch statistics both modes are one program')
-
-  def renamed(found):
-    """As their own files name the tensors of a module."""
-    import torch
-
-    holder = copy.deepcopy(model).double()
-    for key, tensor in (*holder.named_parameters(), *holder.named_buffers()):
-      if (value := {**found.gradients, **found.statistics}.get(key)) is not None:
-        tensor.data = torch.from_numpy(value)
-    holder.save_pretrained(tmp_path / 'found')
-    tensors = {key: x for key, x in read_tensors(tmp_path / 'found').items() if not key.endswith('_tracked')}
-    moved = {key: x for key, x in tensors.items() if key.endswith(reference.STATISTICS)}
-    return found._replace(gradients={key: x for key, x in tensors.items() if key not in moved}, statistics=moved)
-
+  renamed = lambda found: reference.as_saved(model, found, tmp_path / 'found')
   images = reference.images(FLAT[name].size)
   errors = reference.float64_errors(ours, model, images, train=mode == 'train', renamed=renamed)
   print(f'\n{name} {mode}:', *(f'{what} {worst.error:.1e} {worst.name};' for what, worst in errors.items()))
@@ -252,7 +248,7 @@ def test_logits_statistics_and_gradients(name, mode, transformers, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('name', CLASSIFIERS)
+@pytest.mark.parametrize('name', matrix(CLASSIFIERS, OFTEN))
 def test_a_fine_tuned_one_in_transformers(name, transformers, tmp_path):
   model = made(transformers, name)
   model.save_pretrained(tmp_path / 'theirs')
@@ -269,7 +265,7 @@ def test_a_fine_tuned_one_in_transformers(name, transformers, tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize('name', ['dinov2_registers', 'dinov3', 'vit', 'clip'])
+@pytest.mark.parametrize('name', matrix(['dinov2_registers', 'dinov3', 'vit', 'clip'], OFTEN))
 def test_another_size(name, transformers, tmp_path):
   """Positions of DINOv2 with registers are resampled by transformers as by timm; those of ViT without antialias.
 

@@ -5,12 +5,13 @@ import functools
 import jax
 import numpy as np
 import pytest
+import reference
 
 from tlx.tasks.segmentation import losses
 from tlx.tasks.segmentation.losses import IGNORE
 
 torch = pytest.importorskip('torch')
-smp = pytest.importorskip('segmentation_models_pytorch.losses')
+smp = reference.library('segmentation_models_pytorch.losses')
 pytestmark = pytest.mark.parity
 
 K = 5

@@ -7,8 +7,9 @@ from conftest import randomised
 
 import tlx
 from tlx import pretrained
+from tlx.heads.linear import Head
 from tlx.models import siglip, vit
-from tlx.nn.model import Backbone, Head, TransferModel
+from tlx.nn.model import Backbone, TransferModel
 from tlx.weights import rules
 
 torch = pytest.importorskip('torch')

@@ -1,4 +1,4 @@
-"""A pytest plugin (-p torchvision_operators): makes torchvision, which timm imports, importable beside a CPU PyTorch.
+"""To be imported before torchvision, which timm imports: makes it importable beside a CPU PyTorch.
 
 The wheel registers shapes for operators that only a matching build carries: they get names here, and no code, since no
 classifier calls them.

@@ -205,7 +205,8 @@ def check_task(e: Experiment, task: Task, chosen: augment.Augment | None) -> Non
   name, problems = type(task).__module__.split('.')[2:3], []
   called = name[0] if name else type(task).__name__
   mixing = [f'--{n} {getattr(chosen, n):g}' for n in ('mixup', 'cutmix') if chosen and getattr(chosen, n)]
-  if mixing and task.mix(task.blank((32, 32)), np.ones(())) is None:
+  two = {option: np.stack([x, x]) for option, x in task.blank((32, 32)).items()}
+  if mixing and task.mix(two, np.ones(2)) is None:
     why = f'targets of {called} cannot be mixed; leave it out, or choose --augment light'
     problems += [f'{option}: {why}' for option in mixing]
   if task.dense and chosen and chosen.randaugment_layers:

@@ -13,7 +13,7 @@ def export(run: Path, out: Path, layout: str | None = None) -> Path:
   Args:
     run: the run folder.
     out: folder to write.
-    layout: a key of the family's LAYOUTS; by default the layout of the source, or else timm's.
+    layout: a key of the family's LAYOUTS; by default as `tlx.save` does.
 
   Returns:
     The folder.
@@ -27,4 +27,4 @@ def export(run: Path, out: Path, layout: str | None = None) -> Path:
   model = load_run(run)
   if blocked := next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), None):
     raise UsageError(f'--out {out}: {blocked} is a file; choose a folder')
-  return pretrained.export(out, model, layout)
+  return pretrained.save(out, model, layout=layout)

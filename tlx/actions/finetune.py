@@ -80,7 +80,7 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
   strategy = _strategy(experiment)
   place = sharding.make(experiment.compile)
   defaults.check(experiment)
-  from_pretrained = getattr(strategy, 'pretrained', True)
+  from_pretrained = strategy.pretrained
   found = pretrained.resolve(experiment.model)  # a misspelt model is found before a data set is read
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)
@@ -118,7 +118,7 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
 
 
 def _square(found: pretrained.Found) -> bool:
-  return getattr(found.variant.config, 'size', None) is not None
+  return found.variant.config.size is not None
 
 
 def _strategy(experiment: Experiment) -> Strategy:
@@ -225,7 +225,7 @@ def _finish(
     metrics['test'] = inputs.evaluator('test')(variables).numbers()
   if jax.process_index() == 0:
     _write_evaluation(prepared, trained, evaluation, out)
-    pretrained.export(out / 'model', trained)
+    pretrained.save(out / 'model', trained)
     folder.write_json(out / 'result.json', metrics)
     shutil.rmtree(out / 'features', ignore_errors=True)
     page.write_report(out, prepared.task)

@@ -61,7 +61,7 @@ def _model_row(variant: catalog.Variant) -> dict[str, Any]:
     'name': variant.name,
     'parameters': figures and figures.parameters,
     'gmacs': figures and figures.gmacs,
-    'size': figures.size if figures else getattr(variant.config, 'size', native),
+    'size': figures.size if figures else variant.config.size or native,
     'top1': figures and figures.top1,
     'license': checkpoint and checkpoint.license,
     'source': checkpoint and checkpoint.location,

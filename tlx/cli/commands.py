@@ -1,73 +1,58 @@
 """The commands of `tlx`: a dataclass each, whose fields are its arguments and whose call does the work."""
 
-import ast
 import dataclasses
-import inspect
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from tlx.actions import defaults
 from tlx.experiment import Experiment
 from tlx.report import terminal
 from tlx.report.folder import plain
 from tlx.types import TlxError, UsageError
 
 arg, Positional = tyro.conf.arg, tyro.conf.Positional
-Json = Annotated[
-  bool, arg(help='Print the result as JSON, and nothing else on standard output.', help_behavior_hint='')
-]
+Json = Annotated[bool, arg(help='Print the result as JSON and nothing else on standard output.', help_behavior_hint='')]
 Distributed = Annotated[
   bool,
   arg(
-    help='One of several processes that share the run; JAX finds them under SLURM, Open MPI, Kubernetes, on TPUs.',
+    help='Join a run of several processes. JAX finds the others under SLURM, Open MPI, Kubernetes and on TPUs.',
     help_behavior_hint='',
   ),
 ]
-Run = Annotated[Positional[Path], arg(metavar='RUN', help='The folder of a finished run.')]
+Run = Annotated[Positional[Path], arg(metavar='RUN', help='Folder of a finished run.')]
 
 
-def _groups(cls: type, firsts: dict[str, str]) -> dict[str, type]:
-  """{group: a dataclass of its options}: the fields of `cls` with their texts, cut before each of `firsts`."""
-  body = ast.parse(inspect.getsource(cls)).body[0].body
-  texts = {a.target.id: b.value.value for a, b in pairwise(body) if isinstance(b, ast.Expr) and hasattr(a, 'target')}
+def groups(cls: type) -> dict[str, type]:
+  """{group: a dataclass of its options}, from the metadata of the fields (`tlx.experiment.option`)."""
   found: dict[str, list] = {}
   for field in dataclasses.fields(cls):
-    group = firsts[field.name] if field.name in firsts else list(found)[-1]
-    option = arg(help=texts.get(field.name), help_behavior_hint=_default(field, group))
-    kind = str | None if field.name in ('task', 'head') else field.type  # objects are for Python
-    found.setdefault(group, []).append((field.name, Annotated[kind, option], field.default))
-  return {name: dataclasses.make_dataclass(name, fields, frozen=True) for name, fields in found.items()}
+    texts = field.metadata
+    shown = arg(help=texts['help'], metavar=texts['metavar'], help_behavior_hint=_default(field))
+    kind = texts['typed_as'] or field.type
+    found.setdefault(texts['group'], []).append((field.name, Annotated[kind, shown], field.default))
+  return {name: dataclasses.make_dataclass(name or 'general', fields, frozen=True) for name, fields in found.items()}
 
 
-def _default(field: dataclasses.Field, group: str) -> str:
+def _default(field: dataclasses.Field) -> str:
   """What `--help` says of an option that is not given."""
   if field.default is False:  # a switch
     return ''
-  if field.default is not None:
-    return f'(default: {field.default})'
-  if field.name in defaults.CHOICES:
-    return '(default: automatic)'
-  return '(default: set by --augment)' if group == 'augmentation' else ''
+  return f'(default: {field.metadata["default_text"] if field.default is None else field.default})'
 
 
-# The first option of each group of `tlx finetune --help`, and what the group is called.
-GROUPS = {'model': '', 'optimizer': 'optimisation', 'augment': 'augmentation', 'workers': 'running'}
-GENERAL, OPTIMISATION, AUGMENTATION, RUNNING = _groups(Experiment, GROUPS).values()
-Bare = tyro.conf.OmitArgPrefixes  # --lr, not --optimisation.lr
+def _boxes(cls: type) -> type:
+  """A dataclass whose fields are the groups; `--help` draws a box around each that has a name."""
+  place = lambda name: arg(name='') if not name else tyro.conf.OmitArgPrefixes  # --lr, not --optimisation.lr
+  fields = [(kind.__name__, Annotated[kind, place(name)], kind()) for name, kind in groups(cls).items()]
+  return dataclasses.make_dataclass('Options', fields, frozen=True)
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune:
-  """Fine-tune a pretrained backbone on your images; resumes the run that lies in --out."""
+class Finetune(_boxes(Experiment)):
+  """Fine-tune a pretrained backbone on your images. If --out holds an unfinished run, resume it."""
 
-  general: Annotated[GENERAL, arg(name='')] = GENERAL()
-  optimisation: Bare[OPTIMISATION] = OPTIMISATION()
-  augmentation: Bare[AUGMENTATION] = AUGMENTATION()
-  running: Bare[RUNNING] = RUNNING()
   distributed: Distributed = False
   json: Json = False
 
@@ -77,23 +62,23 @@ class Finetune:
 
     if self.distributed:
       processes.start()
-    given = vars(self.general) | vars(self.optimisation) | vars(self.augmentation) | vars(self.running)
-    result = run(Experiment(**given), quiet=self.json)
+    boxes = [value for value in vars(self).values() if dataclasses.is_dataclass(value)]
+    result = run(Experiment(**{name: value for box in boxes for name, value in vars(box).items()}), quiet=self.json)
     if self.json:
       print_json({**result.metrics, 'run': str(result.folder), 'report': str(result.folder / 'report.html')})
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-  """Evaluate a finished run, on its own validation split or on another data set of the same classes."""
+  """Evaluate a finished run on its own validation split, or on another data set with the same classes."""
 
   run: Run
   data: Annotated[str | None, arg(help_behavior_hint="(default: the run's own)")] = None
-  """folder:PATH, tfds:NAME, ... of the same classes."""
+  """Data set with the same classes: folder:PATH, tfds:NAME, ..."""
   split: str = 'validation'
-  """validation, train, or test where there is one."""
+  """Split to evaluate: validation, train, or test if the data set has one."""
   batch_size: Annotated[int | None, arg(help_behavior_hint="(default: the run's own)")] = None
-  """Images a step; the numbers are the same."""
+  """Images per step. It does not change the result."""
   json: Json = False
 
   def __call__(self) -> None:
@@ -116,10 +101,10 @@ class Predict:
   ]
   images: Annotated[
     Positional[tuple[Path, ...]],
-    arg(metavar='IMAGE...', help='Files, or folders of them.', help_behavior_hint='(required)'),
+    arg(metavar='IMAGE...', help='Image files, or folders of image files.', help_behavior_hint='(required)'),
   ]
   top: int = 5
-  """Classes shown for each image."""
+  """Number of classes to show for each image."""
   json: Json = False
 
   def __call__(self) -> None:
@@ -146,17 +131,17 @@ class Predict:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-  """List the models; of a single one, say what each of its layers costs."""
+  """List the models. For a single model, list its layers and what each of them costs."""
 
   pattern: Annotated[
     Positional[str], arg(metavar='[PATTERN]', help="A name, or a pattern such as 'resnet*'.", help_behavior_hint='')
   ] = '*'
   sort: Literal['name', 'parameters', 'gmacs', 'top1', 'size'] = 'name'
-  """top1 lists the most accurate first, the others the smallest."""
+  """Order of the list. top1 puts the most accurate model first, the others put the smallest first."""
   max_parameters: Annotated[str | None, arg(metavar='N', help_behavior_hint='')] = None
-  """Only models of at most so many, such as 25M."""
+  """Maximum number of parameters, such as 25M."""
   license: Annotated[str | None, arg(help_behavior_hint='')] = None
-  """Only models whose weights have this licence, such as 'apache*'; none: without published weights."""
+  """Licence of the weights, such as 'apache*'; none lists the models without published weights."""
   json: Json = False
 
   def __call__(self) -> None:
@@ -182,28 +167,28 @@ def quantity(option: str, text: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Say what a step of a strategy would cost, by the compiler's count; nothing is trained."""
+  """Show what one training step of a strategy costs, as the compiler counts it. Nothing is trained."""
 
   model: str = 'efficientnet_lite0'
-  """A variant (`tlx models`), or a folder with config.json."""
+  """Model: a name from `tlx models`, or a folder with config.json."""
   strategy: str = 'lp_ft'
-  """linear_probe, partial:K, layerwise_decay:D, full, lp_ft, gradual or scratch."""
+  """What learns: linear_probe, partial:K, layerwise_decay:D, full, lp_ft, gradual or scratch."""
   batch_size: int = 32
-  """Images a step, over all devices."""
+  """Images per step, over all devices."""
   image_size: Annotated[int | None, arg(help_behavior_hint="(default: the model's own)")] = None
-  """Height and width in pixels of what the model sees."""
+  """Height and width of the model's input, in pixels."""
   num_classes: int = 1000
-  """Outputs of the head."""
+  """Number of classes, which is the number of outputs of the head."""
   dtype: Literal['float32', 'bfloat16'] = 'float32'
-  """Of the compute; parameters stay float32."""
+  """Number format of the computation. Parameters stay float32."""
   micro_batches: int = 1
-  """Parts a batch is computed in, one after the other (gradient accumulation)."""
+  """Parts of a batch that are computed one after another to save memory (gradient accumulation)."""
   remat: Annotated[bool, arg(help_behavior_hint='')] = False
-  """Compute the inside of each layer again in the backward pass instead of keeping it; on a CPU, XLA undoes it."""
+  """Compute the inside of each layer again in the backward pass, to save memory. On a CPU, XLA undoes this."""
   optimizer: Literal['adamw', 'sgd'] = 'adamw'
-  """sgd has momentum."""
+  """Optimizer. sgd uses momentum."""
   devices: Annotated[int | None, arg(help_behavior_hint='(default: all that JAX sees)')] = None
-  """Compile for so many processors that are only pretended, to see what they would exchange."""
+  """Compile for this number of simulated CPU devices, to see how many bytes they exchange."""
   json: Json = False
 
   def __call__(self) -> None:
@@ -228,13 +213,13 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-  """Write a run's model for other tools: model.safetensors under their names, with config.json."""
+  """Write the model of a run for another library: model.safetensors with its names, and config.json."""
 
   run: Run
   format: str = 'timm'
-  """Whose names: timm, or another that the model's family has (torchvision, transformers, ...)."""
+  """Library whose names are written: timm, or another one that the model supports (torchvision, transformers)."""
   out: Annotated[Path | None, arg(help_behavior_hint='(default: RUN/export/FORMAT)')] = None
-  """The folder to write."""
+  """Folder to write."""
   json: Json = False
 
   def __call__(self) -> None:
@@ -246,7 +231,7 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """Write a run's report.html again."""
+  """Write the report.html of a run again."""
 
   run: Run
 

@@ -9,6 +9,6 @@ from tlx.cli.explain_look import Deletion, Exciting, Features, Gradcam, Map
 
 @dataclasses.dataclass(frozen=True)
 class Explain:
-  """Explain what a model sees: feature maps, heat maps, ideal pictures, style transfer, attacks."""
+  """Explain what a model sees: feature maps, heat maps, ideal pictures, styles and adversarial attacks."""
 
   TOOLS: ClassVar[tuple[type, ...]] = (Features, Exciting, Gradcam, Deletion, Map, Ideal, Style, Attack, Robustness)

@@ -68,7 +68,7 @@ def train_batches(
   # grain adds the epoch to its seed: hashed, or epoch 1 of seed 0 would be epoch 0 of seed 1.
   grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
   positions = grain.MapDataset.range(len(source)).seed(grain_seed)
-  if class_balanced and not hasattr(source, 'labels'):
+  if class_balanced and source.labels is None:
     raise UsageError('--sampling balanced: it draws by the class of an image, and these images have more than one')
   if class_balanced:
     members = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]

@@ -9,7 +9,7 @@ import numpy as np
 from tlx.types import DataSource, Example
 
 
-class Labelled:
+class Labelled(DataSource):
   """Base class of sources whose annotation is one class per image."""
 
   labels: np.ndarray  # int32 [n]
@@ -18,12 +18,12 @@ class Labelled:
     return int(self.labels[index])
 
 
-class Subset:
+class Subset(DataSource):
   """Selected examples of another source, in the given order."""
 
   def __init__(self, source: DataSource, indices: Sequence[int] | np.ndarray):
     self.source, self.indices = source, np.asarray(indices, np.int64)
-    if hasattr(source, 'labels'):
+    if source.labels is not None:
       self.labels = np.asarray(source.labels, np.int32)[self.indices]
 
   def __len__(self) -> int:
@@ -39,7 +39,7 @@ class Subset:
     return self.source.size(int(self.indices[index]))
 
   def fingerprint(self) -> str | None:
-    whole = fingerprint(self.source)
+    whole = self.source.fingerprint()
     return whole and hashlib.sha256(whole.encode() + self.indices.tobytes()).hexdigest()
 
 
@@ -56,11 +56,6 @@ def sample(source: DataSource, count: int, seed: int) -> Subset:
   """
   chosen = np.random.default_rng(seed).permutation(len(source))[:count]
   return Subset(source, np.sort(chosen))
-
-
-def fingerprint(source: DataSource) -> str | None:
-  """The fingerprint of a source, which changes if an image or the order changes; None if the source has none."""
-  return source.fingerprint() if hasattr(source, 'fingerprint') else None
 
 
 def holdout(labels: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from tlx.data import coco_files, decode, dense_split
 from tlx.data.mask_folders import shortened
 from tlx.data.masks import IGNORE, upright_size
 from tlx.files import fingerprint
-from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
+from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
 SHARE = 0.2  # share of the images that is held back for validation
 FULL_CHECK = 20_000  # images; with more, only headers are checked, and pixels are counted in a part of the masks
@@ -55,7 +55,7 @@ class Facts(NamedTuple):
   counts: np.ndarray | None = None  # int64 [k], pixels of each class; zeros if they were not counted
 
 
-class CocoSource:
+class CocoSource(DataSource):
   """One split of encoded images. It draws a mask when an example is needed."""
 
   def __init__(self, root: pathlib.Path, photos: Sequence[Photo], uncovered: int):

@@ -29,7 +29,7 @@ from tlx.data.mask_classes import Legend
 from tlx.data.mask_folders import Pair
 from tlx.data.masks import IGNORE
 from tlx.files import fingerprint
-from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
+from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
 SHARE = 0.2  # share of the images that is held back for validation
 FULL_CHECK = 20_000  # images; with more, only headers are checked, and pixels are counted in a part of the masks
@@ -41,7 +41,7 @@ VOC = (
 Splits = Mapping[str, Sequence[Pair]]
 
 
-class MaskSource:
+class MaskSource(DataSource):
   """One split of encoded images and masks. It reads a file when an example is needed."""
 
   def __init__(self, root: pathlib.Path, pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], legend: Legend):

@@ -56,11 +56,10 @@ def check_size(model: Pretrained, size: int) -> int:
     UsageError: if the model does not take images of that size.
   """
   config = model.module.backbone.config
-  only, least = getattr(config, 'size', None), getattr(config, 'smallest', 32)
-  if only and size != only:
-    raise UsageError(f'size {size}: the model takes pictures of {only} pixels only')
-  if size < least:
-    raise UsageError(f'size {size}: the model takes no pictures below {least} pixels')
+  if config.size and size != config.size:
+    raise UsageError(f'size {size}: the model takes pictures of {config.size} pixels only')
+  if size < config.smallest:
+    raise UsageError(f'size {size}: the model takes no pictures below {config.smallest} pixels')
   return size
 
 
@@ -71,7 +70,7 @@ def rest(model: Pretrained, layer: str) -> Callable[[Variables, jax.Array], jax.
 
 def as_map(module: TransferModel, values: jax.Array) -> jax.Array:
   """A layer's output as a map [b, h, w, d]; see `nn.levels.as_map`."""
-  return levels.as_map(values, getattr(module.backbone.config, 'prefix', 0))
+  return levels.as_map(values, module.backbone.config.prefix)
 
 
 def check_layer(module: TransferModel, name: str) -> str:

@@ -122,10 +122,10 @@ def sizes_to(model: Pretrained, size: int | None) -> tuple[int, ...]:
     UsageError: if the model does not take the size.
   """
   config = model.module.backbone.config
-  size = check_size(model, getattr(config, 'size', USUAL_SIZE) if size is None else size)
-  if hasattr(config, 'size'):
+  size = check_size(model, (config.size or USUAL_SIZE) if size is None else size)
+  if config.size:
     return (size,)
-  least = max(COARSEST, 2 * getattr(config, 'smallest', 32))
+  least = max(COARSEST, 2 * config.smallest)
   return (*(s for s in (size // 4, size // 2) if s >= least), size)
 
 
@@ -167,7 +167,7 @@ def style_transfer(
   Raises:
     UsageError: for an unknown layer.
   """
-  usual, fixed_size = paper_layers(model), hasattr(model.module.backbone.config, 'size')
+  usual, fixed_size = paper_layers(model), model.module.backbone.config.size is not None
   layers = tuple(check_layer(model.module, name) for name in style_layers) or usual[0]
   content_layer = check_layer(model.module, content_layer or usual[1])
   job = Transfer(look(model), layers, content_layer, weights, 0 if fixed_size else FRAME)

@@ -105,7 +105,7 @@ MODELS['deeplabv3_mobilenet_v3_large'] = segmentation.of_torchvision(
 _HALF = (128 / 255,) * 3
 MODELS['tf_deeplabv3_mobilenetv2_100'] = WholeModel(
   'tf_mobilenetv2_100',
-  21,
+  len(segmentation.VOC),
   options={'rates': (), 'refine': False},
   backbone_options={'output_stride': 16, 'final': 0},
   checkpoint=Checkpoint(
@@ -116,4 +116,5 @@ MODELS['tf_deeplabv3_mobilenetv2_100'] = WholeModel(
     'apache-2.0',
     'https://github.com/google-coral/test_data',
   ),
+  class_names=segmentation.VOC,
 )

@@ -42,6 +42,7 @@ class ConvNeXtConfig(Staged):
   hidden: int = 0  # channels of the layer before the classifier; 0 = no such layer
   epsilon: float = 1e-6
   pointwise_convs: bool = False  # timm stores the pointwise layers as convolutions
+  final_norm: bool = True  # False leaves out the layer after the blocks, for heads that read maps
 
   @property
   def width(self) -> int:
@@ -52,7 +53,7 @@ class ConvNeXtConfig(Staged):
     return (
       Layer('stem', partial(Stem, self)),
       *self.block_layers(drop_path, block),
-      Layer('norm', partial(Norm, self)),
+      *([Layer('norm', partial(Norm, self))] if self.final_norm else []),
       *([Layer('pre_logits', partial(Hidden, self.hidden))] if self.hidden else []),
     )
 
@@ -172,7 +173,8 @@ def _layout(
       yield rules.Rule(grn_bias, f'params/{target}/response_norm/bias', response)
     else:
       yield rules.Rule(gamma, f'params/{target}/layer_scale/scale', scale)
-  yield from rules.affine(ends[0], 'backbone/norm/norm')
+  if config.final_norm:
+    yield from rules.affine(ends[0], 'backbone/norm/norm')
   if config.hidden:
     yield from rules.dense('head.pre_logits.fc', 'backbone/pre_logits/fc')
   yield from rules.dense(ends[1], 'head/logits')

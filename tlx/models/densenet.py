@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tlx.nn.conv import Conv
-from tlx.nn.model import Layer, Tapped
+from tlx.nn.model import Config, Layer, Tapped
 from tlx.nn.norm import BatchNorm
 from tlx.nn.pool import avg_pool, max_pool
 from tlx.types import Checkpoint, Figures
@@ -23,7 +23,7 @@ BOTTLENECK = 4  # channels between the two convolutions of a block, as a multipl
 
 
 @dataclasses.dataclass(frozen=True)
-class DenseNetConfig:
+class DenseNetConfig(Config):
   """Shape of one variant."""
 
   depths: tuple[int, ...]  # blocks of each stage

@@ -36,7 +36,7 @@ class EfficientNetConfig(ir.Network):
   deepen: float = 1.0
   lite: bool = False  # stem, last convolution, first and last stage are not scaled
   stages: tuple[tuple[int, int, int, int, int], ...] = STAGES
-  final: int = 1280  # channels of the last convolution before scaling
+  final: int = 1280  # channels of the last convolution before scaling; 0 leaves it out, for heads that read maps
 
   def plan(self) -> ir.Plan:
     scaled = lambda channels: ir.round_channels(channels * self.widen)
@@ -50,7 +50,7 @@ class EfficientNetConfig(ir.Network):
     )
     if self.lite:
       return ir.Plan(32, stages, self.final, nn.relu6)
-    return ir.Plan(scaled(32), stages, scaled(self.final), silu)
+    return ir.Plan(scaled(32), stages, scaled(self.final) if self.final else 0, silu)
 
   def _block(self, kernel: int, stride: int, expansion: int, channels: int) -> ir.Block:
     kind = 'inverted' if expansion > 1 else 'separable'

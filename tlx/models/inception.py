@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from tlx.nn.conv import Dense
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.dtypes import widened
-from tlx.nn.model import Layer
+from tlx.nn.model import Config, Layer
 from tlx.nn.pool import adaptive_avg_pool, avg_pool, max_pool
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
@@ -111,7 +111,7 @@ POOLED = '5b'  # a max pool of stride 2 precedes this block
 
 
 @dataclasses.dataclass(frozen=True)
-class InceptionConfig:
+class InceptionConfig(Config):
   """Shape of one variant."""
 
   stages: tuple[tuple[str, ...], ...] = (

@@ -37,6 +37,7 @@ class ResNetConfig(Staged):
   averaging: bool = False  # shortcuts of blocks with a stride use an average pool
   gate: str = ''  # 'se' or 'eca', at the end of each block
   output_stride: int = 32  # with 8 or 16 the last stages dilate instead of striding
+  dilate_early: bool = False  # they dilate from their first block on (segmentation-models-pytorch)
 
   def __post_init__(self):
     dilation.check_output_stride(self.output_stride)
@@ -54,7 +55,7 @@ class ResNetConfig(Staged):
     return self.base * 2**s * self.group_width // 64 * self.groups
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
-    spread = dilation.spread((1, 2, 2, 2), self.output_stride, stem=4)
+    spread = dilation.spread((1, 2, 2, 2), self.output_stride, stem=4, early=self.dilate_early)
 
     def block(s: int, b: int, rate: float) -> partial:
       stride, first = spread[s].block(b)

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from tlx.nn.conv import Conv
-from tlx.nn.model import Layer
+from tlx.nn.model import Config, Layer
 from tlx.nn.pool import max_pool
 from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules
 
 
 @dataclasses.dataclass(frozen=True)
-class SqueezeNetConfig:
+class SqueezeNetConfig(Config):
   """Shape of one variant."""
 
   stem: tuple[int, int]  # channels and kernel of the first convolution

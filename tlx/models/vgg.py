@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 
 from tlx.nn.conv import Conv, Dense
-from tlx.nn.model import Layer
+from tlx.nn.model import Config, Layer
 from tlx.nn.norm import BatchNorm
 from tlx.nn.pool import adaptive_avg_pool, max_pool
 from tlx.types import Checkpoint, Figures, Preprocess
@@ -24,17 +24,17 @@ WINDOW = 7  # height and width of the map that a hidden unit reads
 
 
 @dataclasses.dataclass(frozen=True)
-class VGGConfig:
+class VGGConfig(Config):
   """Shape of one variant."""
 
   depths: tuple[int, ...]  # 3x3 convolutions of each stage
   norm: bool
   widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels of each stage
-  hidden: int = 4096  # channels of the classifier's hidden layers
+  hidden: int = 4096  # units of the classifier's hidden layers; 0 = the last max pool is the last layer
 
   @property
   def width(self) -> int:
-    return self.hidden
+    return self.hidden or self.widths[-1]
 
   def convolutions(self) -> Iterator[tuple[str, int, bool, int]]:
     """(layer, channels, whether a pool comes first, position in the published list of modules), in order."""
@@ -49,7 +49,7 @@ class VGGConfig:
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]:
     blocks = (Layer(name, partial(Block, c, self.norm, pooled)) for name, c, pooled, _ in self.convolutions())
-    return (*blocks, Layer('pre_logits', partial(PreLogits, self.hidden)))
+    return (*blocks, Layer('pre_logits', partial(PreLogits, self.hidden)) if self.hidden else Layer('pool', Pool))
 
 
 class Block(nn.Module):
@@ -64,6 +64,14 @@ class Block(nn.Module):
     x = max_pool(x, 2, 2) if self.pooled else x
     x = Conv(self.features, 3, use_bias=True, name='conv')(x)
     return nn.relu(BatchNorm(name='norm')(x, train) if self.norm else x)
+
+
+class Pool(nn.Module):
+  """The last max pool: [b, h, w, c] -> [b, h / 2, w / 2, c]."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    return max_pool(x, 2, 2)
 
 
 class PreLogits(nn.Module):
@@ -86,7 +94,7 @@ def _layout(config: VGGConfig, names: tuple[str, str, str], fc1: rules.Transform
     yield from make(f'features.{place}', f'backbone/{layer}/conv', bias=True)
     if config.norm:
       yield from rules.norm(f'features.{place + 1}', f'backbone/{layer}/norm')
-  for name, source, transform in zip(('fc1', 'fc2'), names, (fc1, fc2)):
+  for name, source, transform in zip(('fc1', 'fc2') if config.hidden else (), names, (fc1, fc2)):
     yield rules.Rule(f'{source}.weight', f'params/backbone/pre_logits/{name}/kernel', transform)
     yield rules.Rule(f'{source}.bias', f'params/backbone/pre_logits/{name}/bias')
   yield from rules.dense(names[2], 'head/logits')

@@ -30,8 +30,9 @@ def spread(strides: Sequence[int], output_stride: int, *, stem: int, early: bool
     strides: of the stages' first blocks, from input to output.
     output_stride: 8, 16 or 32.
     stem: stride of the input of the first stage.
-    early: whether the first block of such a stage has the stage's dilation already (torchvision's MobileNetV3), or
-      still that of the stage before, which fits its input (torchvision's ResNet, timm, TensorFlow's DeepLab).
+    early: whether the first block of such a stage has the stage's dilation already (torchvision's MobileNetV3, and all
+      encoders of segmentation-models-pytorch itself), or still that of the stage before, which fits its input
+      (torchvision's ResNet, timm, TensorFlow's DeepLab).
 
   Returns:
     One `Spread` per stage.

@@ -16,7 +16,7 @@ from tlx.nn import dilation
 from tlx.nn.activation import Activation, silu
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.gate import SqueezeExcite
-from tlx.nn.model import Layer
+from tlx.nn.model import Config, Layer
 from tlx.nn.stochastic import DropPath
 from tlx.types import Checkpoint, Preprocess
 from tlx.weights import rules
@@ -96,7 +96,7 @@ class Plan(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Network:
+class Network(Config):
   """Base class of the families' configs. A subclass adds `plan()`."""
 
   padding: str = 'torch'  # 'same' for weights from TensorFlow

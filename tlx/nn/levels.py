@@ -3,6 +3,7 @@
 Dense heads (segmentation, detection) read a pyramid of levels. Neither they nor this file know a family.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from tlx.nn.model import Backbone
-from tlx.types import Level
+from tlx.types import Level, UsageError
 
 SIDES = (256, 320)  # height and width of the probe image, pixels, if the model takes any size
 
@@ -27,7 +28,7 @@ def levels(backbone: Backbone) -> tuple[Level, ...]:
   Returns:
     The levels from input to output; () if no layer returns a map.
   """
-  side = getattr(backbone.config, 'size', None)
+  side = backbone.config.size
   height, width = (side, side) if side else SIDES
   names: list[str] = []
 
@@ -37,7 +38,7 @@ def levels(backbone: Backbone) -> tuple[Level, ...]:
     return features
 
   features = jax.eval_shape(shapes, jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
-  prefix = getattr(backbone.config, 'prefix', 0)
+  prefix = backbone.config.prefix
   grids = {name: _grid(features[name].shape, prefix, side) for name in names}
   strides = {name: grid and _stride((height, width), grid) for name, grid in grids.items()}
   ahead = lambda name: prefix if features[name].ndim == 3 else 0
@@ -51,6 +52,52 @@ def pyramid(found: tuple[Level, ...]) -> tuple[Level, ...]:
   (Level(layer='stem', stride=2, channels=16), Level(layer='block1', stride=4, channels=32))
   """
   return tuple({level.stride: level for level in found}[stride] for stride in sorted({x.stride for x in found}))
+
+
+def choose(
+  found: tuple[Level, ...], layers: tuple[str, ...] = (), *, head: str, least: int = 2, finest: int = 1
+) -> tuple[Level, ...]:
+  """The levels that a head reads, from fine to coarse: the pyramid, or those that `layers` names.
+
+  Args:
+    found: all levels of the backbone.
+    layers: names of layers, taps ('stem/conv') or stages ('stage1' is the last layer of that stage), fine to coarse.
+    head: what error messages call the head.
+    least: the number of levels that the head needs.
+    finest: the smallest stride to take from the pyramid, where enough levels are left.
+  Raises: UsageError for an unknown name, strides that do not grow, or too few levels.
+  """
+  named = [(name, _last(found, name)) for name in layers]
+  if unknown := [name for name, level in named if level is None]:
+    raise UsageError(f'{head}: no layer with a map is called {", ".join(unknown)}; {_listed(found)}')
+  chosen = tuple(level for _, level in named) if layers else _coarse(pyramid(found), finest, least)
+  if any(fine.stride >= coarse.stride for fine, coarse in itertools.pairwise(chosen)):
+    strides = ', '.join(f'{level.layer} ({level.stride})' for level in chosen)
+    raise UsageError(f'{head}: strides must grow from layer to layer, got {strides}; {_listed(found)}')
+  if len(chosen) < least:
+    raise UsageError(
+      f'{head} reads maps of {least} or more strides; {_listed(chosen)}; choose a backbone with stages, such as '
+      'resnet50, efficientnet_lite0, convnext_tiny or swin_tiny_patch4_window7_224'
+    )
+  return chosen
+
+
+def _coarse(chosen: tuple[Level, ...], finest: int, least: int) -> tuple[Level, ...]:
+  """The levels of stride `finest` and more; all where these are fewer than `least`."""
+  coarse = tuple(level for level in chosen if level.stride >= finest)
+  return coarse if len(coarse) >= least else chosen
+
+
+def _last(found: tuple[Level, ...], name: str) -> Level | None:
+  """The level of that name, or the last one of the stage of that name."""
+  of_stage = lambda layer: '/' not in layer and layer.rpartition('_')[0] == name
+  return next((level for level in reversed(found) if level.layer == name or of_stage(level.layer)), None)
+
+
+def _listed(found: tuple[Level, ...]) -> str:
+  """What a backbone has, in words."""
+  layers = ', '.join(f'{level.layer} (stride {level.stride})' for level in pyramid(found))
+  return f'the backbone has {layers or "no layer that returns a map"}'
 
 
 def as_map(values: jax.Array, prefix: int = 0) -> jax.Array:

@@ -1,8 +1,9 @@
 """A backbone as an ordered list of named layers, and the model that adds a head to it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -32,21 +33,25 @@ class Tapped(NamedTuple):
 
 
 class Config(Protocol):
-  """The contract of a family's frozen dataclass: its layers in order, and the channels of the last one.
+  """Base class of a family's frozen dataclass, which defines its layers in order and the channels of the last one.
 
-  A config may also have these attributes:
-
-  - `size`: height and width in pixels of the only input that the model takes (its position tables depend on it).
-  - `smallest`: minimum height and width of an input in pixels; 32 by default.
-  - `spatial_head`: see `Head`.
+  A field or a property of the same name replaces a default below.
   """
 
+  __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
   width: int  # channels of the last layer
+  size: int | None = None  # height and width in pixels of the only input that the position tables fit; None: any size
+  smallest: int = 32  # minimum height and width of an input in pixels
+  prefix: int = 0  # number of tokens before those of the image, such as the class token
+  output_stride: int | None = None  # pixels per place of the last map; None: the family does not let one choose
+  aux_classes: int | None = None  # outputs of a second head inside the backbone; None: there is no second head
+  spatial_head: bool = False  # see `Head`
 
   def layers(self, drop_path: float = 0.0) -> tuple[Layer, ...]: ...
 
 
-class Staged:
+class Staged(Config):
   """Base class of configs that order their blocks in stages, with one layer for each block."""
 
   depths: tuple[int, ...]  # blocks of each stage
@@ -187,7 +192,7 @@ class TransferModel(nn.Module):
 
 @functools.cache
 def _reads(model: TransferModel) -> tuple[str, ...]:
-  side = getattr(model.backbone.config, 'size', None) or max(64, getattr(model.backbone.config, 'smallest', 64))
+  side = model.backbone.config.size or max(64, model.backbone.config.smallest)
   noted: dict[str, None] = {}
 
   class Noting(dict):

@@ -3,11 +3,14 @@
 None of these functions antialiases; `jax.image.resize` antialiases by default when it shrinks a map.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tlx.nn.dtypes import widened
+from tlx.types import UsageError
 
 
 def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -29,6 +32,8 @@ def bilinear_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
   TensorFlow's DeepLab uses it. Arguments and result are those of `bilinear`.
   """
+  if x.shape[1:3] == tuple(size):
+    return x
   wide = widened(x)
   rows, columns = (jnp.asarray(_corner_weights(*sides), wide.dtype) for sides in zip(x.shape[1:3], size))
   resized = jnp.einsum('bhwc,yh,xw->byxc', wide, rows, columns, precision=jax.lax.Precision.HIGHEST)
@@ -64,3 +69,11 @@ def _nearest_places(old: int, new: int) -> np.ndarray:
   ratio = np.float32(old) / np.float32(new)
   places = np.floor(np.arange(new, dtype=np.float32) * ratio).astype(np.int32)
   return np.minimum(places, old - 1)
+
+
+def method(name: str) -> Callable[[jax.Array, tuple[int, int]], jax.Array]:
+  """The function that a head's option `interpolation` names. Raises UsageError for another name."""
+  methods = {'nearest': nearest, 'bilinear': bilinear}
+  if name not in methods:
+    raise UsageError(f'interpolation {name!r}; choose {" or ".join(methods)}')
+  return methods[name]

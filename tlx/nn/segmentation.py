@@ -98,6 +98,10 @@ def at_stride(levels: tuple[Level, ...], stride: int) -> Level:
   return [level for level in before if level.stride == wanted][-1]
 
 
+VOC = (  # the classes of PASCAL VOC
+  'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
+  'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor',
+)  # fmt: skip
 MOBILE = ('tv_mobilenetv3_large_100', {'output_stride': 16, 'hidden': 0})  # torchvision's backbone (name, options)
 MOBILE_FINE = 'stage2_block0'  # its first layer of stride 8, which torchvision reads; others read the last
 
@@ -122,4 +126,6 @@ def of_torchvision(
     'bsd-3-clause',
     'https://github.com/pytorch/vision',
   )
-  return WholeModel(backbone, 21, options=options, backbone_options=backbone_options, checkpoint=checkpoint)
+  return WholeModel(
+    backbone, len(VOC), options=options, backbone_options=backbone_options, checkpoint=checkpoint, class_names=VOC
+  )

@@ -36,6 +36,16 @@ class Dropout(nn.Module):
     return _dropped(self, x, x.shape, train)
 
 
+class ChannelDropout(nn.Module):
+  """Zeroes whole channels of an example's map [b, h, w, c] (Tompson et al. 2014, https://arxiv.org/abs/1411.4280)."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    return _dropped(self, x, (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]), train)
+
+
 class DropPath(nn.Module):
   """Zeroes the residual branch of a whole example with probability `rate` (stochastic depth, Huang et al. 2016).
 
@@ -49,7 +59,7 @@ class DropPath(nn.Module):
     return _dropped(self, x, (x.shape[0],) + (1,) * (x.ndim - 1), train)
 
 
-def _dropped(module: Dropout | DropPath, x: jax.Array, shape: tuple[int, ...], train: bool) -> jax.Array:
+def _dropped(module: nn.Module, x: jax.Array, shape: tuple[int, ...], train: bool) -> jax.Array:
   """Applies a mask of that shape, broadcast, to x. Raises ValueError for a rate outside [0, 1)."""
   if not 0 <= module.rate < 1:
     raise ValueError(f'dropout rate {module.rate}: use a number from 0 up to, not including, 1')

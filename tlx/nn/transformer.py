@@ -18,7 +18,7 @@ from tlx.nn.activation import Activation, gelu, gelu_tanh, quick_gelu, silu
 from tlx.nn.attention import Mlp, attend, merge_heads, split_heads, table_init
 from tlx.nn.conv import Conv, Dense
 from tlx.nn.dtypes import at_least_float32
-from tlx.nn.model import Layer
+from tlx.nn.model import Config, Layer
 from tlx.nn.norm import LayerNorm, LayerScale
 from tlx.nn.stochastic import DropPath
 from tlx.types import UsageError
@@ -28,7 +28,7 @@ token_init = nn.initializers.normal(1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Config):
   """Shape of one variant."""
 
   dim: int  # channels of a token

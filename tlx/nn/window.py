@@ -39,6 +39,7 @@ class PyramidConfig(Staged):
   size: int = 224  # pixels, height = width
   mlp_ratio: float = 4.0  # hidden channels of the MLPs, over the stage's channels
   norm_last: bool = False  # norms come after attention, MLP and patch merging, not before
+  final_norm: bool = True  # False leaves out the last layer, for heads that read maps
 
   @property
   def width(self) -> int:
@@ -48,7 +49,7 @@ class PyramidConfig(Staged):
     return (
       Layer('stem', partial(PatchEmbedding, self.base)),
       *self.block_layers(drop_path, lambda s, b, rate: partial(Block, self, s, b, rate)),
-      Layer('norm', MapNorm),
+      *([Layer('norm', MapNorm)] if self.final_norm else []),
     )
 
   def attention(self, stage: int, block: int, name: str) -> nn.Module:

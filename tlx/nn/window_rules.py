@@ -92,7 +92,8 @@ def layout(config: PyramidConfig, names: Names, positions: Positions) -> Iterato
       yield from rules.affine(f'{names.merging.format(**place)}.norm', f'{target}/merging/norm')
     yield from _block(names, source, target)
     yield from positions(source, target)
-  yield from rules.affine(names.norm, 'backbone/norm/norm')
+  if config.final_norm:
+    yield from rules.affine(names.norm, 'backbone/norm/norm')
   yield from rules.dense(names.head, 'head/logits')
   yield from (rules.Rule(pattern, None) for pattern in DERIVED)
 

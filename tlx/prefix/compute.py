@@ -21,7 +21,6 @@ from tlx.cache import identity
 from tlx.cost import certificate
 from tlx.data import pipeline
 from tlx.data.augment import Augment
-from tlx.data.split import fingerprint
 from tlx.prefix import boundary, store
 from tlx.train.sharding import Jit, Pmap
 from tlx.train.step import Recipe
@@ -130,7 +129,7 @@ class Prefix:
 
   @functools.cached_property
   def _data(self) -> Mapping[str, str | None]:
-    return {split: fingerprint(self.splits[split]) for split in SPLITS}
+    return {split: self.splits[split].fingerprint() for split in SPLITS}
 
   def _entries(self, root: Path) -> dict[str, Path]:
     """Where the features of each split are, or would be: named by all that decides their bits."""

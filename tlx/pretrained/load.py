@@ -2,57 +2,22 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from tlx import catalog, trees, weights, words
+from tlx import catalog, trees, weights
 from tlx.labels import HEAD
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
-from tlx.types import Checkpoint, Preprocess, Pretrained, Size, Source, TlxError, UsageError, WholeModel, shape_of
+from tlx.pretrained.found import Asked, Found, locate, resolve
+from tlx.types import Pretrained, Size, Source, UsageError, Variables
 from tlx.weights import records, rules
 
-TLX = 'tlx'  # the key of config.json under which a model's head stands that no other library knows
-Record, Tensors = Mapping[str, Any], Mapping[str, np.ndarray]
+Tensors = Mapping[str, np.ndarray]
 OLD_HEAD = (HEAD, 'logits')  # modules that are new where the head is another
-
-
-class Found(NamedTuple):
-  """What a name turned out to be; none of its weights is read yet."""
-
-  variant: catalog.Variant
-  folder: Path | None  # of a folder or a hub id
-  config: Mapping[str, Any]  # its config.json
-  processor: Mapping[str, Any]  # its preprocessor_config.json
-  location: str = ''  # of the weights, once `locate` has seen to them
-  path: Path | None = None  # the same on this machine
-  whole: WholeModel | None = None  # its head too, where the two were trained together
-  head: str | None = None  # of `tlx/heads`, with its options; None = one linear layer
-
-  @property
-  def record(self) -> Record:
-    """What tlx wrote of a head that no other library knows."""
-    return self.config.get(TLX) or {}
-
-  @property
-  def task(self) -> str:
-    """The file of `tlx/tasks`, perhaps with options, that the head is for."""
-    return self.record.get('task') or (self.whole.task if self.whole else 'classification')
-
-  @property
-  def checkpoint(self) -> Checkpoint | None:
-    """The published weights that belong to it, where we know of any."""
-    return self.whole.checkpoint if self.whole else self.variant.checkpoint
-
-  @property
-  def preprocess(self) -> Preprocess:
-    """What the model expects of its input unless another size is asked for."""
-    record = preprocess_of(self.config, self.processor, self.checkpoint)
-    return record._replace(size=getattr(self.variant.config, 'size', None) or record.size)
 
 
 def load(
@@ -93,82 +58,6 @@ def load(
   return _read(found if found.path and not weights else locate(found, weights), ask)
 
 
-def resolve(name: str) -> Found:
-  """The variant that a name stands for, and for a folder or hub id its place and records."""
-  if name in catalog.variants():
-    return Found(catalog.variant(name), None, {}, {})
-  if name in catalog.wholes():
-    head, whole = catalog.wholes()[name]
-    return _of_whole(head, whole, None, {}, {})
-  if not (name.startswith(('hf-hub:', '.', '/', '~')) or Path(name).exists()):
-    raise UsageError(f'no model {name!r}{words.suggest(name, catalog.list_models())}')
-  folder = weights.fetch(name)
-  config = weights.read_config(folder)
-  if of_library := catalog.whole_of_config(config):
-    return _of_whole(*of_library, folder, config, weights.read_processor(folder))
-  if 'architecture' not in config and 'model_type' not in config:
-    raise TlxError(
-      f'{name}/config.json names no "architecture" (timm) and no "model_type" (transformers); '
-      f'it has {", ".join(config)}'
-    )
-  found = Found(_described(config), folder, config, weights.read_processor(folder))
-  return found._replace(head=found.record.get('head'))
-
-
-def locate(found: Found, weights_at: str | None = None) -> Found:
-  """The same with its weights on this machine, and with the records that a named variant's repository has beside them.
-
-  weights_at: as `weights` of `load`. Raises: TlxError if no weights can be had.
-  """
-  checkpoint, config, processor = found.checkpoint, found.config, found.processor
-  if found.folder and not weights_at:
-    return found._replace(location=str(found.folder), path=found.folder)
-  location = weights_at or (checkpoint and checkpoint.location)
-  if not location:
-    raise TlxError(
-      f'{found.variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), '
-      'or start from random ones with pretrained=False (--strategy scratch)'
-    )
-  record = checkpoint if checkpoint and location == checkpoint.location else None
-  path = weights.fetch(location, revision=record and record.revision, sha256=record and record.sha256)
-  if record and not config and location.startswith('hf-hub:'):
-    config, processor = weights.read_config(path), weights.read_processor(path)
-  return found._replace(config=config, processor=processor, location=location, path=path)
-
-
-class Asked(NamedTuple):
-  """How the model is to differ from its checkpoint."""
-
-  num_classes: int | None = None
-  image_size: Size | None = None
-  in_channels: int | None = None
-  dropout: float | None = None
-  drop_path: float = 0.0
-  head: str | nn.Module | None = None
-  seed: int = 0
-
-  def channels(self, config: Mapping[str, Any]) -> int:
-    return self.in_channels or records.channels(config)
-
-  def preprocess(self, found: Found) -> Preprocess:
-    """The checkpoint's record for this size and number of channels."""
-    record, channels = found.preprocess, self.channels(found.config)
-    return records.for_channels(record._replace(size=self.image_size or record.size), channels)
-
-  def variant(self, variant: catalog.Variant) -> catalog.Variant:
-    if self.image_size is None or not hasattr(variant.config, 'size'):
-      return variant
-    height, width = shape_of(self.image_size)
-    if height != width:
-      raise UsageError(f'image size {height}x{width}: {variant.name} has a table of positions, which must be square')
-    return variant._replace(config=dataclasses.replace(variant.config, size=height))
-
-  def module(self, variant: catalog.Variant, classes: int, head: str | nn.Module | None = None) -> TransferModel:
-    """With the classes and the head asked for, or these."""
-    count = classes if self.num_classes is None else self.num_classes
-    return modules.build(variant, count, self.dropout, self.drop_path, self.head or head)
-
-
 def _random(found: Found, ask: Asked) -> Pretrained:
   """Random weights for the same model that the published ones belong to, so that the two compare."""
   variant = found.variant
@@ -194,6 +83,7 @@ class Stored(NamedTuple):
 
 
 def _read(found: Found, ask: Asked) -> Pretrained:
+  assert found.path is not None  # `locate` has seen to it
   tensors = weights.read_tensors(found.path)
   where = f'{found.location} -> {found.variant.name}'
   stored = _with_head(found, ask, tensors, where) if found.head or found.record else _classifier(found, tensors, where)
@@ -231,18 +121,21 @@ def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored
   record, head = found.record, found.head or ask.head
   if head is None:
     raise UsageError(
-      f'{found.location} has a head of its writer\'s own, {record.get("module")}; pass it: tlx.load(..., head=...)'
+      f"{found.location} has a head of its writer's own, {record.get('module')}; pass it: tlx.load(..., head=...)"
     )
   classes = record.get('num_classes') or (found.whole.num_classes if found.whole else 0)
   tables = modules.tables(found.variant, modules.build(found.variant, classes, head=head))
   layout = max(tables, key=lambda name: sum(rule.source in tensors for rule in tables[name]))
   if not record:
     classes = _outputs(found.variant, head, classes, tables[layout], tensors)
-  names = record.get('class_names') or records.names_of_classes(found.config, classes)
+  published = found.whole.class_names if found.whole and found.whole.num_classes == classes else ()
+  names = record.get('class_names') or published or records.names_of_classes(found.config, classes)
   return Stored(layout, found.variant, tables[layout], classes, head, names)
 
 
-def _variables(found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str):
+def _variables(
+  found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str
+) -> tuple[Variables, Tensors, TransferModel, bool]:
   """(variables, tensors without a use, module, whether its outputs are new)."""
   channels, shape = ask.channels(found.config), ask.preprocess(found).shape
   module = ask.module(ask.variant(stored.variant), stored.classes, stored.head)
@@ -262,7 +155,9 @@ def _variables(found: Found, ask: Asked, stored: Stored, tensors: Tensors, where
   return trees.unflatten(kept), dropped, module, True
 
 
-def _outputs(variant: catalog.Variant, head, guess: int, table: modules.Rules, tensors: Tensors) -> int:
+def _outputs(
+  variant: catalog.Variant, head: str | nn.Module, guess: int, table: modules.Rules, tensors: Tensors
+) -> int:
   """The classes of a file: the length of the leaves whose shape depends on their number."""
   leaves = lambda n: trees.flatten(modules.abstract(modules.build(variant, n, head=head)))
   one, two = leaves(guess), leaves(guess + 1)
@@ -271,34 +166,13 @@ def _outputs(variant: catalog.Variant, head, guess: int, table: modules.Rules, t
   return found[0].shape[0] if found else guess
 
 
-def _of_whole(head: str, whole: WholeModel, folder: Path | None, config: Record, processor: Record) -> Found:
-  variant = catalog.variant(whole.backbone)
-  variant = variant._replace(config=dataclasses.replace(variant.config, **whole.backbone_options))
-  options = ', '.join(f'{name}={value!r}' for name, value in whole.options.items())
-  return Found(variant, folder, config, processor, whole=whole, head=f'{head}({options})' if options else head)
-
-
-def _described(config: Mapping[str, Any]) -> catalog.Variant:
-  """The variant that a config.json speaks of."""
-  if 'architecture' not in config:
-    return catalog.of_transformers(records.full_config(config))
-  arguments = dict(config.get('model_args') or {})
-  variant = catalog.variant(config['architecture'])
-  size = arguments.pop('img_size', None)
-  if unknown := arguments.keys() - {'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate'}:
-    raise TlxError(f'config.json of {variant.name} asks for {", ".join(sorted(unknown))} in model_args, unknown to tlx')
-  if options := (config.get(TLX) or {}).get('backbone'):
-    variant = variant._replace(config=dataclasses.replace(variant.config, **options))
-  return Asked(image_size=size if size is None or isinstance(size, int) else size[0]).variant(variant)
-
-
 def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:
   """The layout whose names the tensors share most, and the variant that weights of this layout belong to."""
   tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
   needed = lambda table: [rule.source for rule in table if rule.target and rule.absent is None]
   wanted = {name: needed(table) for name, table in tables.items()}
   shared = {name: sum(source in tensors for source in sources) for name, sources in wanted.items()}
-  best = max(shared, key=shared.get)
+  best = max(shared, key=shared.__getitem__)
   if shared[best] < len(wanted[best]) / 2:
     names = ', '.join(list(tensors)[:3]) or 'nothing'
     raise rules.WeightMismatchError(
@@ -313,7 +187,7 @@ def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: 
 
 def _as_stored(variant: catalog.Variant, layout: str, tensors: Mapping[str, np.ndarray]) -> catalog.Variant:
   """Without its second head where the file has none: weights of one network are published with and without."""
-  if getattr(variant.config, 'aux_classes', None) is None:
+  if variant.config.aux_classes is None:
     return variant
   second = [r.source for r in variant.family.LAYOUTS[layout](variant.config) if r.target and '/aux/' in r.target]
   if any(source in tensors for source in second):
@@ -325,8 +199,3 @@ def _classes(table: Sequence[rules.Rule], tensors: Mapping[str, np.ndarray]) -> 
   """Outputs of the checkpoint's head; 0 where it has none."""
   bias = [rule.source for rule in table if rule.target == f'params/{HEAD}/logits/bias']
   return len(tensors[bias[0]]) if bias and bias[0] in tensors else 0
-
-
-def preprocess_of(config: Record, processor: Record, checkpoint: Checkpoint | None) -> Preprocess:
-  """What the records say, or else the published weights' own."""
-  return records.preprocess(config, processor, checkpoint.preprocess if checkpoint else Preprocess())

@@ -40,7 +40,7 @@ def build(
   Raises: UsageError for a head or an option that does not exist, or that does not fit the backbone.
   """
   config = variant.config
-  if getattr(config, 'aux_classes', None) is not None:  # a second head, inside the backbone
+  if config.aux_classes is not None:  # a second head, inside the backbone
     config = dataclasses.replace(config, aux_classes=num_classes)
   backbone = Backbone(config, drop_path)
   return TransferModel(backbone, _head(backbone, head or LINEAR, num_classes, dropout))
@@ -54,7 +54,7 @@ def _head(backbone: Backbone, head: str | nn.Module, num_classes: int, dropout: 
   if dropout is not None and 'dropout' in known:
     options['dropout'] = dropout
   name, given = words.parse(head)
-  if name == LINEAR and getattr(backbone.config, 'spatial_head', False):
+  if name == LINEAR and backbone.config.spatial_head:
     options['spatial'] = True
   if name != LINEAR or 'spatial' in options or given:  # finding the levels takes a second
     options['levels'] = levels(backbone)
@@ -91,10 +91,10 @@ def is_classifier(module: TransferModel) -> bool:
   return head_name(module) == LINEAR and module.head.pool != 'flatten'
 
 
-def of_backbone(table: Iterable[rules.Rule], prefix: str = '') -> Rules:
-  """The rules of a family's table that speak of the backbone, with a prefix ahead of the names."""
+def of_backbone(table: Iterable[rules.Rule], prefix: str = '', strip: str = '') -> Rules:
+  """The rules of a family's table that speak of the backbone; names lose `strip` at their start, then get `prefix`."""
   inside = lambda rule: rule.target is None or rule.target.split('/')[1] == BACKBONE
-  return tuple(rule._replace(source=prefix + rule.source) for rule in table if inside(rule))
+  return tuple(rule._replace(source=prefix + rule.source.removeprefix(strip)) for rule in table if inside(rule))
 
 
 def own_table(table: Iterable[rules.Rule], module: TransferModel) -> Rules:
@@ -122,7 +122,7 @@ def sees_map(module: TransferModel) -> bool:
 def whole_table(variant: catalog.Variant, module: TransferModel, layout: WholeLayout) -> Rules:
   """Of a backbone and a head that another library keeps in one file."""
   backbone = variant.family.LAYOUTS[layout.backbone](module.backbone.config)
-  return (*of_backbone(backbone, layout.prefix), *layout.head(module.head))
+  return (*of_backbone(backbone, layout.prefix, layout.strip), *layout.head(module.head))
 
 
 def whole_layouts(module: TransferModel) -> Mapping[str, WholeLayout]:
@@ -144,7 +144,7 @@ def abstract(module: TransferModel, channels: int = 3, shape: tuple[int, int] | 
 def example(module: TransferModel, channels: int = 3, shape: tuple[int, int] | None = None) -> jax.Array:
   """A black image [1, h, w, c] of that shape, or of one that the model takes."""
   config = module.backbone.config
-  side = getattr(config, 'size', None) or max(64, getattr(config, 'smallest', 64))
+  side = config.size or max(64, config.smallest)
   return jnp.zeros((1, *(shape or (side, side)), channels))
 
 

@@ -3,17 +3,18 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from tlx import catalog, trees, weights
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
-from tlx.pretrained.load import TLX, preprocess_of
+from tlx.pretrained.found import TLX, preprocess_of
 from tlx.types import Preprocess, Pretrained, Source, UsageError, Variables
 from tlx.weights import records, rules
 
-LOOSE = ('output_stride',)  # fields of a backbone in which it may differ from its variant
+Records = tuple[dict[str, Any], dict[str, Any]]  # config.json and preprocessor_config.json
 
 
 def save(
@@ -32,16 +33,35 @@ def save(
 
   Args:
     folder: where to write; made where it is missing.
-    module: the model, or all that `tlx.load` returned.
-    variables: of the module.
+    module: all that `tlx.load` returned, whose parts the other arguments replace; or a module, which needs `variables`.
+    variables: the weights.
+    source: where the weights came from; without it tlx writes a new record.
+    preprocess: what the model expects of its input; None takes the variant's own.
+    class_names: a name for each output.
     layout: a key of the family's or the head's LAYOUTS; by default the source's own if it is transformers' or has the
       head too, else the first of them, which is timm's where timm has the family.
-  Tensors go back to the source's dtype where that loses nothing.
-  Returns: the folder. Raises: UsageError where that layout cannot hold the model, TlxError when the disk is full; what
-    lay there stays as it was.
+
+  Returns:
+    The folder. Tensors go back to the source's dtype where that loses nothing.
+
+  Raises:
+    UsageError: that layout cannot hold the model, or a module comes without variables.
+    TlxError: the disk is full. The files in the folder then stay as they were.
   """
   if isinstance(module, Pretrained):
-    return export(folder, module, layout)
+    return save(
+      folder,
+      module.module,
+      module.variables if variables is None else variables,
+      source=source or module.source,
+      preprocess=preprocess or module.preprocess,
+      class_names=class_names or module.class_names,
+      layout=layout,
+    )
+  if variables is None:
+    raise UsageError(
+      'a module alone has no weights; next: tlx.save(folder, module, variables), or all of tlx.load(...)'
+    )
   variant = catalog.of_config(module.backbone.config, source and source.variant)
   source = source or Source(variant.name)
   writer = _classifier if modules.is_classifier(module) else _with_head
@@ -56,12 +76,6 @@ def save(
     if record:
       (folder / name).write_text(json.dumps(record, indent=2) + '\n')
   return folder
-
-
-def export(folder: str | Path, model: Pretrained, layout: str | None = None) -> Path:
-  """`save` of all that `load` returned, trained or not."""
-  about = {'source': model.source, 'preprocess': model.preprocess, 'class_names': model.class_names}
-  return save(folder, model.module, model.variables, layout=layout, **about)
 
 
 def _classifier(
@@ -113,12 +127,19 @@ def _foreign(variant: catalog.Variant, source: Source, layout: str) -> str:
   return '' if owner == variant.name else f'weights in it are read as {owner}, with another padding or epsilon'
 
 
-def _records(variant, module, source: Source, preprocess, class_names, layout) -> tuple[dict, dict]:
+def _records(
+  variant: catalog.Variant,
+  module: TransferModel,
+  source: Source,
+  preprocess: Preprocess | None,
+  class_names: Sequence[str],
+  layout: str,
+) -> Records:
   """config.json and preprocessor_config.json."""
   if not modules.is_classifier(module):
     return _records_with_head(variant, module, source, preprocess, class_names)
   classes = module.head.num_classes
-  size = getattr(module.backbone.config, 'size', None)
+  size = module.backbone.config.size
   if layout.startswith('transformers'):
     processor = dict(source.processor)
     if preprocess and processor:
@@ -139,13 +160,17 @@ def _records(variant, module, source: Source, preprocess, class_names, layout) -
   return {**(source.config if 'architecture' in source.config else {}), **config}, {}
 
 
-
-
-def _records_with_head(variant, module, source: Source, preprocess, class_names) -> tuple[dict, dict]:
+def _records_with_head(
+  variant: catalog.Variant,
+  module: TransferModel,
+  source: Source,
+  preprocess: Preprocess | None,
+  class_names: Sequence[str],
+) -> Records:
   """The source's own records, or timm's for the backbone; and under TLX all that rebuilds the head."""
   record = preprocess or preprocess_of({}, {}, variant.checkpoint)
   config = module.backbone.config
-  size = getattr(config, 'size', None)
+  size = config.size
   arguments = {'img_size': size} if size and size != variant.config.size else {}
   if len(record.mean) != 3:
     arguments['in_chans'] = len(record.mean)
@@ -157,6 +182,6 @@ def _records_with_head(variant, module, source: Source, preprocess, class_names)
     'num_classes': getattr(module.head, 'num_classes', len(class_names)),
     'class_names': list(class_names),
     'task': source.task,
-    'backbone': {name: getattr(config, name) for name in LOOSE if getattr(config, name, 0) != getattr(known, name, 0)},
+    'backbone': {name: x for name, x in catalog.options(config).items() if x != getattr(known, name)},
   }
   return {**source.config, **made, TLX: own}, dict(source.processor)

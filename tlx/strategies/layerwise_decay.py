@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tlx import labels
+from tlx import labels, types
 from tlx.types import Phase, UsageError
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(types.Strategy):
   """`layerwise_decay:D`, 0 < D <= 1. The i-th layer before the head learns at D^i times the head's learning rate."""
 
   decay: float
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 < self.decay <= 1:
       raise UsageError(f'layerwise_decay:{self.decay}: the decay must lie in (0, 1], for example layerwise_decay:0.8')
 

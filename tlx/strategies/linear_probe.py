@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tlx import labels
+from tlx import labels, types
 from tlx.types import Phase
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(types.Strategy):
   """`linear_probe`."""
 
   def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:

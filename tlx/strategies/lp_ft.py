@@ -6,12 +6,12 @@ A fresh head would send large gradients into good features; training the head fi
 import dataclasses
 from collections.abc import Sequence
 
-from tlx import labels
+from tlx import labels, types
 from tlx.types import Phase
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(types.Strategy):
   """`lp_ft`. Only the head learns for `probe_share` of the steps; then everything learns at `rate` times the peak."""
 
   rate: float = 0.1

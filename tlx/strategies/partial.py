@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tlx import labels
+from tlx import labels, types
 from tlx.types import Phase
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(types.Strategy):
   """`partial:K`. The layers learn at a tenth of the head's rate, because they are pretrained and the head is not."""
 
   last: int

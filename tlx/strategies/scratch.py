@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
-from tlx import labels
+from tlx import labels, types
 from tlx.types import Phase
 
 
 @dataclasses.dataclass(frozen=True)
-class Strategy:
+class Strategy(types.Strategy):
   """`scratch`. Everything learns at the peak rate."""
 
   pretrained = False  # a run then ignores the checkpoint's weights

@@ -32,6 +32,8 @@ def for_channels(record: Preprocess, count: int) -> Preprocess:
 
 def channels(config: Record) -> int:
   """Number of input channels of the checkpoint."""
+  if '_model_class' in config:  # segmentation-models-pytorch
+    return int(config.get('in_channels', 3))
   return int((config.get('pretrained_cfg') or {}).get('input_size', (3,))[0])
 
 

@@ -1,15 +1,13 @@
 """The most confident mistakes of a split, with their pictures, for a person to look at."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tlx.data import decode, transforms
 from tlx.explain import gradcam
-from tlx.report import folder
+from tlx.report import folder, thumbnail
 from tlx.types import DataSource, Pretrained
 
 
@@ -21,7 +19,7 @@ def write(
   for rank, i in enumerate(_chosen(records, most)):
     example = source[int(records['index'][i])]
     file = f'mistakes/{rank:02d}.jpg'
-    folder.write_bytes(out / file, thumbnail(example.image))
+    folder.write_bytes(out / file, thumbnail.of(example.image))
     found.append(
       {
         'file': file,
@@ -47,7 +45,7 @@ def add_heat(
   found = folder.read_json(out / 'mistakes.json')
   for rank, heat in enumerate(gradcam.overlays(model, images, records['prediction'][chosen])):
     found[rank]['heat'] = f'mistakes/{rank:02d}-heat.jpg'
-    folder.write_bytes(out / found[rank]['heat'], thumbnail(heat))
+    folder.write_bytes(out / found[rank]['heat'], thumbnail.of(heat))
   folder.write_json(out / 'mistakes.json', found)
 
 
@@ -55,15 +53,6 @@ def _chosen(records: Mapping[str, np.ndarray], most: int) -> np.ndarray:
   """Rows of the records that are wrong, most confident first."""
   wrong = np.flatnonzero(records['prediction'] != records['label'])
   return wrong[np.argsort(-records['confidence'][wrong], kind='stable')][:most]
-
-
-def thumbnail(image: np.ndarray | bytes, side: int = 192) -> bytes:
-  """A JPEG of at most `side` pixels."""
-  picture = Image.fromarray(_decoded(image))
-  picture.thumbnail((side, side))
-  encoded = io.BytesIO()
-  picture.save(encoded, 'JPEG', quality=85)
-  return encoded.getvalue()
 
 
 def _decoded(image: np.ndarray | bytes) -> np.ndarray:

@@ -1,17 +1,15 @@
 """Pictures of masks: colours over a photograph, and the worst images of a split for a person to look at."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from tlx.data import augment, decode, transforms
 from tlx.data.masks import IGNORE
-from tlx.report import folder
+from tlx.report import folder, thumbnail
 from tlx.types import DataSource, Pretrained
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ def write(
              '-prediction': overlay(photograph, prediction['mask'])}  # fmt: skip
     files = {name: f'mistakes/{rank:02d}{name}.jpg' for name in shown}
     for name, picture in shown.items():
-      folder.write_bytes(out / files[name], _jpeg(picture))
+      folder.write_bytes(out / files[name], thumbnail.of(picture, SIDE))
     found.append(
       {
         'file': files[''],
@@ -71,11 +69,3 @@ def write(
 def _outputs(model: Pretrained, pixels: jax.Array) -> Any:
   inputs = augment.normalise(augment.to_float(pixels), model.preprocess.mean, model.preprocess.std)
   return model.module.apply(model.variables, inputs)
-
-
-def _jpeg(picture: np.ndarray) -> bytes:
-  image = Image.fromarray(picture)
-  image.thumbnail((SIDE, SIDE))
-  encoded = io.BytesIO()
-  image.save(encoded, 'JPEG', quality=85)
-  return encoded.getvalue()

@@ -1,0 +1,186 @@
+"""Your own images with any number of tags each: tags:PATH.
+
+PATH holds images, in folders as you like, and tags.csv or tags.json:
+
+- tags.csv, first line `file,tags`, then `cats/1.jpg,cat;indoors` with the tags of an image separated by semicolons; or
+  first line `file,cat,dog,indoors`, then `cats/1.jpg,1,0,1`. A column `split` may say train, validation or test.
+- tags.json, {"cats/1.jpg": ["cat", "indoors"], ...} or [{"file": ..., "tags": [...], "split": ...}, ...].
+
+Without a split 20 % of the images are held back for validation, seeded, such that every tag stays in training. Images
+that cannot be decoded, images without an entry and entries without an image are left out and listed in `info.rejected`.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tlx import words
+from tlx.data import decode, dense_split
+from tlx.files import fingerprint
+from tlx.types import Dataset, DatasetInfo, Example, UsageError
+
+FILES = ('tags.csv', 'tags.json')
+SPLITS = {'train': 'train', 'validation': 'validation', 'val': 'validation', 'valid': 'validation', 'test': 'test'}
+SHARE = 0.2  # held back for validation
+
+
+class Entry(NamedTuple):
+  """A line of the table."""
+
+  file: str  # below PATH, with slashes
+  tags: tuple[str, ...]
+  split: str | None = None
+
+
+class TagSource:
+  """Encoded files and the ids of their tags, read when asked for."""
+
+  def __init__(self, root: pathlib.Path, paths: Sequence[pathlib.Path], tags: Sequence[Sequence[int]]):
+    self.root, self.paths, self.tags = root, list(paths), [list(ids) for ids in tags]
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def __getitem__(self, index: int) -> Example:
+    path = self.paths[index]
+    return Example(path.read_bytes(), self.tags[index], path.relative_to(self.root).as_posix())
+
+  def annotation(self, index: int) -> list[int]:
+    return self.tags[index]
+
+  def fingerprint(self) -> str | None:
+    whole = fingerprint(self.root, self.paths)
+    return whole and hashlib.sha256(f'{whole} {self.tags}'.encode()).hexdigest()
+
+
+def load(argument: str, *, seed: int) -> Dataset:
+  """Splits 'train' and 'validation', and 'test' where the table has one; tags are sorted.
+
+  Raises: UsageError listing all problems, one a line: no such folder, no table or one that cannot be read, an unknown
+    split, a tag that training lacks, a split without images.
+  """
+  root = _root(argument)
+  entries = _entries(root)
+  findings = {e.file: decode.inspect(root / e.file) for e in entries if (root / e.file).is_file()}
+  usable = [e for e in entries if e.file in findings and not findings[e.file].reason]
+  names = tuple(sorted({tag for e in usable for tag in e.tags}))
+  if not names:
+    raise UsageError(f'{root}: no image has a tag; next: fill in {" or ".join(FILES)}')
+  place = {name: i for i, name in enumerate(names)}
+  hot = np.zeros((len(usable), len(names)), np.int64)
+  for row, e in zip(hot, usable):
+    row[[place[tag] for tag in e.tags]] = 1
+  parts, note = _parts(usable, hot, seed)
+  _refuse(_problems(parts, hot, names, usable))
+  sources = {
+    split: TagSource(root, [root / usable[i].file for i in rows], [np.flatnonzero(hot[i]).tolist() for i in rows])
+    for split, rows in parts.items()
+  }
+  info = DatasetInfo(
+    name=root.name,
+    class_names=names,
+    counts={split: tuple(hot[rows].sum(axis=0).tolist()) for split, rows in parts.items()},
+    resolution=tuple(np.median([findings[e.file].size for e in usable], axis=0).astype(int).tolist()),
+    source=f'{root}{note}',
+    rejected=_left_out(root, entries, findings),
+    task='multilabel',
+    images={split: len(rows) for split, rows in parts.items()},
+  )
+  return Dataset(info, sources)
+
+
+def _root(argument: str) -> pathlib.Path:
+  if not argument:
+    raise UsageError("data set 'tags' needs a path; next: --data tags:PATH")
+  root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
+  if not root.is_dir():
+    kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
+    raise UsageError(f'{argument} {kind}; next: name the folder that holds the images and {" or ".join(FILES)}')
+  return root
+
+
+def _entries(root: pathlib.Path) -> list[Entry]:
+  """The table's lines; raises UsageError with all that is wrong with them."""
+  there = [root / name for name in FILES if (root / name).is_file()]
+  if len(there) != 1:
+    raise UsageError(f'{root} has {len(there)} of {" and ".join(FILES)}; next: give one of them')
+  content, read = there[0].read_bytes(), _of_csv if there[0].suffix == '.csv' else _of_json
+  try:
+    entries = read(content.decode('utf-8-sig'))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UsageError(f'{there[0]} cannot be read: {error}; next: see the forms in `tlx/datasets/tags.py`') from None
+  problems = [f'{there[0]}: {file} stands in it twice' for file in _twice([e.file for e in entries])]
+  known = lambda e: e.split is None or e.split.lower() in SPLITS
+  problems += [
+    f'{there[0]}: {e.file} has the split {e.split!r}{words.suggest(e.split, SPLITS)}' for e in entries if not known(e)
+  ]
+  _refuse(problems)
+  return [e._replace(split=e.split and SPLITS[e.split.lower()]) for e in entries]
+
+
+def _of_csv(text: str) -> list[Entry]:
+  rows = list(csv.DictReader(io.StringIO(text)))
+  columns = list(rows[0]) if rows else []
+  if 'file' not in columns:
+    raise ValueError(f'its first line has no column "file"; it has {", ".join(map(str, columns)) or "nothing"}')
+  hot = [name for name in columns if name not in ('file', 'split', 'tags')]
+
+  def tags(row: Mapping[str, str]) -> tuple[str, ...]:
+    listed = [tag.strip() for tag in (row.get('tags') or '').split(';')]
+    return (*filter(None, listed), *(name for name in hot if (row[name] or '0').strip() not in ('0', '0.0', 'False')))
+
+  split = lambda row: (row.get('split') or '').strip() or None
+  return [Entry(row['file'].strip().replace('\\', '/'), tags(row), split(row)) for row in rows]
+
+
+def _of_json(text: str) -> list[Entry]:
+  content = json.loads(text)
+  rows = [{'file': file, 'tags': tags} for file, tags in content.items()] if isinstance(content, dict) else content
+  return [Entry(str(row['file']).replace('\\', '/'), tuple(map(str, row['tags'])), row.get('split')) for row in rows]
+
+
+def _parts(entries: Sequence[Entry], hot: np.ndarray, seed: int) -> tuple[dict[str, np.ndarray], str]:
+  """{split: rows}, and what to say of how it came about."""
+  named = {split: np.flatnonzero([e.split == split for e in entries]) for split in ('train', 'validation', 'test')}
+  if not any(e.split for e in entries):
+    kept, held = dense_split.holdout(hot, share=SHARE, seed=seed)
+    return {'train': kept, 'validation': held}, f' ({SHARE:.0%} of the images held back for validation)'
+  found = {split: rows for split, rows in named.items() if len(rows)}
+  if 'validation' not in found and 'test' in found:
+    return {'train': named['train'], 'validation': found['test']}, ' (no validation: test is used for validation)'
+  return {'train': named['train'], 'validation': named['validation'], **found}, ''
+
+
+def _problems(
+  parts: Mapping[str, np.ndarray], hot: np.ndarray, names: Sequence[str], entries: Sequence[Entry]
+) -> list[str]:
+  problems = [f'the split {split} has no image; next: give it some' for split, rows in parts.items() if not len(rows)]
+  lacks = np.flatnonzero(hot.sum(axis=0) * (hot[parts['train']].sum(axis=0) == 0))
+  problems += [f'no training image has the tag {names[c]!r}; next: move one there, or remove the tag' for c in lacks]
+  missing = [e.file for e in entries if e.split is None and any(other.split for other in entries)]
+  return problems + [f'{file} has no split and others have; next: give it one' for file in missing[:10]]
+
+
+def _left_out(root: pathlib.Path, entries: Sequence[Entry], findings: Mapping) -> tuple[tuple[str, str], ...]:
+  """(file, why) of every entry that cannot be used and of every image that has no entry."""
+  gone = [(e.file, findings[e.file].reason if e.file in findings else 'no such file') for e in entries]
+  images = [p.relative_to(root).as_posix() for p in sorted(root.rglob('*')) if p.suffix.lower() in decode.extensions()]
+  known = {e.file for e in entries}
+  unknown = [(file, 'it has no tags') for file in images if file not in known]
+  return (*((file, why) for file, why in gone if why), *unknown)
+
+
+def _twice(files: Sequence[str]) -> list[str]:
+  return sorted({file for file in files if files.count(file) > 1}) if len(set(files)) < len(files) else []
+
+
+def _refuse(problems: Sequence[str]) -> None:
+  if problems:
+    raise UsageError('\n'.join(problems))

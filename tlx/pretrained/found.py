@@ -1,0 +1,154 @@
+"""What a name turns out to be, where its weights and records are, and how the model is to differ from them."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from tlx import catalog, weights, words
+from tlx.nn.model import TransferModel
+from tlx.pretrained import modules
+from tlx.types import Checkpoint, Preprocess, Size, TlxError, UsageError, WholeModel, shape_of
+from tlx.weights import records
+
+TLX = 'tlx'  # the key of config.json under which a model's head stands that no other library knows
+Record = Mapping[str, Any]
+
+
+class Found(NamedTuple):
+  """What a name turned out to be; none of its weights is read yet."""
+
+  variant: catalog.Variant
+  folder: Path | None  # of a folder or a hub id
+  config: Mapping[str, Any]  # its config.json
+  processor: Mapping[str, Any]  # its preprocessor_config.json
+  location: str = ''  # of the weights, once `locate` has seen to them
+  path: Path | None = None  # the same on this machine
+  whole: WholeModel | None = None  # its head too, where the two were trained together
+  head: str | None = None  # of `tlx/heads`, with its options; None = one linear layer
+
+  @property
+  def record(self) -> Record:
+    """What tlx wrote of a head that no other library knows."""
+    return self.config.get(TLX) or {}
+
+  @property
+  def task(self) -> str:
+    """The file of `tlx/tasks`, perhaps with options, that the head is for."""
+    return self.record.get('task') or (self.whole.task if self.whole else 'classification')
+
+  @property
+  def checkpoint(self) -> Checkpoint | None:
+    """The published weights that belong to it, where we know of any."""
+    return self.whole.checkpoint if self.whole else self.variant.checkpoint
+
+  @property
+  def preprocess(self) -> Preprocess:
+    """What the model expects of its input unless another size is asked for."""
+    record = preprocess_of(self.config, self.processor, self.checkpoint)
+    return record._replace(size=self.variant.config.size or record.size)
+
+
+class Asked(NamedTuple):
+  """How the model is to differ from its checkpoint."""
+
+  num_classes: int | None = None
+  image_size: Size | None = None
+  in_channels: int | None = None
+  dropout: float | None = None
+  drop_path: float = 0.0
+  head: str | nn.Module | None = None
+  seed: int = 0
+
+  def channels(self, config: Mapping[str, Any]) -> int:
+    return self.in_channels or records.channels(config)
+
+  def preprocess(self, found: Found) -> Preprocess:
+    """The checkpoint's record for this size and number of channels."""
+    record, channels = found.preprocess, self.channels(found.config)
+    return records.for_channels(record._replace(size=self.image_size or record.size), channels)
+
+  def variant(self, variant: catalog.Variant) -> catalog.Variant:
+    if self.image_size is None or variant.config.size is None:
+      return variant
+    height, width = shape_of(self.image_size)
+    if height != width:
+      raise UsageError(f'image size {height}x{width}: {variant.name} has a table of positions, which must be square')
+    return variant._replace(config=dataclasses.replace(variant.config, size=height))
+
+  def module(self, variant: catalog.Variant, classes: int, head: str | nn.Module | None = None) -> TransferModel:
+    """With the classes and the head asked for, or these."""
+    count = classes if self.num_classes is None else self.num_classes
+    return modules.build(variant, count, self.dropout, self.drop_path, self.head or head)
+
+
+def resolve(name: str) -> Found:
+  """The variant that a name stands for, and for a folder or hub id its place and records."""
+  if name in catalog.variants():
+    return Found(catalog.variant(name), None, {}, {})
+  if name in catalog.wholes():
+    head, whole = catalog.wholes()[name]
+    return _of_whole(head, whole, None, {}, {})
+  if not (name.startswith(('hf-hub:', '.', '/', '~')) or Path(name).exists()):
+    raise UsageError(f'no model {name!r}{words.suggest(name, catalog.list_models())}')
+  folder = weights.fetch(name)
+  config = weights.read_config(folder)
+  if of_library := catalog.whole_of_config(config):
+    found = _of_whole(*of_library, folder, config, weights.read_processor(folder))
+    return found._replace(head=found.record.get('head')) if found.record else found  # which may have taken its place
+  if 'architecture' not in config and 'model_type' not in config:
+    raise TlxError(
+      f'{name}/config.json names no "architecture" (timm) and no "model_type" (transformers); '
+      f'it has {", ".join(config)}'
+    )
+  found = Found(_described(config), folder, config, weights.read_processor(folder))
+  return found._replace(head=found.record.get('head'))
+
+
+def locate(found: Found, weights_at: str | None = None) -> Found:
+  """The same with its weights on this machine, and with the records that a named variant's repository has beside them.
+
+  weights_at: as `weights` of `load`. Raises: TlxError if no weights can be had.
+  """
+  checkpoint, config, processor = found.checkpoint, found.config, found.processor
+  if found.folder and not weights_at:
+    return found._replace(location=str(found.folder), path=found.folder)
+  location = weights_at or (checkpoint and checkpoint.location)
+  if not location:
+    raise TlxError(
+      f'{found.variant.name} has no published weights that tlx knows of: pass weights (--weights FILE), '
+      'or start from random ones with pretrained=False (--strategy scratch)'
+    )
+  record = checkpoint if checkpoint and location == checkpoint.location else None
+  path = weights.fetch(location, revision=record and record.revision, sha256=record and record.sha256)
+  if record and not config and location.startswith('hf-hub:'):
+    config, processor = weights.read_config(path), weights.read_processor(path)
+  return found._replace(config=config, processor=processor, location=location, path=path)
+
+
+def _of_whole(head: str, whole: WholeModel, folder: Path | None, config: Record, processor: Record) -> Found:
+  variant = catalog.variant(whole.backbone)
+  variant = variant._replace(config=dataclasses.replace(variant.config, **whole.backbone_options))
+  options = ', '.join(f'{name}={value!r}' for name, value in whole.options.items())
+  return Found(variant, folder, config, processor, whole=whole, head=f'{head}({options})' if options else head)
+
+
+def _described(config: Mapping[str, Any]) -> catalog.Variant:
+  """The variant that a config.json speaks of."""
+  if 'architecture' not in config:
+    return catalog.of_transformers(records.full_config(config))
+  arguments = dict(config.get('model_args') or {})
+  variant = catalog.variant(config['architecture'])
+  size = arguments.pop('img_size', None)
+  if unknown := arguments.keys() - {'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate'}:
+    raise TlxError(f'config.json of {variant.name} asks for {", ".join(sorted(unknown))} in model_args, unknown to tlx')
+  if options := (config.get(TLX) or {}).get('backbone'):
+    variant = variant._replace(config=dataclasses.replace(variant.config, **options))
+  return Asked(image_size=size if size is None or isinstance(size, int) else size[0]).variant(variant)
+
+
+def preprocess_of(config: Record, processor: Record, checkpoint: Checkpoint | None) -> Preprocess:
+  """What the records say, or else the published weights' own."""
+  return records.preprocess(config, processor, checkpoint.preprocess if checkpoint else Preprocess())

@@ -1,0 +1,19 @@
+"""Small JPEGs of photographs, for the report."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from tlx.data import decode
+
+SIDE = 192  # pixels of the longer side
+
+
+def of(image: np.ndarray | bytes, side: int = SIDE) -> bytes:
+  """A JPEG with at most `side` pixels along each side, of an encoded image or of pixels uint8 [h, w, 3]."""
+  picture = Image.fromarray(decode.decode(image) if isinstance(image, bytes) else image)
+  picture.thumbnail((side, side))
+  encoded = io.BytesIO()
+  picture.save(encoded, 'JPEG', quality=85)
+  return encoded.getvalue()

@@ -1,0 +1,196 @@
+"""segmentation-models-pytorch (smp) 0.6: what its config.json says of a model, and how it calls the parts of one.
+
+Its `save_pretrained` writes the arguments of the model's constructor and its class, '_model_class'. The file of a head
+says what the arguments of its class mean; what all classes share is here.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tlx.types import UsageError, WholeLayout, WholeModel
+from tlx.weights import rules
+
+BACKBONE = 'backbone.'  # ahead of a `Field.option` that is a field of the backbone's config, not of the head
+OUTPUT_STRIDE = f'{BACKBONE}output_stride'
+
+
+class Field(NamedTuple):
+  """An argument of one of smp's classes."""
+
+  option: str  # of our head; '' where smp's value has no counterpart
+  default: Any  # smp's
+  read: Callable[[Any], Any]  # smp's value -> ours; raises ValueError saying which values tlx has
+
+
+class Encoder(NamedTuple):
+  """A kind of smp's encoders."""
+
+  pattern: str  # of its names
+  variant: str  # ours, as a template for the match
+  maps: tuple[str, ...]  # our layers with its maps of stride 2, 4, 8, 16 and 32; '' where it has none
+  options: Mapping[str, Any] = {}  # of the backbone's config
+  pruned: bool = False  # its files end with the last map of `encoder_depth`
+  dilates: bool = True  # it can keep a smaller stride by dilation, and so can tlx
+  arguments: Mapping[str, str] = {}  # its own further arguments: fields of the backbone's config
+
+
+_RESIDUAL = ('stem/conv', 'stage0', 'stage1', 'stage2', 'stage3')
+_STAGES = ('', *_RESIDUAL[1:])
+_INVERTED = ('stage0', 'stage1', 'stage2', 'stage4', 'stage6')
+_STEM = ('stem', *_INVERTED[1:])
+_TAG = r'(?:\..*)?'  # of timm's weights, behind a variant's name
+ENCODERS = (
+  Encoder(r'(resnet(?:18|34|50|101|152)|resnext50_32x4d|resnext101_32x(?:4|8|16|32)d)', r'\1', _RESIDUAL),
+  Encoder('mobilenet_v2', 'mobilenetv2_100', (*_INVERTED[:4], 'final_conv')),
+  Encoder(r'(vgg(?:11|13|16|19)(?:_bn)?)', r'\1', (*_STAGES[2:], 'stage4', 'pool'), {'hidden': 0}, dilates=False),
+  # It reads a stage's first block; and larger ones pad as for an image of one odd size, whatever size they see.
+  Encoder(
+    'efficientnet-b0', 'tf_efficientnet_b0', (*_STEM[:3], 'stage4_block0', 'stage6'), {'momentum': 0.99}, dilates=False
+  ),
+  Encoder(r'timm-efficientnet-(b[0-7])', r'efficientnet_\1', _STEM),
+  Encoder(r'timm-tf_(efficientnet_lite[0-4])', r'\1', _STEM),
+  Encoder(rf'tu-((?:wide_|se|eca)?resnex?t\d[^.]*){_TAG}', r'\1', _RESIDUAL, pruned=True),
+  Encoder(rf'tu-((?:tf_)?(?:efficientnet_(?:lite|b)\d|mobilenetv2_[^.]*)){_TAG}', r'\1', _INVERTED, {'final': 0}, True),
+  Encoder(rf'tu-(convnext[^.]*){_TAG}', r'\1', _STAGES, {'final_norm': False}, True, False),
+  Encoder(rf'tu-(swin_[^.]*){_TAG}', r'\1', _STAGES, {'final_norm': False}, True, False, {'img_size': 'size'}),
+)
+NAMES = (
+  'resnet*, resnext*, mobilenet_v2, vgg*, efficientnet-b0, timm-efficientnet-b*, timm-tf_efficientnet_lite*, '
+  'tu-*resnet*, tu-resnext*, tu-efficientnet_*, tu-mobilenetv2_*, tu-convnext* and tu-swin_*'
+)
+OWN = {'dilate_early': True}  # what distinguishes dilation in smp's own encoders from timm's
+
+
+def one_of(*values: Any) -> Callable[[Any], Any]:
+  """For `Field.read`: these values, which stay as they are."""
+
+  def read(value: Any) -> Any:
+    if value not in values:
+      raise ValueError(f'tlx has {" and ".join(map(repr, values))}')
+    return value
+
+  return read
+
+
+def number(value: Any) -> int:
+  """For `Field.read`: an integer above 0."""
+  if type(value) is not int or value < 1:
+    raise ValueError('tlx wants an integer above 0')
+  return value
+
+
+def numbers(value: Any) -> tuple[int, ...]:
+  """For `Field.read`: a list of integers above 0."""
+  if not (isinstance(value, Sequence) and value and all(type(each) is int and each > 0 for each in value)):
+    raise ValueError('tlx wants a list of integers above 0')
+  return tuple(value)
+
+
+def share(value: Any) -> float:
+  """For `Field.read`: a number from 0 up to, not including, 1."""
+  if type(value) not in (int, float) or not 0 <= value < 1:
+    raise ValueError('tlx wants a number from 0 up to, not including, 1')
+  return float(value)
+
+
+def norm(value: Any) -> bool:
+  """For `Field.read`: whether there is a batch norm behind each convolution."""
+  kinds = {'batchnorm': True, True: True, 'identity': False, False: False}
+  kind = value['type'] if isinstance(value, Mapping) and value.keys() == {'type'} else value
+  if not isinstance(kind, str | bool) or kind not in kinds:
+    raise ValueError('tlx has batchnorm and identity')
+  return kinds[kind]
+
+
+COMMON = {  # the arguments that all classes share, without the encoder's
+  'classes': Field('num_classes', 1, number),
+  'in_channels': Field('', 3, number),  # `records.channels` reads it
+  'activation': Field('', None, one_of(None, 'identity')),  # behind the logits
+  'aux_params': Field('', None, one_of(None)),  # a second head, for classification
+}
+OLDER = {'decoder_use_batchnorm': 'decoder_use_norm'}
+WITHOUT_MEANING = ('_model_class', 'encoder_weights')  # of the file; of the weights, only how training began
+
+
+def whole(
+  config: Mapping[str, Any],
+  fields: Mapping[str, Field],
+  *,
+  depths: tuple[int, ...],
+  reads: Callable[[tuple[str, ...]], tuple[str, ...]],
+) -> WholeModel:
+  """The model that a config.json of smp's describes.
+
+  Args:
+    config: arguments of the class by name; those that are left out have smp's defaults.
+    fields: what the class has beside `COMMON` and the encoder's.
+    depths: values of 'encoder_depth' that tlx has for this class.
+    reads: the encoder's maps, from fine to coarse -> those that the decoder reads.
+  Raises: UsageError listing every argument that tlx does not know or does not have in this form.
+  """
+  given = {OLDER.get(name, name): value for name, value in config.items() if name not in WITHOUT_MEANING}
+  name = given.pop('encoder_name', 'resnet34')
+  encoder, variant = _encoder(name)
+  fields = {'encoder_depth': Field('depth', 5, one_of(*((5,) if encoder.pruned else depths))), **COMMON, **fields}
+  fields |= {n: Field(BACKBONE + option, None, number) for n, option in encoder.arguments.items() if n in given}
+  options, problems = _read(given, fields)
+  if not variant:
+    problems.insert(0, f'encoder_name {name!r} (tlx has {NAMES})')
+  if OUTPUT_STRIDE in options and not encoder.dilates:
+    problems.append(f'encoder_output_stride {options[OUTPUT_STRIDE]} (tlx has no dilation in {name})')
+  if problems:
+    raise UsageError(
+      f'config.json describes a {config.get("_model_class", "model")} of segmentation-models-pytorch that tlx lacks: '
+      f'{"; ".join(problems)}; choose another checkpoint'
+    )
+  layers = reads(encoder.maps[: options.pop('depth')])
+  own = OWN if OUTPUT_STRIDE in options and not name.startswith('tu-') else {}
+  of_backbone = {n.removeprefix(BACKBONE): options.pop(n) for n in list(options) if n.startswith(BACKBONE)}
+  classes = options.pop('num_classes')
+  return WholeModel(
+    variant, classes, options={'layers': layers, **options}, backbone_options={**encoder.options, **own, **of_backbone}
+  )
+
+
+def _encoder(name: Any) -> tuple[Encoder, str]:
+  """The kind of an encoder and the name of our variant, which is '' where there is none."""
+  for encoder in ENCODERS:
+    if found := re.fullmatch(encoder.pattern, str(name)):
+      return encoder, found.expand(encoder.variant)
+  return Encoder('', '', ()), ''
+
+
+def _read(given: Mapping[str, Any], fields: Mapping[str, Field]) -> tuple[dict[str, Any], list[str]]:
+  """{our option: its value}, and the problems."""
+  options, problems = {}, []
+  for name, field in fields.items():
+    try:
+      value = field.read(given.get(name, field.default))
+    except ValueError as error:
+      problems.append(f'{name} {given[name]!r} ({error})')
+    else:
+      options |= {field.option: value} if field.option else {}
+  return options, problems + [f'{name} (unknown to tlx)' for name in given if name not in fields]
+
+
+def unit(source: str, target: str, norm: bool = True) -> Iterator[rules.Rule]:
+  """smp's Conv2dReLU, which is our ConvNorm."""
+  yield from rules.conv(f'{source}.0', f'{target}/conv', bias=not norm)
+  if norm:
+    yield from rules.norm(f'{source}.1', f'{target}/norm')
+
+
+def layouts(head: Callable[[Any], Iterable[rules.Rule]]) -> dict[str, WholeLayout]:
+  """LAYOUTS of a head, whose module `head` turns into its rules: encoders keep the names of where they come from."""
+  return {
+    'smp': WholeLayout('torchvision', 'encoder.', head),
+    'smp_timm': WholeLayout('timm', 'encoder.', head),
+    'smp_tu': WholeLayout('timm', 'encoder.model.', head, rename=_flattened),
+    'smp_lukemelas': WholeLayout('lukemelas', 'encoder.', head),
+  }
+
+
+def _flattened(name: str) -> str:
+  """timm's name of a tensor in a model that returns features: stages.0.blocks.1.norm -> stages_0.blocks.1.norm."""
+  return re.sub(r'^(stem|stages|layers)\.(\d+)\.', r'\1_\2.', name)
