@@ -44,7 +44,7 @@ class Config(Protocol):
   size: int | None = None  # height and width in pixels of the only input that the position tables fit; None: any size
   smallest: int = 32  # minimum height and width of an input in pixels
   prefix: int = 0  # number of tokens before those of the image, such as the class token
-  output_stride: int | None = None  # pixels per place of the last map; None: the family does not let one choose
+  output_stride: int | None = None  # stride of the last map in pixels; None: the family has a fixed one
   aux_classes: int | None = None  # outputs of a second head inside the backbone; None: there is no second head
   spatial_head: bool = False  # see `Head`
 

@@ -1,4 +1,4 @@
-"""The table of a file that holds a backbone and a head, from the backbone's own table and the head's."""
+"""Makes the table of a file with a backbone and a head from the tables of the two."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,12 +9,15 @@ from tlx.weights.rules import Rule
 
 
 def table(layout: WholeLayout, backbone: Iterable[Rule], head: Any) -> tuple[Rule, ...]:
-  """One rule for each tensor of the file.
+  """Makes one rule for each tensor of the file.
 
   Args:
-    layout: how the library names the two.
+    layout: how the library names backbone and head.
     backbone: the backbone's table in the layout `layout.backbone`; its classifier is left out.
     head: the head's module.
+
+  Returns:
+    The rules.
   """
   mine = [rule for rule in backbone if not (rule.target and layer_of(rule.target.partition('/')[2]) == HEAD)]
   name = lambda source: layout.prefix + layout.rename(source.removeprefix(layout.strip))
