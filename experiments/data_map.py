@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 from tlx import catalog
-from tlx.actions import explain
+from tlx.actions import explain, runs
 from tlx.explain.data_map import data_map
 
 
-def main(out: str, path: str, *runs: str) -> None:
+def main(out: str, path: str, *folders: str) -> None:
   data = catalog.dataset(f'folder:{path}')
-  for number, name in enumerate(('efficientnet_lite0', *runs)):
+  for number, name in enumerate(('efficientnet_lite0', *folders)):
     model = runs.load_any(name)
     batches, total = explain.batches(data.splits['validation'], model.preprocess, 2000, 0)
     *_, found = data_map(model, batches, data.info.class_names, total=total)

@@ -12,13 +12,14 @@ its areas are 0.652, 0.637 and 0.729: 0.90 and 0.87 of random's, and below it fo
 import sys
 
 from tlx import catalog
+from tlx.actions import runs
 from tlx.data.split import sample
 from tlx.explain.deletion import deletion
 
 
-def main(path: str, *runs: str) -> None:
+def main(path: str, *folders: str) -> None:
   source = sample(catalog.dataset(f'folder:{path}').splits['validation'], 100, seed=0)
-  for name in ('efficientnet_lite0', *runs):
+  for name in ('efficientnet_lite0', *folders):
     *_, found = deletion(runs.load_any(name), source, steps=16)
     print(name, {key: round(value, 4) for key, value in found.figures.items() if isinstance(value, float)})
 

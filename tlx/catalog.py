@@ -63,7 +63,7 @@ def variant(name: str) -> Variant:
 
 @cache
 def wholes() -> dict[str, tuple[str, WholeModel]]:
-  """{name: (head, row)} of every backbone that was trained together with a head."""
+  """Every backbone that was trained together with a head, as {name: (head, row)}."""
   rows = {folder: getattr(find('heads', folder), 'MODELS', {}) for folder in names('heads')}
   return {name: (folder, whole) for folder, models in rows.items() for name, whole in models.items()}
 
@@ -135,7 +135,7 @@ def options(config: Config) -> dict[str, Any]:
 
 
 def _same(known: Config, config: Config) -> bool:
-  """The same but for the fields in which a config may differ and still be its variant's."""
+  """Whether two configs differ only in fields that do not distinguish variants."""
   loose = {'size', 'aux_classes'} & {field.name for field in dataclasses.fields(config)}
   return dataclasses.replace(known, **{name: getattr(config, name) for name in loose}, **options(config)) == config
 
@@ -145,13 +145,17 @@ def _family_name(family: ModuleType) -> str:
 
 
 def list_models(pattern: str = '*') -> list[str]:
-  """Names that match a shell pattern such as 'resnet*'; the tiny variants for tests are left out."""
+  """Lists the models that match a shell pattern such as 'resnet*', without the tiny ones for tests."""
   known = [*variants(), *wholes()]
   return sorted(fnmatch.filter((name for name in known if not name.endswith('_test')), pattern))
 
 
 def strategy(spec: str) -> Strategy:
-  """'partial:3' or 'lp_ft(rate=0.01)' -> its Strategy; raises UsageError for wrong names and arguments."""
+  """Makes the Strategy of a text such as 'partial:3' or 'lp_ft(rate=0.01)'.
+
+  Raises:
+    UsageError: for an unknown name, and for an argument that is missing, malformed or not allowed.
+  """
   name, _, argument = spec.partition(':')
   if not argument or '(' in name:
     return _made('strategies', spec)
@@ -169,23 +173,45 @@ def strategy(spec: str) -> Strategy:
 
 
 def task(spec: str, **options: Any) -> Task:
-  """'segmentation' or 'segmentation(losses=ce+dice)' -> its Task, not yet bound to a data set; options: more fields."""
+  """Makes the Task of a text such as 'segmentation(losses=ce+dice)'. It is not bound to a data set yet.
+
+  Args:
+    spec: the text.
+    options: further fields.
+
+  Returns:
+    The task.
+
+  Raises:
+    UsageError: for an unknown name or option.
+  """
   return _made('tasks', spec, **options)
 
 
 def head(spec: str, **options: Any) -> nn.Module:
-  """'unet' or 'unet(widths=(64, 32))' -> its linen module; options: more fields, such as num_classes and levels."""
+  """Makes the linen module of a text such as 'unet(widths=(64, 32))'.
+
+  Args:
+    spec: the text.
+    options: further fields, such as num_classes and levels.
+
+  Returns:
+    The module.
+
+  Raises:
+    UsageError: for an unknown name or option.
+  """
   return _made('heads', spec, **options)
 
 
 def fields(folder: str, spec: str) -> dict[str, dataclasses.Field[Any]]:
-  """The options of the alternative that a spec names."""
+  """The options of the alternative that a text names."""
   made = getattr(find(folder, words.parse(spec)[0]), _CLASS[folder])
   return {field.name: field for field in dataclasses.fields(made) if field.name not in ('parent', 'name')}
 
 
 def _made(folder: str, spec: str, **options: Any) -> Any:
-  """An object of an alternative. Raises UsageError for an option that it does not have."""
+  """Makes an object of an alternative. Raises UsageError for an option that it does not have."""
   name, given = words.parse(spec)
   made, known = getattr(find(folder, name), _CLASS[folder]), fields(folder, name)
   if wrong := [option for option in given if option not in known]:
@@ -201,13 +227,17 @@ def _made(folder: str, spec: str, **options: Any) -> Any:
 
 
 def example(name: str) -> str:
-  """A strategy as the user writes it, such as 'partial:3' or 'full'."""
+  """A strategy as the user writes it.
+
+  >>> example('partial'), example('full')
+  ('partial:3', 'full')
+  """
   values = [{int: '3', float: '0.8'}[convert] for convert in _required(find('strategies', name).Strategy)]
   return ':'.join([name, *values])
 
 
 def _required(cls: type) -> list[Any]:
-  """Types of the arguments without a default: at most one."""
+  """The types of the fields without a default; there is at most one."""
   return [field.type for field in dataclasses.fields(cls) if field.default is _NONE]
 
 

@@ -1,6 +1,6 @@
-"""What people type: the nearest of the words that are known, and an alternative with its options as text.
+"""Texts that users type: suggestions for misspelt words, and alternatives with options.
 
-'unet', 'unet(widths=(64, 32), dropout=0.1)', 'segmentation(losses=ce+dice)'.
+Alternatives are 'unet', 'unet(widths=(64, 32), dropout=0.1)' or 'segmentation(losses=ce+dice)'.
 """
 
 import ast
@@ -23,24 +23,38 @@ def near(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-  """': did you mean X?' where something is near, else ''."""
+  """': did you mean X?' if a known word is similar, else ''."""
   close = near(word, known, cutoff=cutoff)
   return f': did you mean {" or ".join(close)}?' if close else ''
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-  """': did you mean X?' where something is near, else '; there are ...' with the first forty."""
+  """': did you mean X?' if a known word is similar, else '; there are ...' with the first forty.
+
+  >>> suggest('fulll', ['full', 'scratch'])
+  ': did you mean full?'
+  >>> suggest('everything', ['full', 'scratch'])
+  '; there are full, scratch'
+  """
   known = list(known)
   return did_you_mean(word, known) or f'; there are {", ".join(known[:40])}'
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
-  """(name, {option: value}); numbers, tuples, True, False and None are read, anything else is text.
+  """Parses NAME or NAME(OPTION=VALUE, ...). Numbers, tuples, True, False and None are values; anything else is text.
 
-  Raises UsageError for what is not NAME or NAME(OPTION=VALUE, ...).
+  Args:
+    spec: the text.
 
-  >>> parse('unet(widths=(64, 32), attention=scse)')
-  ('unet', {'widths': (64, 32), 'attention': 'scse'})
+  Returns:
+    (name, {option: value}).
+
+  Raises:
+    UsageError: if the text has another form.
+
+  Examples:
+    >>> parse('unet(widths=(64, 32), attention=scse)')
+    ('unet', {'widths': (64, 32), 'attention': 'scse'})
   """
   name, bracket, _ = spec.partition('(')
   if not bracket:
@@ -55,7 +69,16 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def text(name: str, made: Any, leave_out: tuple[str, ...] = ()) -> str:
-  """The inverse: a dataclass as NAME(OPTION=VALUE, ...), with the options that are not its defaults."""
+  """Inverts `parse`: writes a dataclass as NAME(OPTION=VALUE, ...), with the options that differ from their defaults.
+
+  Args:
+    name: of the alternative.
+    made: the dataclass.
+    leave_out: fields to omit.
+
+  Returns:
+    The text.
+  """
   values = {
     field.name: getattr(made, field.name)
     for field in dataclasses.fields(made)

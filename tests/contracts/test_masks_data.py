@@ -265,7 +265,7 @@ def test_a_class_that_training_lacks(tmp_path):
     (lambda root: write(root, {'val/a.jpg': ('val/a.png', (0, 1))}), 'has no train, only val'),
     (lambda root: photograph(root / 'train/images/a.jpg'), 'there is no folder'),
     (lambda root: photograph(root / 'pets/dog/a.jpg'), 'neither train/ nor images/'),
-    (lambda root: flat(root / 'inner'), 'next: --data masks:'),
+    (lambda root: flat(root / 'inner'), 'write --data masks:'),
     (lambda root: flat(root, count=1), 'cannot be split'),
     (lambda root: flat(root, values=(255,)), '255 only'),
     (lambda root: [(root / s / 'images').mkdir(parents=True) for s in ('train', 'val')], 'there is no folder'),

@@ -100,7 +100,7 @@ def test_everything_that_tlx_lacks_is_listed_at_once():
     "encoder_name 'dpn68' (tlx has resnet*", 'encoder_depth 6 (tlx has 1 and 2 and 3 and 4 and 5)',
     "activation 'sigmoid' (tlx has None and 'identity')", "aux_params {'classes': 2} (tlx has None)",
     "decoder_attention_type 'scse' (tlx has None)", "decoder_use_norm {'type': 'layernorm'} (tlx has batchnorm and",
-    "decoder_channels [256, '128'] (tlx wants a list", 'classes 0 (tlx wants an integer above 0)',
+    "decoder_channels [256, '128'] (tlx needs a list", 'classes 0 (tlx needs an integer above 0)',
     'drop_path_rate (unknown to tlx)',
   ):  # fmt: skip
     assert part in text, part
@@ -110,7 +110,7 @@ def test_everything_that_tlx_lacks_is_listed_at_once():
   ('read', 'config', 'problem'),
   [
     (fpn.of_smp, {'encoder_depth': 3}, 'encoder_depth 3 (tlx has 4 and 5)'),
-    (fpn.of_smp, {'decoder_dropout': 1.5}, 'decoder_dropout 1.5 (tlx wants a number from 0'),
+    (fpn.of_smp, {'decoder_dropout': 1.5}, 'decoder_dropout 1.5 (tlx needs a number from 0'),
     (unet.of_smp, {'encoder_name': 'tu-resnet18', 'encoder_depth': 4}, 'encoder_depth 4 (tlx has 5)'),
     (unet.of_smp, {'encoder_name': 'efficientnet-b3'}, "encoder_name 'efficientnet-b3'"),
     (unet.of_smp, {'encoder_name': 'tu-resnetv2_50'}, "encoder_name 'tu-resnetv2_50'"),

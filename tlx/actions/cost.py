@@ -37,12 +37,14 @@ def certify(
     model: a variant's name, a folder or hf-hub:OWNER/NAME.
     strategy: such as 'partial:3'.
     batch_size: images per step, over all devices.
-    image_size: height and width in pixels; the model's own by default.
+    image_size: height and width in pixels, one number or 'HxW'; the model's own by default.
     num_classes: outputs of the head.
     dtype: of the computation.
     micro_batches: parts of a batch.
     remat: whether the backward pass recomputes the inside of each layer.
     optimizer_name: 'adamw' or 'sgd'.
+      task: a task's name; the model's own by default.
+      head: a head's name; the model's own or the task's default head by default.
 
   Returns:
     The figures of the costliest phase, and of each phase under 'phases'.

@@ -21,7 +21,7 @@ from tlx.types import UsageError
 # memory after earlier phases have been trained.
 RUNNING = ('out', 'compile', 'workers', 'log_every', 'micro_batches', 'remat')
 
-# What runs did before there was such an option.
+# Values of options in runs that are older than the option.
 OLDER = {'norm_statistics': 'batch'}
 
 
@@ -60,7 +60,7 @@ def describe(prepared: Any, rows: Sequence[tuple[str, int, Sequence[Row]]]) -> d
 
 
 def plain(e: Experiment) -> dict[str, Any]:
-  """The options as JSON holds them; objects go by their text, or by their class where they have none."""
+  """The options as JSON values. Objects become their text, or the name of their class if they have no text."""
   return {field.name: _text(field.name, getattr(e, field.name)) for field in dataclasses.fields(e)}
 
 
@@ -76,7 +76,7 @@ def _text(name: str, value: Any) -> Any:
 
 
 def command(e: Experiment) -> str:
-  """The command line that gives this experiment again, whatever the defaults become."""
+  """The command line that repeats this experiment, even if defaults change."""
   options, values = [], plain(e)
   for field in dataclasses.fields(e):
     value = values[field.name]

@@ -106,7 +106,7 @@ def _forward(recipe: Recipe, variables: Variables, batch: Batch) -> jax.stages.L
 
 
 def example_batch(task: Task, count: int, shape: tuple[int, int]) -> Batch:
-  """Shapes of a training batch of `count` images of that height and width."""
+  """Shapes of a training batch of `count` images, each of height and width `shape`."""
   return {
     'image': jax.ShapeDtypeStruct((count, *shape, 3), jnp.uint8),
     'mask': jax.ShapeDtypeStruct((count,), bool),
@@ -116,7 +116,7 @@ def example_batch(task: Task, count: int, shape: tuple[int, int]) -> Batch:
 
 
 def example_target(task: Task, count: int, shape: tuple[int, int]) -> Target:
-  """Shapes of the targets of `count` images of that height and width."""
+  """Shapes of the targets of `count` images, each of height and width `shape`."""
   return {name: jax.ShapeDtypeStruct((count, *x.shape), x.dtype) for name, x in task.blank(shape).items()}
 
 

@@ -1,10 +1,11 @@
-"""What augmentation does to one picture: resampling, colour and the RandAugment operations, without any randomness.
+"""Augmentation operations on one picture: resampling, colours and RandAugment, without randomness.
 
-Pictures are float32 [h, w, 3] in [0, 1]; every function keeps that range, works under jit and vmap, and is a pure
-function of its arguments. Coordinates are pixel edges: the first pixel spans 0 to 1 and its centre is 0.5 (Pillow's).
-`adjust_hue` and `solarize` come from dm-pix, which is exact there; the rest is here because dm-pix (and augmax) follow
-other definitions than Pillow, timm and torchvision (contrast by channel, saturation in HSV) or resample all three axes
-and without an antialiasing filter.
+Pictures are float32 [h, w, 3] in [0, 1]. Every function keeps that range, works under jit and vmap, and is pure.
+Coordinates are pixel edges, as in Pillow: the first pixel spans 0 to 1, and its centre is 0.5.
+
+`hue` and `solarize` call dm-pix, which is exact there. The other functions are here because dm-pix (and augmax) follow
+other definitions than Pillow, timm and torchvision (contrast per channel, saturation in HSV), or resample all three
+axes, without an antialiasing filter.
 """
 
 import dm_pix
@@ -15,16 +16,21 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's grey
 
 
 def resample(image, box, shape):
-  """Cuts `box` out and scales it to `shape` with a triangle filter that antialiases, as Pillow's BILINEAR does.
+  """Crops a box and resizes it with an antialiasing triangle filter, as Pillow's BILINEAR does.
 
-  shape: height and width of the result.
+  Beyond the picture it repeats the edge pixels. It is two matrix products, which are fast on every device.
 
-  box: float [4] (top, bottom, left, right) in pixels; top > bottom or left > right mirrors, which so costs nothing.
-  Beyond the picture its edge pixels go on. Two matrix products, hence fast on every device.
+  Args:
+    image: float32 [h, w, 3].
+    box: float [4], (top, bottom, left, right) in pixels. top > bottom or left > right mirrors the picture at no cost.
+    shape: height and width of the result, pixels.
+
+  Returns:
+    float32 [*shape, 3].
   """
   height, width, _ = image.shape
   rows, columns = _weights(height, shape[0], box[0], box[1]), _weights(width, shape[1], box[2], box[3])
-  # Full float32: the default would round pixels to bfloat16 on TPU, to TF32 on GPU.
+  # The default precision would round pixels to bfloat16 on TPUs and to TF32 on GPUs.
   return jnp.einsum('hwc,yh,xw->yxc', image, rows, columns, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -37,10 +43,17 @@ def _weights(length, size, start, stop):
 
 
 def affine(image, matrix, shape=None, fill=None):
-  """Bilinear lookup without antialiasing; output pixel (x, y) is read at `matrix` @ (x, y, 1) of the input.
+  """Transforms a picture with bilinear interpolation, without antialiasing.
 
-  matrix: float [2, 3] in pixel edges, as Pillow's `Image.transform(AFFINE)`. shape: height and width of the output, the
-  input's if None. fill: value beyond the picture; None = its edge pixels go on.
+  Args:
+    image: float32 [h, w, 3].
+    matrix: float [2, 3] in pixel edges: output pixel (x, y) reads the input at matrix @ (x, y, 1), as in Pillow's
+      `Image.transform(AFFINE)`.
+    shape: height and width of the result, pixels; the input's by default.
+    fill: value beyond the picture; None repeats the edge pixels.
+
+  Returns:
+    float32 [*shape, 3].
   """
   height, width, _ = image.shape
   rows, columns = shape or (height, width)
@@ -62,13 +75,22 @@ def affine(image, matrix, shape=None, fill=None):
 
 
 def rotation_matrix(radians, shape, margins=(0, 0)):
-  """Counter-clockwise turn about the centre of a picture of that shape, `margins` pixels inside the input."""
+  """Matrix for `affine` that rotates a picture counter-clockwise about its centre.
+
+  Args:
+    radians: angle.
+    shape: height and width of the picture, pixels.
+    margins: rows and columns of the input ahead of the picture, pixels.
+
+  Returns:
+    float [2, 3].
+  """
   c, s, y, x = jnp.cos(radians), jnp.sin(radians), shape[0] / 2, shape[1] / 2
   return jnp.array([[c, -s, x + margins[1] - c * x + s * y], [s, c, y + margins[0] - s * x - c * y]])
 
 
 def grey(image):
-  """Luma [h, w, 1]."""
+  """Luminance [h, w, 1] of a picture [h, w, 3] (ITU-R 601)."""
   return sum(share * image[..., c : c + 1] for c, share in enumerate(LUMA))
 
 
@@ -77,40 +99,43 @@ def _blend(image, degenerate, factor):
 
 
 def brightness(image, factor):
-  """Factor 0 = black, 1 = unchanged (Pillow's ImageEnhance; likewise the next three)."""
+  """Changes the brightness: factor 0 gives black, factor 1 the picture (Pillow's ImageEnhance.Brightness)."""
   return jnp.clip(image * factor, 0, 1)
 
 
 def contrast(image, factor):
-  """Factor 0 = the picture's mean grey everywhere."""
+  """Changes the contrast: factor 0 gives the mean grey, factor 1 the picture (Pillow's ImageEnhance.Contrast)."""
   return _blend(image, grey(image).mean(), factor)
 
 
 def saturation(image, factor):
-  """Factor 0 = grey picture."""
+  """Changes the saturation: factor 0 gives a grey picture, factor 1 the picture (Pillow's ImageEnhance.Color)."""
   return _blend(image, grey(image), factor)
 
 
 def sharpness(image, factor):
-  """Factor 0 = smoothed by the 3x3 kernel (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay."""
+  """Changes the sharpness: factor 0 gives a smoothed picture, factor 1 the picture (Pillow's ImageEnhance.Sharpness).
+
+  The 3x3 smoothing kernel is (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay.
+  """
   rows = image[:-2] + image[1:-1] + image[2:]
   smooth = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image[1:-1, 1:-1]) / 13
   return _blend(image, image.at[1:-1, 1:-1].set(smooth), factor)
 
 
 def hue(image, turns):
-  """Moves the hue by `turns` of the colour circle."""
+  """Rotates the hue by `turns` of the colour circle."""
   return jnp.clip(dm_pix.adjust_hue(image, turns), 0, 1)
 
 
 def autocontrast(image):
-  """Stretches each channel to [0, 1]; a flat channel stays."""
+  """Stretches each channel to [0, 1]. A constant channel stays as it is."""
   low, high = image.min(axis=(0, 1)), image.max(axis=(0, 1))
   return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1), image)
 
 
 def equalize(image):
-  """Flattens each channel's histogram of 256 bins, in Pillow's integer arithmetic (ImageOps.equalize)."""
+  """Flattens the 256-bin histogram of each channel, in the integer arithmetic of Pillow's ImageOps.equalize."""
   levels = _levels(image).reshape(-1, 3)
   channels = jnp.arange(3)
   counts = jnp.zeros((3, 256), jnp.int32).at[channels, levels].add(1)
@@ -122,13 +147,13 @@ def equalize(image):
 
 
 def posterize(image, bits):
-  """Keeps the `bits` highest of 8 bits of each value."""
+  """Keeps the highest `bits` of the 8 bits of each value."""
   step = 2.0 ** (8 - bits)
   return jnp.floor(_levels(image) / step) * step / 255
 
 
 def solarize(image, threshold):
-  """Inverts what is at or above the threshold, which is in [0, 1]."""
+  """Inverts the values at or above the threshold, which is in [0, 1]."""
   return dm_pix.solarize(image, threshold)
 
 
@@ -136,18 +161,27 @@ def _levels(image):
   return jnp.round(image * 255).astype(jnp.int32)
 
 
-FILL = 0.5  # what geometric RandAugment operations leave empty: mid grey, as in the paper's own code
+FILL = 0.5  # mid grey fills the outside in geometric RandAugment operations, as in the paper's code
 GEOMETRIC = ('rotate', 'shear_x', 'shear_y', 'translate_x', 'translate_y')
 POINTWISE = ('autocontrast', 'posterize', 'solarize', 'color', 'contrast', 'brightness', 'sharpness')
 OPERATIONS = ('identity', 'equalize', *GEOMETRIC, *POINTWISE)
 
 
 def operate(image, index, strength, sign):
-  """The RandAugment operation OPERATIONS[index] (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
+  """Applies the RandAugment operation OPERATIONS[index] (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
 
-  strength: magnitude / 10 in [0, 1]; ranges are torchvision's: 30 degrees, shear 0.3, translation 150/331 of the side,
-  enhancement factors 1 +- 0.9, posterize to 8 - 4 strength bits, solarize above 1 - strength. sign: -1 or 1, the
-  direction where there are two. Grouped in four kinds, not fourteen, because vmap computes every branch of a switch.
+  The ranges are torchvision's: 30 degrees, shear 0.3, translation by 150/331 of the side, enhancement factors 1 +- 0.9,
+  posterize to 8 - 4 * strength bits, solarize above 1 - strength. The operations form four kinds, not fourteen, because
+  vmap computes every branch of a switch.
+
+  Args:
+    image: float32 [h, w, 3].
+    index: position in OPERATIONS.
+    strength: magnitude / 10, in [0, 1].
+    sign: -1 or 1, the direction of operations that have two.
+
+  Returns:
+    float32 [h, w, 3].
   """
   first = 2 + len(GEOMETRIC)
   kind = jnp.where(index < 2, index, jnp.where(index < first, 2, 3))

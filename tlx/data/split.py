@@ -1,4 +1,4 @@
-"""Holding examples back for validation, stratified and seeded; and what a split is known by."""
+"""Subsets and hold-out splits of data sources, seeded and stratified, and their fingerprints."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from tlx.types import DataSource, Example
 
 
 class Labelled(DataSource):
-  """Base of the sources whose annotation is one class an image."""
+  """Base class of sources whose annotation is one class per image."""
 
   labels: np.ndarray  # int32 [n]
 
@@ -19,7 +19,7 @@ class Labelled(DataSource):
 
 
 class Subset(DataSource):
-  """Some examples of another source, in the given order."""
+  """Selected examples of another source, in the given order."""
 
   def __init__(self, source: DataSource, indices: Sequence[int] | np.ndarray):
     self.source, self.indices = source, np.asarray(indices, np.int64)
@@ -44,15 +44,37 @@ class Subset(DataSource):
 
 
 def sample(source: DataSource, count: int, seed: int) -> Subset:
-  """That many examples drawn without replacement, in the order of the source; all where it has no more."""
+  """Draws a random sample without replacement, in the order of the source.
+
+  Args:
+    source: the examples.
+    count: size of the sample; a smaller source is taken whole.
+    seed: random seed.
+
+  Returns:
+    The sample.
+  """
   chosen = np.random.default_rng(seed).permutation(len(source))[:count]
   return Subset(source, np.sort(chosen))
 
 
 def holdout(labels: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Sorted positions (kept, held back), the same share of every class.
+  """Splits examples in two, with the same share of every class held back.
 
-  A class of two or more examples gives at least one and keeps at least one; a class of one keeps it.
+  A class of two or more examples has at least one on either side; a class of one keeps it.
+
+  Args:
+    labels: int [n].
+    share: share to hold back, in [0, 1].
+    seed: random seed.
+
+  Returns:
+    Sorted positions (kept, held back).
+
+  Examples:
+    >>> kept, held = holdout(np.array([0, 0, 0, 0, 1, 1]), share=0.25, seed=0)
+    >>> len(kept), len(held)
+    (4, 2)
   """
   held = []
   for label in np.unique(labels):
@@ -64,5 +86,9 @@ def holdout(labels: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray,
 
 
 def class_counts(labels: np.ndarray, classes: int) -> tuple[int, ...]:
-  """Examples of each class."""
+  """Number of examples of each class.
+
+  >>> class_counts(np.array([0, 2, 2]), classes=3)
+  (1, 0, 2)
+  """
   return tuple(np.bincount(labels, minlength=classes).tolist())

@@ -1,12 +1,12 @@
 """COCO json files as segmentation masks: coco_masks:PATH draws the objects of each image into one mask.
 
-PATH holds json files and images as `tlx.data.coco_files.find` says: train.json and val.json with train/ and val/,
-COCO's own annotations/instances_train2017.json with train2017/, or train/_annotations.coco.json beside the images.
-Where there is no validation, 'test' is used for it, and where there is neither, 20 % of the images are held back.
+PATH holds json files and images as `tlx.data.coco_files.find` describes: train.json and val.json with train/ and val/,
+COCO's own annotations/instances_train2017.json with train2017/, or train/_annotations.coco.json next to the images.
+Without validation images, 'test' is used for validation. Without both, 20 % of the images are held back.
 
-Objects are polygons or RLE. They are drawn in the order of the file, later ones on top, those of stuff files first.
-Crowds are ignored where nothing else is drawn. What no object covers is the class 'background', number 0; with a stuff
-file, which is meant to cover everything, it is ignored.
+Objects are polygons or RLE. They are drawn in the order of the file, later ones on top; those of stuff files come
+first. Crowds are ignored where no other object is drawn. Pixels without an object are the class 'background', number 0;
+with a stuff file, which should cover everything, they are ignored.
 """
 
 import concurrent.futures
@@ -25,8 +25,8 @@ from tlx.data.masks import IGNORE, upright_size
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
-SHARE = 0.2  # held back for validation
-FULL_CHECK = 20_000  # images; above this many only headers are looked at, and pixels are counted in a part of the masks
+SHARE = 0.2  # share of the images that is held back for validation
+FULL_CHECK = 20_000  # images; with more, only headers are checked, and pixels are counted in a part of the masks
 
 Content = Mapping[str, Any]  # of a json file
 Files = Mapping[str, Sequence[tuple[pathlib.Path, Content]]]  # by split
@@ -40,7 +40,7 @@ class Thing(NamedTuple):
 
 
 class Photo(NamedTuple):
-  """An image and what is on it."""
+  """An image and the objects in it."""
 
   path: pathlib.Path
   size: tuple[int, int]  # height and width, pixels
@@ -48,15 +48,15 @@ class Photo(NamedTuple):
 
 
 class Facts(NamedTuple):
-  """What is known of an image after the check."""
+  """What the check found about an image."""
 
-  problem: str  # what the user has to mend; '' where nothing is wrong
-  reason: str  # why the image cannot be used; '' when it can
-  counts: np.ndarray | None = None  # int64 [k], pixels of each class; zeros where they were not counted
+  problem: str  # what the user must correct; '' if nothing is wrong
+  reason: str  # why the image cannot be used; '' if it can
+  counts: np.ndarray | None = None  # int64 [k], pixels of each class; zeros if they were not counted
 
 
 class CocoSource(DataSource):
-  """Encoded images; masks are drawn when asked for."""
+  """One split of encoded images. It draws a mask when an example is needed."""
 
   def __init__(self, root: pathlib.Path, photos: Sequence[Photo], uncovered: int):
     self.root, self.photos, self.uncovered = root, list(photos), uncovered
@@ -69,7 +69,7 @@ class CocoSource(DataSource):
     return Example(path.read_bytes(), self.annotation(index), path.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> np.ndarray:
-    """uint8 [h, w]: class indices, IGNORE where a pixel has none. Raises TlxError where an object cannot be drawn."""
+    """The mask uint8 [h, w]: class indices, or IGNORE for pixels without a class. Raises TlxError if drawing fails."""
     return draw(self.photos[index], self.uncovered)
 
   def size(self, index: int) -> tuple[int, int]:
@@ -83,9 +83,17 @@ class CocoSource(DataSource):
 
 
 def draw(photo: Photo, uncovered: int) -> np.ndarray:
-  """The mask of an image, uint8 [h, w]: crowds, then the other objects in their order; `uncovered` elsewhere.
+  """Draws the mask of an image: crowds first, then the other objects in order. Polygons are filled as in pycocotools.
 
-  Polygons are filled as pycocotools does. Raises: TlxError where an object cannot be drawn.
+  Args:
+    photo: the image and its objects.
+    uncovered: class index of pixels without an object.
+
+  Returns:
+    uint8 [h, w].
+
+  Raises:
+    TlxError: if an object cannot be drawn.
   """
   coco = _hotcoco()
   mask = np.full(photo.size, uncovered, np.uint8)
@@ -99,10 +107,19 @@ def draw(photo: Photo, uncovered: int) -> np.ndarray:
 
 
 def load(argument: str, *, seed: int) -> Dataset:
-  """Splits 'train' and 'validation', and 'test' where there is one.
+  """Loads the splits 'train' and 'validation', and 'test' if there is one.
 
-  Raises: UsageError listing all problems, one a line: a missing image, an image of another size than the file says, an
-    object of an unknown class or image, no object with a mask, a class that training lacks, a split without images.
+  Args:
+    argument: path of the folder.
+    seed: of the split, if images are held back.
+
+  Returns:
+    The data set.
+
+  Raises:
+    UsageError: it lists all problems, one per line: a missing image, an image of another size than its json file
+      states, an object of an unknown class or image, no object with a mask, a class that training lacks, a split
+      without images.
   """
   root = _root(argument)
   _hotcoco()
@@ -137,22 +154,22 @@ def _hotcoco() -> Any:
   try:
     from hotcoco import mask
   except ImportError as error:
-    raise UsageError('data set \'coco_masks\' needs hotcoco; next: pip install "tlx[coco]"') from error
+    raise UsageError('data set \'coco_masks\' needs hotcoco; run: pip install "tlx[coco]"') from error
   return mask
 
 
 def _root(argument: str) -> pathlib.Path:
   if not argument:
-    raise UsageError("data set 'coco_masks' needs a path; next: --data coco_masks:PATH")
+    raise UsageError("data set 'coco_masks' needs a path; write --data coco_masks:PATH")
   root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
   if not root.is_dir():
     kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
-    raise UsageError(f'{argument} {kind}; next: name the folder that holds the json files and the images')
+    raise UsageError(f'{argument} {kind}; choose the folder that holds the json files and the images')
   return root
 
 
 def _class_names(files: Files) -> tuple[tuple[str, ...], int]:
-  """The classes by name, since ids differ between files; and the class index of what no object covers."""
+  """The classes by name, because ids differ between files, and the class index of pixels without an object."""
   items = [item for found in files.values() for item in found]
   stuff = any('stuff' in path.stem for path, _ in items)
   names = list(dict.fromkeys(str(category['name']) for _, content in items for category in content['categories']))
@@ -165,7 +182,7 @@ def _class_names(files: Files) -> tuple[tuple[str, ...], int]:
 def _photos(
   root: pathlib.Path, files: Files, class_names: Sequence[str]
 ) -> tuple[dict[str, list[Photo]], list[tuple[str, str]]]:
-  """The images of each split with the objects of all its files; and which objects are left out."""
+  """The images of each split with the objects of all its files, and the objects that are left out."""
   photos, problems, rejected = {}, [], []
   for split, items in files.items():
     found = {}
@@ -193,7 +210,7 @@ def _photos(
 def _things(
   content: Content, class_names: Sequence[str], places: Mapping[Any, pathlib.Path | None]
 ) -> tuple[list[tuple[pathlib.Path, Thing]], Counter]:
-  """(image, object) in the order of the file, and the number of objects that cannot be taken, by the reason."""
+  """(image, object) in the order of the file, and the number of objects that are left out, by reason."""
   index = {category['id']: class_names.index(str(category['name'])) for category in content['categories']}
   things, wrong = [], Counter()
   for annotation in content['annotations']:

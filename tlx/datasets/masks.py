@@ -1,18 +1,18 @@
-"""Your own images with a mask each: masks:PATH, in one of these layouts.
+"""The user's own images with one mask each: masks:PATH, in one of these layouts.
 
-- PATH/SPLIT/images/* with PATH/SPLIT/masks/*
-- PATH/images/SPLIT/* with PATH/masks/SPLIT/*
-- PATH/images/* with PATH/masks/*, of which 20 % are held back for validation
-- PATH/SPLIT/*, NAME.jpg with NAME.png or NAME_mask.png side by side; also directly in PATH
+- PATH/SPLIT/images/* and PATH/SPLIT/masks/*
+- PATH/images/SPLIT/* and PATH/masks/SPLIT/*
+- PATH/images/* and PATH/masks/*; 20 % are held back for validation
+- PATH/SPLIT/* with NAME.jpg next to NAME.png or NAME_mask.png; also directly in PATH
 - Pascal VOC: JPEGImages, SegmentationClass and ImageSets/Segmentation/*.txt
 
 SPLIT is train, validation (val, valid, dev) or test. The folder of masks may also be called annotations or labels.
-Where there is no validation, 'test' is used for it, and where there is neither, 20 % of the training images are held
-back, seeded, such that every class stays in training.
+Without validation images, 'test' is used for validation. Without both, 20 % of the training images are held back,
+seeded, so that every class stays in training.
 
-PATH/classes.json names the classes (`tlx.data.mask_classes.of_file` has its forms); without it every value is a class
-but 255, which is ignored. Images or masks that cannot be decoded and images without a labelled pixel are left out and
-listed in `info.rejected`.
+PATH/classes.json names the classes (`tlx.data.mask_classes.of_file` describes its forms). Without it every value is a
+class, except 255, which is ignored. Images or masks that cannot be decoded, and images without a labelled pixel, are
+left out and listed in `info.rejected`.
 """
 
 import concurrent.futures
@@ -31,8 +31,8 @@ from tlx.data.masks import IGNORE
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
-SHARE = 0.2  # held back for validation
-FULL_CHECK = 20_000  # images; above this many only headers are looked at, and pixels are counted in a part of the masks
+SHARE = 0.2  # share of the images that is held back for validation
+FULL_CHECK = 20_000  # images; with more, only headers are checked, and pixels are counted in a part of the masks
 VOC = (
   'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
   'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor',
@@ -42,7 +42,7 @@ Splits = Mapping[str, Sequence[Pair]]
 
 
 class MaskSource(DataSource):
-  """Encoded images and masks, read when asked for."""
+  """One split of encoded images and masks. It reads a file when an example is needed."""
 
   def __init__(self, root: pathlib.Path, pairs: Sequence[Pair], sizes: Sequence[tuple[int, int]], legend: Legend):
     self.root, self.pairs, self.sizes, self.legend = root, list(pairs), list(sizes), legend
@@ -55,7 +55,7 @@ class MaskSource(DataSource):
     return Example(image.read_bytes(), self.annotation(index), image.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> np.ndarray:
-    """uint8 [h, w]: class indices, IGNORE where a pixel has none. Raises TlxError where the mask cannot be read."""
+    """The mask uint8 [h, w]: class indices, or IGNORE for pixels without one. Raises TlxError if it is unreadable."""
     path = self.pairs[index].mask
     try:
       return self.legend.decode(path.read_bytes())
@@ -72,18 +72,26 @@ class MaskSource(DataSource):
 
 
 class Facts(NamedTuple):
-  """What is known of a pair after the check."""
+  """What the check found about a pair."""
 
-  reason: str  # why the image cannot be used; '' when it can
-  size: tuple[int, int]  # of the image, upright
+  reason: str  # why the image cannot be used; '' if it can
+  size: tuple[int, int]  # height and width of the upright image, pixels
   mask: masks.Found
 
 
 def load(argument: str, *, seed: int) -> Dataset:
-  """Splits 'train' and 'validation', and 'test' where there is one.
+  """Loads the splits 'train' and 'validation', and 'test' if there is one.
 
-  Raises: UsageError listing all problems, one a line: an image without a mask or the other way round, a mask of another
-    size than its image, values or colours that no class has, a class that training lacks, a split without images.
+  Args:
+    argument: path of the folder.
+    seed: of the split, if images are held back.
+
+  Returns:
+    The data set.
+
+  Raises:
+    UsageError: it lists all problems, one per line: an image without a mask, a mask without an image, a mask of another
+      size than its image, values or colours that are not a class, a class that training lacks, a split without images.
   """
   root = _root(argument)
   found = mask_folders.find(root)
@@ -112,7 +120,7 @@ def load(argument: str, *, seed: int) -> Dataset:
 
 
 def _survey(root: pathlib.Path, found: mask_folders.Found) -> tuple[Legend, dict[Pair, Facts]]:
-  """What the masks mean and hold. Raises UsageError with all that is wrong with the files."""
+  """What the masks mean and contain. Raises UsageError with all problems of the files."""
   file = root / mask_classes.FILE
   legend, problems = mask_classes.of_file(file) if file.is_file() else None, list(found.problems)
   pairs = [pair for pairs in found.pairs.values() for pair in pairs]
@@ -132,11 +140,11 @@ def _survey(root: pathlib.Path, found: mask_folders.Found) -> tuple[Legend, dict
 
 def _root(argument: str) -> pathlib.Path:
   if not argument:
-    raise UsageError("data set 'masks' needs a path; next: --data masks:PATH")
+    raise UsageError("data set 'masks' needs a path; write --data masks:PATH")
   root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
   if not root.is_dir():
     kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
-    raise UsageError(f'{argument} {kind}; next: name the folder that holds the images and the masks')
+    raise UsageError(f'{argument} {kind}; choose the folder that holds the images and the masks')
   return root
 
 
@@ -171,7 +179,7 @@ def _empty(found: Facts, legend: Legend) -> str:
 
 
 def _counts(found: Sequence[masks.Found], legend: Legend) -> np.ndarray:
-  """int64 [n, k]: the pixels of each class."""
+  """int64 [n, k]: pixels of each class in each mask."""
   counts = np.zeros((len(found), IGNORE + 1), np.int64)
   for row, mask in zip(counts, found):
     for value, count in mask.pixels.items():

@@ -1,13 +1,15 @@
-"""Your own images with any number of tags each: tags:PATH.
+"""The user's own images with any number of tags each: tags:PATH.
 
-PATH holds images, in folders as you like, and tags.csv or tags.json:
+PATH holds images, in folders of any structure, and tags.csv or tags.json:
 
-- tags.csv, first line `file,tags`, then `cats/1.jpg,cat;indoors` with the tags of an image separated by semicolons; or
-  first line `file,cat,dog,indoors`, then `cats/1.jpg,1,0,1`. A column `split` may say train, validation or test.
-- tags.json, {"cats/1.jpg": ["cat", "indoors"], ...} or [{"file": ..., "tags": [...], "split": ...}, ...].
+- tags.csv with the first line `file,tags` and lines such as `cats/1.jpg,cat;indoors`: semicolons separate the tags of
+  an image. Or with the first line `file,cat,dog,indoors` and lines such as `cats/1.jpg,1,0,1`. A column `split` may
+  hold train, validation or test.
+- tags.json: {"cats/1.jpg": ["cat", "indoors"], ...} or [{"file": ..., "tags": [...], "split": ...}, ...].
 
-Without a split 20 % of the images are held back for validation, seeded, such that every tag stays in training. Images
-that cannot be decoded, images without an entry and entries without an image are left out and listed in `info.rejected`.
+Without splits, 20 % of the images are held back for validation, seeded, so that every tag stays in training. Images
+that cannot be decoded, images without an entry, and entries without an image are left out and listed in
+`info.rejected`.
 """
 
 import csv
@@ -28,7 +30,7 @@ from tlx.types import Dataset, DatasetInfo, DataSource, Example, UsageError
 
 FILES = ('tags.csv', 'tags.json')
 SPLITS = {'train': 'train', 'validation': 'validation', 'val': 'validation', 'valid': 'validation', 'test': 'test'}
-SHARE = 0.2  # held back for validation
+SHARE = 0.2  # share of the images that is held back for validation
 
 
 class Entry(NamedTuple):
@@ -40,7 +42,7 @@ class Entry(NamedTuple):
 
 
 class TagSource(DataSource):
-  """Encoded files and the ids of their tags, read when asked for."""
+  """One split of encoded files, and the ids of their tags. It reads a file when an example is needed."""
 
   def __init__(self, root: pathlib.Path, paths: Sequence[pathlib.Path], tags: Sequence[Sequence[int]]):
     self.root, self.paths, self.tags = root, list(paths), [list(ids) for ids in tags]
@@ -61,10 +63,18 @@ class TagSource(DataSource):
 
 
 def load(argument: str, *, seed: int) -> Dataset:
-  """Splits 'train' and 'validation', and 'test' where the table has one; tags are sorted.
+  """Loads the splits 'train' and 'validation', and 'test' if the table has it. The tags are sorted.
 
-  Raises: UsageError listing all problems, one a line: no such folder, no table or one that cannot be read, an unknown
-    split, a tag that training lacks, a split without images.
+  Args:
+    argument: path of the folder.
+    seed: of the split, if images are held back.
+
+  Returns:
+    The data set.
+
+  Raises:
+    UsageError: it lists all problems, one per line: no such folder, no table, a table that cannot be read, an unknown
+      split, a tag that training lacks, a split without images.
   """
   root = _root(argument)
   entries = _entries(root)
@@ -72,7 +82,7 @@ def load(argument: str, *, seed: int) -> Dataset:
   usable = [e for e in entries if e.file in findings and not findings[e.file].reason]
   names = tuple(sorted({tag for e in usable for tag in e.tags}))
   if not names:
-    raise UsageError(f'{root}: no image has a tag; next: fill in {" or ".join(FILES)}')
+    raise UsageError(f'{root}: no image has a tag; fill in {" or ".join(FILES)}')
   place = {name: i for i, name in enumerate(names)}
   hot = np.zeros((len(usable), len(names)), np.int64)
   for row, e in zip(hot, usable):
@@ -98,24 +108,24 @@ def load(argument: str, *, seed: int) -> Dataset:
 
 def _root(argument: str) -> pathlib.Path:
   if not argument:
-    raise UsageError("data set 'tags' needs a path; next: --data tags:PATH")
+    raise UsageError("data set 'tags' needs a path; write --data tags:PATH")
   root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
   if not root.is_dir():
     kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
-    raise UsageError(f'{argument} {kind}; next: name the folder that holds the images and {" or ".join(FILES)}')
+    raise UsageError(f'{argument} {kind}; choose the folder that holds the images and {" or ".join(FILES)}')
   return root
 
 
 def _entries(root: pathlib.Path) -> list[Entry]:
-  """The table's lines; raises UsageError with all that is wrong with them."""
+  """The lines of the table. Raises UsageError with all problems of the table."""
   there = [root / name for name in FILES if (root / name).is_file()]
   if len(there) != 1:
-    raise UsageError(f'{root} has {len(there)} of {" and ".join(FILES)}; next: give one of them')
+    raise UsageError(f'{root} has {len(there)} of {" and ".join(FILES)}; provide one of them')
   content, read = there[0].read_bytes(), _of_csv if there[0].suffix == '.csv' else _of_json
   try:
     entries = read(content.decode('utf-8-sig'))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UsageError(f'{there[0]} cannot be read: {error}; next: see the forms in `tlx/datasets/tags.py`') from None
+    raise UsageError(f'{there[0]} cannot be read: {error}; see the forms in `tlx/datasets/tags.py`') from None
   problems = [f'{there[0]}: {file} stands in it twice' for file in _twice([e.file for e in entries])]
   known = lambda e: e.split is None or e.split.lower() in SPLITS
   problems += [
@@ -147,7 +157,7 @@ def _of_json(text: str) -> list[Entry]:
 
 
 def _parts(entries: Sequence[Entry], hot: np.ndarray, seed: int) -> tuple[dict[str, np.ndarray], str]:
-  """{split: rows}, and what to say of how it came about."""
+  """{split: rows}, and a sentence about the origin of the splits."""
   named = {split: np.flatnonzero([e.split == split for e in entries]) for split in ('train', 'validation', 'test')}
   if not any(e.split for e in entries):
     kept, held = dense_split.holdout(hot, share=SHARE, seed=seed)
@@ -169,7 +179,7 @@ def _problems(
 
 
 def _left_out(root: pathlib.Path, entries: Sequence[Entry], findings: Mapping) -> tuple[tuple[str, str], ...]:
-  """(file, why) of every entry that cannot be used and of every image that has no entry."""
+  """(file, reason) of every entry that cannot be used and of every image without an entry."""
   gone = [(e.file, findings[e.file].reason if e.file in findings else 'no such file') for e in entries]
   images = [p.relative_to(root).as_posix() for p in sorted(root.rglob('*')) if p.suffix.lower() in decode.extensions()]
   known = {e.file for e in entries}

@@ -13,7 +13,7 @@ from tlx.nn.model import TransferModel
 from tlx.types import Pretrained, UsageError, Variables
 
 PIXELS, LOGITS = 'pixels', 'logits'
-PICTURE_CLASSES = ('classification', 'multilabel')  # tasks whose outputs are [b, k]
+PICTURE_CLASSES = ('classification', 'multilabel')  # tasks with outputs [b, k]
 Seen = Mapping[str, jax.Array]  # 'pixels', then every layer's output by name, in order, 'pooled' and 'logits'
 Look = Callable[[Variables, jax.Array], Seen]
 
@@ -44,7 +44,7 @@ def look(model: Pretrained) -> Look:
 
 
 def shapes(model: Pretrained) -> Mapping[str, jax.ShapeDtypeStruct]:
-  """Of what the model sees in one picture of its own size, without computing it."""
+  """Shapes of all outputs for one image of the model's input size, without computing them."""
   pixels = jax.ShapeDtypeStruct((1, *model.preprocess.shape, 3), np.float32)
   return jax.eval_shape(look(model), model.variables, pixels)
 
@@ -82,13 +82,13 @@ def check_layer(module: TransferModel, name: str) -> str:
 
 
 def check_head(model: Pretrained) -> None:
-  """Raises UsageError for a model without classes."""
+  """Raises UsageError if the model has no classes, or is not a classifier of whole images."""
   if not getattr(model.module.head, 'num_classes', 1):
-    raise UsageError('the model has no head, and so no class to explain; choose one with classes, or a run')
+    raise UsageError('the model has no head, so it has no class to explain; choose a model with classes, or a run')
   if model.source.task.split('(')[0] not in PICTURE_CLASSES:
     raise UsageError(
-      f'the model answers {model.source.task}, and not one class a picture: explain features and exciting show what '
-      'its layers see'
+      f'the model is made for {model.source.task} and has no class per image; use explain features or explain '
+        'exciting, which show its layers'
     )
 
 

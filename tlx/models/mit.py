@@ -1,12 +1,12 @@
 """Mix Transformer, the backbone of SegFormer (Xie et al. 2021, https://arxiv.org/abs/2105.15203).
 
-No layer knows a position: the zeros around the depthwise convolutions tell a place from another, so that images of any
-size and shape will do. Every layer returns a map [b, h, w, c]. A stage begins with an overlapping patch embedding,
-which belongs to its first block; the last block of a stage ends with the stage's norm, so that the last level of each
-stride is the map that dense heads read.
+There are no position embeddings: the zero padding of the depthwise convolutions marks positions, so images of any size
+and shape work. Every layer returns a map [b, h, w, c]. The first block of a stage begins with an overlapping patch
+embedding; the last block ends with the stage's norm. The last level of each stride is thus the map that dense heads
+read.
 
-timm has no such models. A folder that came from nowhere else is written under the authors' names, which
-segmentation_models_pytorch has too. transformers gives every norm an epsilon of 1e-5, whatever its config.json says;
+timm has no such models. A folder without a source layout is written under the authors' names, which
+segmentation_models_pytorch also uses. transformers gives every norm an epsilon of 1e-5, whatever its config.json says;
 the other two give 1e-6 to the norms of blocks and stages, with the same weights.
 """
 
@@ -29,8 +29,8 @@ from tlx.types import Checkpoint, Figures, Preprocess
 from tlx.weights import rules, segformer
 
 PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))  # kernel and stride of each stage's patch embedding
-EXPANSION = 4  # hidden channels of the perceptrons, per channel
-EPSILON = 1e-5  # of the norms behind convolutions
+EXPANSION = 4  # hidden channels of the MLPs, over the stage's channels
+EPSILON = 1e-5  # of the norms after convolutions
 dense = partial(Dense, kernel_init=table_init)
 conv = partial(Conv, use_bias=True)
 depthwise_init = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
@@ -40,10 +40,10 @@ depthwise_init = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 class MiTConfig(Staged):
   """Shape of one variant."""
 
-  depths: tuple[int, ...]  # blocks a stage
-  widths: tuple[int, ...]  # channels a stage
-  heads: tuple[int, ...] = (1, 2, 5, 8)  # attention heads a stage
-  reductions: tuple[int, ...] = (8, 4, 2, 1)  # sides of a stage's map to those of its keys and values
+  depths: tuple[int, ...]  # blocks of each stage
+  widths: tuple[int, ...]  # channels of each stage
+  heads: tuple[int, ...] = (1, 2, 5, 8)  # attention heads of each stage
+  reductions: tuple[int, ...] = (8, 4, 2, 1)  # factor by which keys and values shrink along each axis, for each stage
   epsilon: float = 1e-5  # of the norms of blocks and stages
 
   @property
@@ -69,11 +69,11 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention and perceptron, each behind a norm and beside a shortcut; the first of a later stage halves the map."""
+  """Attention and MLP, each after a norm and with a residual connection. A later stage's first block halves the map."""
 
   config: MiTConfig
   stage: int
-  place: int  # in the stage
+  place: int  # position in the stage
   drop_path: float
 
   @nn.compact
@@ -88,7 +88,7 @@ class Block(nn.Module):
 
 
 class ReducedAttention(nn.Module):
-  """Self-attention whose keys and values are of a smaller map (Sec. 3.1): [b, h, w, c] -> the same shape."""
+  """Self-attention with keys and values from a smaller map (Sec. 3.1): [b, h, w, c] -> same."""
 
   heads: int
   reduction: int
@@ -106,7 +106,7 @@ class ReducedAttention(nn.Module):
 
 
 class MixMlp(nn.Module):
-  """A perceptron at each place with a 3x3 depthwise convolution inside (Sec. 3.1): [b, h, w, c] -> the same shape."""
+  """An MLP with a 3x3 depthwise convolution between its layers (Sec. 3.1): [b, h, w, c] -> same."""
 
   hidden: int
 
@@ -118,10 +118,10 @@ class MixMlp(nn.Module):
 
 
 class Names(NamedTuple):
-  """How a library names the tensors; {s} is a stage from 0, {n} from 1, {b} a block in it."""
+  """A library's names of the tensors. {s} is a stage from 0, {n} a stage from 1, {b} a block in it."""
 
   embedding: str  # a patch embedding
-  embedding_norm: str  # in it
+  embedding_norm: str  # inside the patch embedding
   block: str
   norms: tuple[str, str]  # of a block
   query: str
@@ -146,7 +146,7 @@ TRANSFORMERS_NAMES = Names(
 
 
 def _layout(config: MiTConfig, names: Names, prefix: str = '') -> Iterator[rules.Rule]:
-  """The table shared by all layouts; prefix: ahead of everything but the classifier."""
+  """The table that all layouts share. `prefix` precedes every name but the classifier's."""
   for s, b in config.blocks():
     layer, at = f'backbone/stage{s}_block{b}', {'s': s, 'n': s + 1, 'b': b}
     if b == 0:
@@ -160,7 +160,7 @@ def _layout(config: MiTConfig, names: Names, prefix: str = '') -> Iterator[rules
 
 
 def _block(config: MiTConfig, stage: int, layer: str, names: Names, prefix: str) -> Iterator[rules.Rule]:
-  """One block without what is ahead of it and behind it."""
+  """One block, without the patch embedding before it and the norm after it."""
   for i, norm in enumerate(names.norms, 1):
     yield from rules.affine(prefix + norm, f'{layer}/norm{i}')
   yield from rules.dense(prefix + names.query, f'{layer}/attention/query')
@@ -187,7 +187,7 @@ def transformers(config: MiTConfig, prefix: str = 'segformer.') -> Iterator[rule
 
 
 def of_transformers(config: Mapping[str, Any]) -> MiTConfig:
-  """Our config from a complete one of transformers. Raises UsageError naming every setting that tlx lacks."""
+  """Makes our config from a complete config of transformers. Raises UsageError with all settings that tlx lacks."""
   return MiTConfig(**segformer.backbone(config))
 
 
@@ -209,7 +209,7 @@ CHECKPOINTS = {
     f'hf-hub:nvidia/{name.replace("_", "-")}',
     'transformers',
     Preprocess(512, 1.0, 'bilinear', mode='squash'),
-    license='other',  # the hub's word; NVIDIA's source code licence allows research and evaluation, no commercial use
+    license='other',  # as the hub says; NVIDIA's source code licence allows research and evaluation only
     source='https://arxiv.org/abs/2105.15203',
   )
   for name in VARIANTS

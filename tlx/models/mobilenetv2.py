@@ -35,7 +35,7 @@ class MobileNetV2Config(ir.Network):
   deepen: float = 1.0
   fixed: bool = False  # stem and final convolution are not scaled
   stages: tuple[tuple[int, int, int, int], ...] = STAGES
-  final: int = 1280  # channels of the last convolution; 0 leaves it out, for heads that read maps (DeepLab)
+  final: int = 1280  # channels of the last convolution; 0 = none, for heads that read maps (DeepLab)
 
   def plan(self) -> ir.Plan:
     scaled = lambda channels: ir.round_channels(channels * self.widen)
@@ -82,15 +82,15 @@ def transformers(config: MobileNetV2Config, prefix: str = 'mobilenet_v2.') -> It
 
 
 def of_tflite(config: MobileNetV2Config) -> Iterator[rules.Rule]:
-  """Names of TensorFlow Lite files: MobilenetV2/Conv, MobilenetV2/expanded_conv_1/expand, MobilenetV2/Conv_1, Logits.
+  """Names in TensorFlow Lite files: MobilenetV2/Conv, MobilenetV2/expanded_conv_1/expand, MobilenetV2/Conv_1, Logits.
 
-  The converter puts what it merged into a name: of the projections whose sum comes next, the last one's.
+  The converter joins the names of merged constants: of several projections with one sum, it adds the last one's name.
   """
   top, unit = 'MobilenetV2', partial(tflite.unit, epsilon=config.epsilon)
   yield from unit(f'{top}/Conv', 'backbone/stem')
   plan = config.plan()
   blocks = [(s, f'{top}/expanded_conv{f"_{i}" if i else ""}') for i, (s, _, _) in enumerate(plan.blocks())]
-  ends = dict(blocks)  # of the stages
+  ends = dict(blocks)  # the last block of each stage
   for (s, b, block), (_, at) in zip(plan.blocks(), blocks):
     for part in block.units:
       target, transform = f'backbone/stage{s}_block{b}/{part}', tflite.DEPTHWISE if part == 'depthwise' else tflite.CONV
@@ -100,7 +100,7 @@ def of_tflite(config: MobileNetV2Config) -> Iterator[rules.Rule]:
   if plan.final:
     yield from unit(f'{top}/Conv_1', 'backbone/final_conv')
   yield from tflite.logits(f'{top}/Logits/Conv2d_1c_1x1', 'head/logits', tflite.DENSE)
-  yield rules.Rule(f'{top}/Logits/Squeeze', None)  # the shape of its logits
+  yield rules.Rule(f'{top}/Logits/Squeeze', None)  # a shape, not a weight
 
 
 def from_transformers(config: Mapping[str, Any]) -> MobileNetV2Config:

@@ -46,7 +46,7 @@ class MobileNetV3Config(ir.Network):
 
   rows: tuple[tuple[tuple, ...], ...]
   last: int  # channels of the last convolution before scaling
-  hidden: int  # features of the layer after pooling, not scaled; 0 leaves it out, for heads that read maps
+  hidden: int  # features of the layer after pooling, not scaled; 0 = none, for heads that read maps
   widen: float = 1.0
   minimal: bool = False
 

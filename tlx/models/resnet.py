@@ -36,8 +36,8 @@ class ResNetConfig(Staged):
   stem: tuple[int, ...] = ()  # channels of the 3x3 convolutions before the stem's last; () = one 7x7
   averaging: bool = False  # shortcuts of blocks with a stride use an average pool
   gate: str = ''  # 'se' or 'eca', at the end of each block
-  output_stride: int = 32  # 8 or 16: the last stages dilate instead of striding
-  dilate_early: bool = False  # from their first block on (segmentation-models-pytorch)
+  output_stride: int = 32  # with 8 or 16 the last stages dilate instead of striding
+  dilate_early: bool = False  # they dilate from their first block on (segmentation-models-pytorch)
 
   def __post_init__(self):
     dilation.check_output_stride(self.output_stride)
@@ -88,7 +88,7 @@ class Block(nn.Module):
   stage: int
   stride: int
   drop_path: float
-  dilations: tuple[int, int]  # of its first 3x3 convolution and of its second
+  dilations: tuple[int, int]  # of the first and the second 3x3 convolution
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -113,7 +113,7 @@ class Block(nn.Module):
   def shortcut(self, x: jax.Array, features: int, train: bool) -> jax.Array:
     """A 1x1 convolution with a stride, or after a 2x2 average pool that averages an odd last row or column alone.
 
-    If the stage dilates instead, the average has stride 1, and zeros after the last row and column count (timm).
+    If the stage dilates instead, the average pool has stride 1 and counts zeros after the last row and column (timm).
     """
     stride = self.stride
     if self.config.averaging and stride > 1:

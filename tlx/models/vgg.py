@@ -30,7 +30,7 @@ class VGGConfig(Config):
   depths: tuple[int, ...]  # 3x3 convolutions of each stage
   norm: bool
   widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels of each stage
-  hidden: int = 4096  # units of the classifier's hidden layers; 0 = the last max pool is the last layer
+  hidden: int = 4096  # channels of the classifier's hidden layers; 0 = the last max pool is the last layer
 
   @property
   def width(self) -> int:

@@ -12,7 +12,7 @@ from tlx.nn.norm import BatchNorm
 class ConvNorm(nn.Module):
   """Convolution, then batch norm, then the activation unless it is None: [b, h, w, c] -> [b, h', w', features].
 
-  Without `norm` the convolution has a bias instead.
+  Without `norm` the convolution has a bias instead of the batch norm.
   """
 
   features: int

@@ -79,9 +79,9 @@ class Plan(NamedTuple):
     return [s for s, stage in enumerate(self.stages) if fits(stage[0], inputs[s])]
 
   def spread(self, output_stride: int, early: bool) -> 'Plan':
-    """The same with stages that dilate where they would go beyond the output stride; see `dilation.spread`.
+    """The plan with stages that dilate instead of exceeding the output stride; see `dilation.spread`.
 
-    Where `early`, such a stage also begins without a shortcut, as it would if it strode.
+    With `early`, such a stage also begins without a residual connection, as it would with its stride.
     """
     found = dilation.spread([stage[0].stride for stage in self.stages], output_stride, stem=2, early=early)
 
@@ -102,8 +102,8 @@ class Network(Config):
   padding: str = 'torch'  # 'same' for weights from TensorFlow
   epsilon: float = 1e-5  # batch norm's
   momentum: float = 0.9  # of the batch norm's running statistics
-  output_stride: int = 32  # 8 or 16: the last stages dilate instead of striding
-  dilate_early: bool = False  # from their first block on (torchvision's MobileNetV3)
+  output_stride: int = 32  # with 8 or 16 the last stages dilate instead of striding
+  dilate_early: bool = False  # they dilate from their first block on (torchvision's MobileNetV3)
 
   def __post_init__(self):
     dilation.check_output_stride(self.output_stride)

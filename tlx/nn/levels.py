@@ -48,8 +48,9 @@ def levels(backbone: Backbone) -> tuple[Level, ...]:
 def pyramid(found: tuple[Level, ...]) -> tuple[Level, ...]:
   """Picks the last level at each stride, from fine to coarse. A feature pyramid reads these.
 
-  >>> pyramid((Level('stem', 2, 16), Level('block0', 4, 24), Level('block1', 4, 32)))
-  (Level(layer='stem', stride=2, channels=16, prefix=0), Level(layer='block1', stride=4, channels=32, prefix=0))
+  >>> found = pyramid((Level('stem', 2, 16), Level('block0', 4, 24), Level('block1', 4, 32)))
+  >>> [level.layer for level in found]
+  ['stem', 'block1']
   """
   return tuple({level.stride: level for level in found}[stride] for stride in sorted({x.stride for x in found}))
 
@@ -57,15 +58,21 @@ def pyramid(found: tuple[Level, ...]) -> tuple[Level, ...]:
 def choose(
   found: tuple[Level, ...], layers: tuple[str, ...] = (), *, head: str, least: int = 2, finest: int = 1
 ) -> tuple[Level, ...]:
-  """The levels that a head reads, from fine to coarse: the pyramid, or those that `layers` names.
+  """Chooses the levels that a head reads, from fine to coarse: the pyramid, or those that `layers` names.
 
   Args:
     found: all levels of the backbone.
-    layers: names of layers, taps ('stem/conv') or stages ('stage1' is the last layer of that stage), fine to coarse.
-    head: what error messages call the head.
-    least: the number of levels that the head needs.
-    finest: the smallest stride to take from the pyramid, where enough levels are left.
-  Raises: UsageError for an unknown name, strides that do not grow, or too few levels.
+    layers: names of layers, taps ('stem/conv') or stages ('stage1' is the last layer of that stage), from fine to
+      coarse.
+    head: the head's name in error messages.
+    least: number of levels that the head needs.
+    finest: minimum stride of the levels from the pyramid, if enough levels remain.
+
+  Returns:
+    The levels.
+
+  Raises:
+    UsageError: for an unknown name, strides that do not grow, or too few levels.
   """
   named = [(name, _last(found, name)) for name in layers]
   if unknown := [name for name, level in named if level is None]:
@@ -83,19 +90,19 @@ def choose(
 
 
 def _coarse(chosen: tuple[Level, ...], finest: int, least: int) -> tuple[Level, ...]:
-  """The levels of stride `finest` and more; all where these are fewer than `least`."""
+  """The levels of stride `finest` and more; all levels if these are fewer than `least`."""
   coarse = tuple(level for level in chosen if level.stride >= finest)
   return coarse if len(coarse) >= least else chosen
 
 
 def _last(found: tuple[Level, ...], name: str) -> Level | None:
-  """The level of that name, or the last one of the stage of that name."""
+  """The level of that name, or the last level of the stage of that name; None if there is none."""
   of_stage = lambda layer: '/' not in layer and layer.rpartition('_')[0] == name
   return next((level for level in reversed(found) if level.layer == name or of_stage(level.layer)), None)
 
 
 def _listed(found: tuple[Level, ...]) -> str:
-  """What a backbone has, in words."""
+  """A list of a backbone's levels, in words."""
   layers = ', '.join(f'{level.layer} (stride {level.stride})' for level in pyramid(found))
   return f'the backbone has {layers or "no layer that returns a map"}'
 
@@ -119,7 +126,7 @@ def as_map(values: jax.Array, prefix: int = 0) -> jax.Array:
 
 
 def read(features: Mapping[str, jax.Array], level: Level) -> jax.Array:
-  """The level's map [b, h, w, channels] among a backbone's features."""
+  """The map [b, h, w, channels] of a level, from a backbone's features."""
   return as_map(features[level.layer], level.prefix)
 
 

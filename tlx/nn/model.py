@@ -44,7 +44,7 @@ class Config(Protocol):
   size: int | None = None  # height and width in pixels of the only input that the position tables fit; None: any size
   smallest: int = 32  # minimum height and width of an input in pixels
   prefix: int = 0  # number of tokens before those of the image, such as the class token
-  output_stride: int | None = None  # pixels per place of the last map; None: the family does not let one choose
+  output_stride: int | None = None  # stride of the last map in pixels; None: the family has a fixed one
   aux_classes: int | None = None  # outputs of a second head inside the backbone; None: there is no second head
   spatial_head: bool = False  # see `Head`
 
@@ -186,7 +186,7 @@ class TransferModel(nn.Module):
     return {**features, POOLED: self.backbone.pool(features[self.backbone.names[-1]])}
 
   def reads(self) -> tuple[str, ...]:
-    """Names of the features that the head reads: its `needs`, or else what it asks for when it is called on shapes."""
+    """Names of the features that the head reads: its `needs`, or else those that it requests in an abstract call."""
     return getattr(self.head, 'needs', None) or _reads(self)
 
 
@@ -196,7 +196,7 @@ def _reads(model: TransferModel) -> tuple[str, ...]:
   noted: dict[str, None] = {}
 
   class Noting(dict):
-    """Features that note which of them are asked for."""
+    """Features that record which of them the head requests."""
 
     def __getitem__(self, name):
       noted[name] = None

@@ -51,16 +51,25 @@ POOLS = ('avg', 'max', 'flatten')
 
 
 def pooled(features: Mapping[str, jax.Array], levels: Sequence[Level], how: str) -> jax.Array:
-  """One vector an image [b, d]: 'avg' is what the backbone pools; 'max' and 'flatten' read its last map.
+  """Pools a backbone's features to one vector per image.
 
-  Raises UsageError for another word, and where the backbone gives no map to pool.
+  Args:
+    features: of the backbone.
+    levels: of the backbone.
+    how: 'avg' takes the backbone's own pooling; 'max' and 'flatten' read the last map.
+
+  Returns:
+    [b, d].
+
+  Raises:
+    UsageError: for another word, and if the backbone returns no map to pool.
   """
   if how == 'avg':
     return features['pooled']
   if how not in POOLS:
     raise UsageError(f'no pool {how!r}{words.suggest(how, POOLS)}')
   if not levels:
-    raise UsageError(f'pool {how}: the backbone gives one vector an image and no map; only avg pools it')
+    raise UsageError(f'pool {how}: the backbone returns one vector per image, not a map; use avg')
   x = features[levels[-1].layer]
   return x.reshape(len(x), -1) if how == 'flatten' else x.max(axis=tuple(range(1, x.ndim - 1)))
 

@@ -1,6 +1,6 @@
-"""Resizing of maps [b, h, w, c] with PyTorch's arithmetic (`torch.nn.functional.interpolate`), in the input's dtype.
+"""Resizes maps [b, h, w, c] with the arithmetic of `torch.nn.functional.interpolate`, in the dtype of the input.
 
-Nothing here anti-aliases, whether a map grows or shrinks; `jax.image.resize` does where it shrinks.
+None of these functions antialiases; `jax.image.resize` antialiases by default when it shrinks a map.
 """
 
 from collections.abc import Callable
@@ -14,22 +14,23 @@ from tlx.types import UsageError
 
 
 def bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Bilinear interpolation between the centres of places: `mode='bilinear', align_corners=False`.
+  """Bilinear interpolation between the centres of pixels: `mode='bilinear', align_corners=False`.
 
   Args:
     x: float [b, h, w, c].
     size: height and width of the result.
+
   Returns:
-    [b, *size, c] in the dtype of x; the sums are float32 at least.
+    [b, *size, c] in the dtype of x; the arithmetic is float32, or float64 for float64 input.
   """
   shape = (x.shape[0], *size, x.shape[3])
   return jax.image.resize(widened(x), shape, 'linear', antialias=False).astype(x.dtype)
 
 
 def bilinear_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Bilinear interpolation that keeps the four corner places where they are: `align_corners=True`.
+  """Bilinear interpolation that maps corner pixels onto corner pixels: `align_corners=True`.
 
-  TensorFlow's DeepLab resizes so. Arguments and result are those of `bilinear`.
+  TensorFlow's DeepLab uses it. Arguments and result are those of `bilinear`.
   """
   if x.shape[1:3] == tuple(size):
     return x
@@ -40,7 +41,7 @@ def bilinear_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Each place of the result copies place floor(i * old / new): `mode='nearest'`, without half-pixel centres.
+  """Copies input pixel floor(i * old / new) to output pixel i: `mode='nearest'`, without half-pixel centres.
 
   Arguments and result are those of `bilinear`.
   """
@@ -48,20 +49,23 @@ def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     places = _nearest_places(x.shape[axis], new)
     times = new // x.shape[axis]
     if np.array_equal(places, np.repeat(np.arange(x.shape[axis]), times)):
-      x = jnp.repeat(x, times, axis) if times != 1 else x  # its gradient is a sum, that of `take` a slow scatter
+      x = jnp.repeat(x, times, axis) if times != 1 else x  # repeat's gradient is a sum, take's is a slow scatter
     else:
       x = jnp.take(x, places, axis)
   return x
 
 
 def _corner_weights(old: int, new: int) -> np.ndarray:
-  """float64 [new, old]: how much each place of the result takes of each place of the input, along one axis."""
+  """Weights float64 [new, old] of the input pixels in each output pixel, along one axis."""
   positions = np.linspace(0, old - 1, new)
   return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(old)))
 
 
 def _nearest_places(old: int, new: int) -> np.ndarray:
-  """int [new]; PyTorch multiplies by a float32 ratio, which rounds some places down that exact fractions would not."""
+  """int [new]: the input pixel of each output pixel.
+
+  PyTorch multiplies by a float32 ratio, which rounds some pixels down where the exact fraction would not.
+  """
   ratio = np.float32(old) / np.float32(new)
   places = np.floor(np.arange(new, dtype=np.float32) * ratio).astype(np.int32)
   return np.minimum(places, old - 1)

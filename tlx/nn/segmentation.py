@@ -1,4 +1,4 @@
-"""What the heads of torchvision's segmentation models share: the FCN classifier, the choice of maps, and rows."""
+"""Parts that torchvision's segmentation heads share: the FCN classifier, the choice of maps, and rows of models."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,9 +16,9 @@ from tlx.weights import rules
 
 
 class FCN(nn.Module):
-  """A 3x3 convolution to a quarter of the channels, dropout, and logits at each place (https://arxiv.org/abs/1411.4038).
+  """A 3x3 convolution to a quarter of the channels, dropout, and logits.
 
-  [b, h, w, c] -> float32 [b, h, w, num_classes].
+  (Long et al. 2014, https://arxiv.org/abs/1411.4038.) [b, h, w, c] -> float32 [b, h, w, num_classes].
   """
 
   num_classes: int
@@ -31,20 +31,20 @@ class FCN(nn.Module):
 
 
 def logits(x: jax.Array, num_classes: int) -> jax.Array:
-  """Inside a compact module, its 1x1 convolution `logits` in float32: the name by which a fresh head is known."""
+  """Applies a 1x1 convolution named `logits` in float32, inside a compact module. The name marks a fresh head."""
   return Conv(num_classes, 1, use_bias=True, kernel_init=nn.initializers.lecun_normal(), name='logits')(widened(x))
 
 
 def sow_auxiliary(head: nn.Module, features: Mapping[str, jax.Array], train: bool) -> None:
-  """Where the head has `aux`: in training mode, the logits of a second FCN on an earlier map go into 'aux' as 'output'.
+  """In training mode, sows the logits of a second FCN on an earlier map into the collection 'aux' as 'output'.
 
-  The training step adds their loss. The map is that of the layer `head.aux_layer`, or where that is '' of the stage
-  before the last one. The parameters lie below the head's 'aux'.
+  It does nothing unless `head.aux`. The training step adds the loss. The FCN reads the layer `head.aux_layer`, or if
+  that is '' the stage before the last. Its parameters are in the head's 'aux'.
   """
   if not (head.aux and (train or head.is_initializing())):
     return
   x = read(features, named(head.levels, head.aux_layer) if head.aux_layer else earlier(head.levels))
-  output = FCN(head.num_classes, name='aux')(x if train else x[:0], train)  # no image shows the shapes, and is free
+  output = FCN(head.num_classes, name='aux')(x if train else x[:0], train)  # an empty batch costs nothing
   if not head.is_initializing():
     head.sow('aux', 'output', output)
 
@@ -56,26 +56,26 @@ def fcn(source: str, target: str) -> Iterator[rules.Rule]:
 
 
 def auxiliary(head: nn.Module) -> Iterator[rules.Rule]:
-  """torchvision's names of what `sow_auxiliary` makes."""
+  """torchvision's names of the FCN of `sow_auxiliary`."""
   if head.aux:
     yield from fcn('aux_classifier', 'head/aux')
 
 
 def unit(conv: str, norm: str, target: str) -> Iterator[rules.Rule]:
-  """One ConvNorm."""
+  """The rules of one ConvNorm."""
   yield from rules.conv(conv, f'{target}/conv')
   yield from rules.norm(norm, f'{target}/norm')
 
 
 def last(levels: tuple[Level, ...]) -> Level:
-  """The last level; raises UsageError where there is none."""
+  """The last level. Raises UsageError if there is none."""
   if not levels:
-    raise UsageError('the backbone returns no maps for a dense head to read; choose one whose layers keep places apart')
+    raise UsageError('the backbone returns no maps, which a dense head needs; choose another backbone')
   return levels[-1]
 
 
 def named(levels: tuple[Level, ...], layer: str) -> Level:
-  """The level of that layer; raises UsageError with those that there are."""
+  """The level of a layer. Raises UsageError, with the known layers, if there is none."""
   found = {level.layer: level for level in levels}
   if layer not in found:
     raise UsageError(f'the backbone returns no map {layer!r}; it has {", ".join(found) or "none"}')
@@ -83,14 +83,14 @@ def named(levels: tuple[Level, ...], layer: str) -> Level:
 
 
 def earlier(levels: tuple[Level, ...]) -> Level:
-  """The last level whose width is not the last one's: the stage before. In a network of one width, the last but one."""
+  """The last level with another width than the last one's: the stage before. With one width only, the last but one."""
   end = last(levels)
   other = [level for level in levels if level.channels != end.channels]
   return (other or levels[:-1] or levels)[-1]
 
 
 def at_stride(levels: tuple[Level, ...], stride: int) -> Level:
-  """The last level ahead of the last stage at that stride, else at the nearest finer one, else the finest there is."""
+  """The last level at that stride before the last stage; else at the nearest finer stride; else the finest."""
   end = last(levels)
   before = [level for level in levels if level.channels != end.channels] or list(levels[:-1]) or list(levels)
   strides = {level.stride for level in before}
@@ -102,8 +102,8 @@ VOC = (  # the classes of PASCAL VOC
   'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
   'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor',
 )  # fmt: skip
-MOBILE = ('tv_mobilenetv3_large_100', {'output_stride': 16, 'hidden': 0})  # torchvision's backbone: name, options
-MOBILE_FINE = 'stage2_block0'  # its first layer of stride 8, which torchvision takes where others take the last
+MOBILE = ('tv_mobilenetv3_large_100', {'output_stride': 16, 'hidden': 0})  # torchvision's backbone (name, options)
+MOBILE_FINE = 'stage2_block0'  # its first layer of stride 8, which torchvision reads; others read the last
 
 
 def layout(head: Callable[[Any], Iterator[rules.Rule]]) -> WholeLayout:
@@ -114,9 +114,9 @@ def layout(head: Callable[[Any], Iterator[rules.Rule]]) -> WholeLayout:
 def of_torchvision(
   file: str, backbone: str, backbone_options: Mapping[str, Any], options: Mapping[str, Any]
 ) -> WholeModel:
-  """A row of torchvision's weights for the 21 classes of PASCAL VOC, trained on the images of COCO that show them.
+  """A row of torchvision's weights for the 21 classes of PASCAL VOC, trained on the COCO images that show them.
 
-  torchvision resizes the shorter side to 520 pixels and keeps the aspect; tlx squashes the image to a square of 520.
+  torchvision resizes the shorter side to 520 pixels and keeps the aspect ratio; tlx squashes the image to 520 x 520.
   """
   checkpoint = Checkpoint(
     file.partition('-')[0].removesuffix('_coco'),

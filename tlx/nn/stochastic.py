@@ -37,7 +37,10 @@ class Dropout(nn.Module):
 
 
 class ChannelDropout(nn.Module):
-  """Zeroes whole channels of an example's map [b, h, w, c] (Tompson et al. 2014, https://arxiv.org/abs/1411.4280)."""
+  """Zeroes whole channels of a map [b, h, w, c] (Tompson et al. 2014, https://arxiv.org/abs/1411.4280).
+
+  It scales the other channels by 1 / (1 - rate).
+  """
 
   rate: float
 

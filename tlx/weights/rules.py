@@ -57,7 +57,7 @@ class Rule(NamedTuple):
     fit: resamples the value where the input's size or channels differ from the checkpoint's.
     share: length of this part relative to the leaf's other parts.
     value: makes the value of a dropped tensor that its library expects in a file, for a model that kept none.
-    absent: value of the whole leaf in files without this tensor, which is then written only for another value.
+    absent: value of the whole leaf if a file lacks this tensor. It is written only if the leaf has another value.
   """
 
   source: str
@@ -272,7 +272,7 @@ def blank(like: Variables, fresh: Sequence[str], rectified: bool = False) -> Var
 
   Args:
     like: variables of the model.
-    fresh: modules such as 'logits'.
+    fresh: names of modules such as 'logits'.
     rectified: whether the logits pass a ReLU. Zeros would then never learn, so the kernel is drawn from a normal
       distribution with standard deviation 0.01.
 

@@ -1,4 +1,4 @@
-"""What transformers' config.json says of a SegFormer's backbone, whatever head is on it."""
+"""Reads the backbone of a SegFormer from a config.json of transformers, whatever its head."""
 
 from tlx.weights import records
 
@@ -13,15 +13,18 @@ FIELDS = {'depths': 'depths', 'widths': 'hidden_sizes', 'heads': 'num_attention_
 
 
 def backbone(config: records.Record) -> dict[str, tuple[int, ...]]:
-  """The fields of a Mix Transformer's config.
+  """Reads the fields of a Mix Transformer's config.
 
-  transformers itself does not look at 'layer_norm_eps': its norms have an epsilon of 1e-5.
+  transformers ignores 'layer_norm_eps': its norms have an epsilon of 1e-5.
 
   Args:
     config: complete config.json.
 
+  Returns:
+    {field: value}.
+
   Raises:
-    UsageError: naming every setting that tlx lacks.
+    UsageError: it lists all settings that tlx lacks.
   """
   records.require(config, KNOWN)
   return {field: tuple(config[name]) for field, name in FIELDS.items()}

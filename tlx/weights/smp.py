@@ -1,7 +1,7 @@
-"""segmentation-models-pytorch (smp) 0.6: what its config.json says of a model, and how it calls the parts of one.
+"""The config.json and the names of segmentation-models-pytorch (smp) 0.6.
 
-Its `save_pretrained` writes the arguments of the model's constructor and its class, '_model_class'. The file of a head
-says what the arguments of its class mean; what all classes share is here.
+smp's `save_pretrained` writes the arguments of the model's constructor and its class, '_model_class'. Each head's file
+describes the arguments of its own class; this file describes what all classes share.
 """
 
 import re
@@ -11,35 +11,35 @@ from typing import Any, NamedTuple
 from tlx.types import UsageError, WholeLayout, WholeModel
 from tlx.weights import rules
 
-BACKBONE = 'backbone.'  # ahead of a `Field.option` that is a field of the backbone's config, not of the head
+BACKBONE = 'backbone.'  # prefix of a `Field.option` that is a field of the backbone's config, not of the head
 OUTPUT_STRIDE = f'{BACKBONE}output_stride'
 
 
 class Field(NamedTuple):
   """An argument of one of smp's classes."""
 
-  option: str  # of our head; '' where smp's value has no counterpart
-  default: Any  # smp's
-  read: Callable[[Any], Any]  # smp's value -> ours; raises ValueError saying which values tlx has
+  option: str  # our head's field; '' if it has none
+  default: Any  # smp's default
+  read: Callable[[Any], Any]  # smp's value -> ours; raises ValueError with the values that tlx has
 
 
 class Encoder(NamedTuple):
-  """A kind of smp's encoders."""
+  """A family of smp's encoders."""
 
-  pattern: str  # of its names
-  variant: str  # ours, as a template for the match
-  maps: tuple[str, ...]  # our layers with its maps of stride 2, 4, 8, 16 and 32; '' where it has none
-  options: Mapping[str, Any] = {}  # of the backbone's config
-  pruned: bool = False  # its files end with the last map of `encoder_depth`
-  dilates: bool = True  # it can keep a smaller stride by dilation, and so can tlx
-  arguments: Mapping[str, str] = {}  # its own further arguments: fields of the backbone's config
+  pattern: str  # regular expression of its names
+  variant: str  # our variant, as a template for the match
+  maps: tuple[str, ...]  # our layers for its maps of stride 2, 4, 8, 16 and 32; '' = no such map
+  options: Mapping[str, Any] = {}  # fields of the backbone's config
+  pruned: bool = False  # its files contain no layer after the last map of `encoder_depth`
+  dilates: bool = True  # smp and tlx can both limit its stride by dilation
+  arguments: Mapping[str, str] = {}  # further arguments -> fields of the backbone's config
 
 
 _RESIDUAL = ('stem/conv', 'stage0', 'stage1', 'stage2', 'stage3')
 _STAGES = ('', *_RESIDUAL[1:])
 _INVERTED = ('stage0', 'stage1', 'stage2', 'stage4', 'stage6')
 _STEM = ('stem', *_INVERTED[1:])
-_TAG = r'(?:\..*)?'  # of timm's weights, behind a variant's name
+_TAG = r'(?:\..*)?'  # the tag of timm's weights after a variant's name
 ENCODERS = (
   Encoder(r'(resnet(?:18|34|50|101|152)|resnext50_32x4d|resnext101_32x(?:4|8|16|32)d)', r'\1', _RESIDUAL),
   Encoder('mobilenet_v2', 'mobilenetv2_100', (*_INVERTED[:4], 'final_conv')),
@@ -60,11 +60,11 @@ NAMES = (
   'resnet*, resnext*, mobilenet_v2, vgg*, mit_b*, efficientnet-b0, timm-efficientnet-b*, timm-tf_efficientnet_lite*, '
   'tu-*resnet*, tu-resnext*, tu-efficientnet_*, tu-mobilenetv2_*, tu-convnext* and tu-swin_*'
 )
-OWN = {'dilate_early': True}  # what distinguishes dilation in smp's own encoders from timm's
+OWN = {'dilate_early': True}  # smp's own encoders dilate earlier than timm's
 
 
 def one_of(*values: Any) -> Callable[[Any], Any]:
-  """For `Field.read`: these values, which stay as they are."""
+  """A `Field.read` for a fixed set of values, which stay as they are."""
 
   def read(value: Any) -> Any:
     if value not in values:
@@ -75,28 +75,28 @@ def one_of(*values: Any) -> Callable[[Any], Any]:
 
 
 def number(value: Any) -> int:
-  """For `Field.read`: an integer above 0."""
+  """A `Field.read` for an integer above 0."""
   if type(value) is not int or value < 1:
-    raise ValueError('tlx wants an integer above 0')
+    raise ValueError('tlx needs an integer above 0')
   return value
 
 
 def numbers(value: Any) -> tuple[int, ...]:
-  """For `Field.read`: a list of integers above 0."""
+  """A `Field.read` for a list of integers above 0."""
   if not (isinstance(value, Sequence) and value and all(type(each) is int and each > 0 for each in value)):
-    raise ValueError('tlx wants a list of integers above 0')
+    raise ValueError('tlx needs a list of integers above 0')
   return tuple(value)
 
 
 def share(value: Any) -> float:
-  """For `Field.read`: a number from 0 up to, not including, 1."""
+  """A `Field.read` for a number in [0, 1)."""
   if type(value) not in (int, float) or not 0 <= value < 1:
-    raise ValueError('tlx wants a number from 0 up to, not including, 1')
+    raise ValueError('tlx needs a number from 0 up to, not including, 1')
   return float(value)
 
 
 def norm(value: Any) -> bool:
-  """For `Field.read`: whether there is a batch norm behind each convolution."""
+  """A `Field.read` for whether a batch norm follows each convolution."""
   kinds = {'batchnorm': True, True: True, 'identity': False, False: False}
   kind = value['type'] if isinstance(value, Mapping) and value.keys() == {'type'} else value
   if not isinstance(kind, str | bool) or kind not in kinds:
@@ -104,11 +104,11 @@ def norm(value: Any) -> bool:
   return kinds[kind]
 
 
-COMMON = {  # the arguments that all classes share, without the encoder's
+COMMON = {  # arguments that all classes share, without the encoder's
   'classes': Field('num_classes', 1, number),
   'encoder_weights': Field('', 'imagenet', lambda value: value),  # how training began
   'in_channels': Field('', 3, number),  # `records.channels` reads it
-  'activation': Field('', None, one_of(None, 'identity')),  # behind the logits
+  'activation': Field('', None, one_of(None, 'identity')),  # after the logits
   'aux_params': Field('', None, one_of(None)),  # a second head, for classification
 }
 OLDER = {'decoder_use_batchnorm': 'decoder_use_norm'}
@@ -122,14 +122,19 @@ def whole(
   depths: tuple[int, ...],
   reads: Callable[[tuple[str, ...]], tuple[str, ...]],
 ) -> WholeModel:
-  """The model that a config.json of smp's describes.
+  """Makes the model that a config.json of smp describes.
 
   Args:
-    config: arguments of the class by name; those that are left out have smp's defaults.
-    fields: what the class has beside `COMMON` and the encoder's.
-    depths: values of 'encoder_depth' that tlx has for this class.
+    config: arguments of the class by name; smp's defaults fill in the others.
+    fields: arguments of the class besides `COMMON` and the encoder's.
+    depths: values of 'encoder_depth' that tlx supports for this class.
     reads: the encoder's maps, from fine to coarse -> those that the decoder reads.
-  Raises: UsageError listing every argument that tlx does not know or does not have in this form.
+
+  Returns:
+    The row of the model.
+
+  Raises:
+    UsageError: it lists all arguments that tlx does not know or does not support in this form.
   """
   given = {OLDER.get(name, name): value for name, value in config.items() if name[0] != '_'}  # smp ignores those too
   name = given.pop('encoder_name', 'resnet34')
@@ -172,7 +177,7 @@ def changed(config: Mapping[str, Any], arguments: Mapping[str, Any], ours: Mappi
 
 
 def _encoder(name: Any) -> tuple[Encoder, str]:
-  """The kind of an encoder and the name of our variant, which is '' where there is none."""
+  """The encoder's family, and the name of our variant; '' if tlx has none."""
   for encoder in ENCODERS:
     if found := re.fullmatch(encoder.pattern, str(name)):
       return encoder, found.expand(encoder.variant)
@@ -193,14 +198,21 @@ def _read(given: Mapping[str, Any], fields: Mapping[str, Field]) -> tuple[dict[s
 
 
 def unit(source: str, target: str, norm: bool = True) -> Iterator[rules.Rule]:
-  """smp's Conv2dReLU, which is our ConvNorm."""
+  """The rules of smp's Conv2dReLU, which is our ConvNorm."""
   yield from rules.conv(f'{source}.0', f'{target}/conv', bias=not norm)
   if norm:
     yield from rules.norm(f'{source}.1', f'{target}/norm')
 
 
 def layouts(head: Callable[[Any], Iterable[rules.Rule]]) -> dict[str, WholeLayout]:
-  """LAYOUTS of a head, whose module `head` turns into its rules: encoders keep the names of where they come from."""
+  """Makes the LAYOUTS of a head. The encoders keep the names of the library that they come from.
+
+  Args:
+    head: the head's module -> its rules.
+
+  Returns:
+    {name: layout}.
+  """
   return {
     'smp': WholeLayout('torchvision', 'encoder.', head),
     'smp_timm': WholeLayout('timm', 'encoder.', head),

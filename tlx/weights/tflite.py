@@ -1,8 +1,7 @@
-"""Rules for the constants of TensorFlow Lite files of MobileNets, as arrays by name: kernels OHWI, batch norms folded.
+"""Rules for the constants of MobileNets in TensorFlow Lite files: kernels are OHWI, and batch norms are folded.
 
-A folded norm has left its bias beside the convolution, which is scaled. It is read as a norm that changes nothing but
-by that bias: scale 1, mean 0, variance 1 - epsilon. One that has been trained since is written with the names that its
-parts had in TensorFlow.
+Folding scales the convolution and leaves a bias. tlx reads it as a norm that only adds the bias: scale 1, mean 0 and
+variance 1 - epsilon. A norm that was trained since is written under the names that its parts had in TensorFlow.
 """
 
 from collections.abc import Iterator
@@ -17,9 +16,14 @@ DENSE = Transform(lambda x: x[:, 0, 0].T, lambda x: x.T[:, None, None])  # [out,
 def unit(
   at: str, target: str, *, transform: Transform = CONV, epsilon: float = 1e-5, bias: str | None = None
 ) -> Iterator[Rule]:
-  """A ConvNorm at the scope `at`.
+  """The rules of a ConvNorm.
 
-  epsilon: of our norm. bias: the name of its bias, where the converter has joined it with others.
+  Args:
+    at: scope of its names in the file.
+    target: path of our module.
+    transform: axes of the kernel.
+    epsilon: of our norm.
+    bias: name of the bias, if the converter has joined it with others.
   """
   kernel = f'{at}/{"depthwise_Fold" if transform is DEPTHWISE else "Conv2D_Fold"}'
   norm = f'{at}/BatchNorm'
@@ -31,6 +35,6 @@ def unit(
 
 
 def logits(at: str, target: str, transform: Transform) -> Iterator[Rule]:
-  """A last 1x1 convolution with a bias."""
+  """The rules of a final 1x1 convolution with a bias."""
   yield Rule(f'{at}/Conv2D;{at}/weights_quant/FakeQuantWithMinMaxVars', f'params/{target}/kernel', transform)
   yield Rule(f'{at}/BiasAdd;{at}/Conv2D;{at}/biases', f'params/{target}/bias')
