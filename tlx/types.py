@@ -261,6 +261,8 @@ class Task(Protocol):
     What JSON can hold, and arrays uint8 [h, w] or [h, w, 3], which `tlx predict` writes as PNG files under their names.
     """
 
+  # A dense task may have `whole(run, photograph, shape, scales) -> outputs` of every pixel of a photograph, by windows.
+
   def draw(self, image: np.ndarray, prediction: Mapping[str, Any]) -> np.ndarray | None:
     """uint8 [h, w, 3]: the photograph with its prediction; None where words say all."""
 

@@ -1,28 +1,50 @@
 """`tlx evaluate`: the numbers of a finished run on a split."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tlx.actions import runs
-from tlx.data import pipeline, transforms
+from tlx.actions.predict import check_windows, outputs
+from tlx.data import decode, pipeline, transforms
 from tlx.evaluate import exact
 from tlx.train import sharding
 from tlx.train.step import Recipe, eval_step
-from tlx.types import UsageError
+from tlx.types import DataSource, Geometry, Pretrained, Task, TlxError, UsageError
 
 
 def evaluate(
-  run: Path, *, data: str | None = None, split: str = 'validation', batch_size: int | None = None
+  run: Path,
+  *,
+  data: str | None = None,
+  split: str = 'validation',
+  batch_size: int | None = None,
+  scales: Sequence[float] = (),
 ) -> dict[str, Any]:
-  """The numbers of result.json for a run on a split of its own data set or of another with the same classes."""
+  """The numbers of result.json for a run on a split of its own data set or of another with the same classes.
+
+  Args:
+    run: the folder of a finished run.
+    data: another data set with the same classes; None is the run's own.
+    split: train, validation or test.
+    batch_size: images per step; None is the run's own.
+    scales: of a segmenter: windows slide over the photographs at these factors of their own size, and every pixel of a
+      photograph counts (mmsegmentation's protocol); () resizes photographs and masks to the model's input.
+
+  Raises:
+    UsageError: for what is not a finished run, another set of classes, and scales that the task has no use for.
+  """
   if batch_size is not None and batch_size < 1:
     raise UsageError(f'--batch-size {batch_size}: must be above 0')
   model = runs.load_run(run)
   found, options, task = runs.data_of(run, data, split), runs.options(run), runs.task_of(model)
   runs.check_classes(found, run, model)
+  if scales:
+    return _by_windows(model, task, found.splits[split], scales).numbers()
   place = sharding.make('jit')
   size = -(-(batch_size or options['batch_size']) // jax.device_count()) * jax.device_count()
   recipe = Recipe(model.module, task, model.preprocess, dtype=jnp.dtype(options['dtype']))
@@ -32,3 +54,25 @@ def evaluate(
   step, variables = place.evaluate(eval_step(recipe)), place.put_state(model.variables)
   done = exact.evaluate(task, step, variables, batches, place.put_batch, size=len(found.splits[split]))
   return done.numbers()
+
+
+def _by_windows(model: Pretrained, task: Task, source: DataSource, scales: Sequence[float]) -> exact.Evaluation:
+  """One pass over a split, photograph by photograph; those that cannot be read are left out."""
+  check_windows(task, scales)
+  forward = jax.jit(lambda pixels: outputs(model, pixels))
+  judge, total, rows = jax.jit(task.evaluate), None, []
+  for index in range(len(source)):
+    try:
+      example = source[index]
+      photograph = decode.decode(example.image) if isinstance(example.image, bytes) else example.image
+    except (TlxError, OSError):
+      continue
+    height, width = photograph.shape[:2]
+    target = task.encode(example.annotation, Geometry(height, width, 0, 0, height, width), (height, width))
+    whole = task.whole(lambda x: np.asarray(forward(x)), photograph, model.preprocess.shape, scales)
+    sums, records = judge(whole[None], {name: x[None] for name, x in target.items()}, np.ones(1, bool))
+    total = jax.device_get(sums) if total is None else exact.merge(total, jax.device_get(sums))
+    rows.append({**jax.device_get(records), 'index': np.int32([index])})
+  if not rows:
+    raise TlxError('no image of the split can be read')
+  return exact.Evaluation(task, total, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})

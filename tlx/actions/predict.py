@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,20 @@ import jax
 import numpy as np
 from PIL import Image
 
-from tlx.actions import runs
+from tlx.actions import runs, tasks
 from tlx.data import augment, decode, transforms
 from tlx.report import folder
-from tlx.types import Geometry, Pretrained, TlxError, UsageError
+from tlx.types import Geometry, Pretrained, Task, TlxError, UsageError
 
 
 def predict(
-  run: str, images: Sequence[Path], *, top: int = 5, batch_size: int = 16, out: Path | None = None
+  run: str,
+  images: Sequence[Path],
+  *,
+  top: int = 5,
+  batch_size: int = 16,
+  out: Path | None = None,
+  scales: Sequence[float] = (),
 ) -> Iterator[dict[str, Any]]:
   """One prediction an image, as its task makes it: {'image', 'classes', ...}, or {'image', 'error'}.
 
@@ -26,6 +32,8 @@ def predict(
     images: files, and folders of them.
     top: how many classes a classifier names.
     batch_size: images at once.
+    scales: of a segmenter, the sizes of the photograph that windows of the model's input slide over, as factors of its
+      own; () resizes the whole photograph to the model's input.
     out: the folder for the pictures of tasks that draw; their paths come in place of them. None writes none.
   Raises: UsageError for what is not a run, a model or a file.
   """
@@ -34,7 +42,10 @@ def predict(
   files = _files(images)
   model = runs.load_any(run)
   task, transform = runs.task_of(model), transforms.evaluation(model.preprocess)
-  forward = jax.jit(lambda pixels: _outputs(model, pixels))
+  forward = jax.jit(lambda pixels: outputs(model, pixels))
+  if scales:
+    yield from _by_windows(model, forward, files, top, out, scales)
+    return
   batch_size = min(batch_size, len(files))
   for start in range(0, len(files), batch_size):
     part = files[start : start + batch_size]
@@ -52,7 +63,34 @@ def predict(
         yield {'image': str(file), **_written(task, photograph, task.decode(row, geometry, top), file, out)}
 
 
-def _outputs(model: Pretrained, pixels: jax.Array) -> jax.Array:
+def _by_windows(
+  model: Pretrained, forward: Callable, files: Sequence[Path], top: int, out: Path | None, scales: Sequence[float]
+) -> Iterator[dict[str, Any]]:
+  task, transform = runs.task_of(model), transforms.evaluation(model.preprocess)
+  check_windows(task, scales)
+  for file in files:
+    found = _decode(file, transform)
+    if isinstance(found, str):
+      yield {'image': str(file), 'error': found}
+      continue
+    photograph = found[0]
+    whole = task.whole(lambda x: np.asarray(forward(x)), photograph, model.preprocess.shape, scales)
+    height, width = photograph.shape[:2]
+    prediction = task.decode(whole, Geometry(height, width, 0, 0, height, width), top)
+    yield {'image': str(file), **_written(task, photograph, prediction, file, out)}
+
+
+def check_windows(task: Task, scales: Sequence[float]) -> None:
+  """Raises UsageError for scales that are not above 0, and for a task that has no use for windows."""
+  problems = [f'--scales {scale:g}: must be above 0' for scale in scales if not scale > 0]
+  if not hasattr(task, 'whole'):
+    problems.append(f'--scales: {tasks.name_of(task)} judges the whole picture at once; leave it out')
+  if problems:
+    raise UsageError('\n'.join(problems))
+
+
+def outputs(model: Pretrained, pixels: jax.Array) -> jax.Array:
+  """What a model makes of pictures uint8 [b, h, w, 3] of its input size."""
   inputs = augment.normalise(augment.to_float(pixels), model.preprocess.mean, model.preprocess.std)
   return model.module.apply(model.variables, inputs)
 

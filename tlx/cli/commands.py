@@ -21,6 +21,14 @@ Distributed = Annotated[
     help_behavior_hint='',
   ),
 ]
+Scales = Annotated[
+  str | None,
+  arg(
+    metavar='N,...',
+    help='For masks: windows slide over the photograph at these factors of its own size, such as 1 or 0.75,1,1.25.',
+    help_behavior_hint='(default: the whole photograph, resized)',
+  ),
+]
 Run = Annotated[Positional[Path], arg(metavar='RUN', help='Folder of a finished run.')]
 
 
@@ -79,12 +87,14 @@ class Evaluate:
   """Split to evaluate: validation, train, or test if the data set has one."""
   batch_size: Annotated[int | None, arg(help_behavior_hint="(default: the run's own)")] = None
   """Images per step. It does not change the result."""
+  scales: Scales = None
   json: Json = False
 
   def __call__(self) -> None:
     from tlx.actions.evaluate import evaluate
 
-    numbers = evaluate(self.run, data=self.data, split=self.split, batch_size=self.batch_size)
+    scales = factors(self.scales)
+    numbers = evaluate(self.run, data=self.data, split=self.split, batch_size=self.batch_size, scales=scales)
     if self.json:
       return print_json(numbers)
     show = terminal.Console()
@@ -107,13 +117,15 @@ class Predict:
   """Number of classes to show for each image."""
   out: Annotated[Path | None, arg(metavar='DIR', help_behavior_hint='(default: predictions)')] = None
   """Folder for masks and overlays, if the task makes such pictures."""
+  scales: Scales = None
   json: Json = False
 
   def __call__(self) -> None:
     from tlx.actions.predict import predict
 
     show, failed = terminal.Console(), 0
-    found = predict(self.run, self.images, top=self.top, out=self.out or Path('predictions'))
+    out, scales = self.out or Path('predictions'), factors(self.scales)
+    found = predict(self.run, self.images, top=self.top, out=out, scales=scales)
     if self.json:
       found = list(found)
       print_json(found)
@@ -159,6 +171,14 @@ class Models:
       return print_json([{**rows[0], 'layers': layers}] if layers else rows)
     show = terminal.Console()
     show.model(rows[0], layers) if layers else show.models(rows)
+
+
+def factors(text: str | None) -> tuple[float, ...]:
+  """'0.75,1,1.25' -> (0.75, 1.0, 1.25). Raises UsageError for anything else."""
+  try:
+    return tuple(float(word) for word in text.split(',')) if text else ()
+  except ValueError:
+    raise UsageError(f'--scales {text}: give numbers separated by commas, such as 1 or 0.75,1,1.25') from None
 
 
 def quantity(option: str, text: str) -> float:

@@ -1,7 +1,7 @@
 """Semantic segmentation: one class a pixel. Targets are maps of class ids; outputs are logits at any resolution."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import numpy as np
 from tlx.data import geometry as places
 from tlx.data.masks import IGNORE
 from tlx.nn.resize import bilinear
-from tlx.tasks.segmentation import pictures, sections
+from tlx.tasks.segmentation import pictures, sections, windows
 from tlx.tasks.segmentation.losses import FOCAL_GAMMA, Loss, labelled, parse
 from tlx.tasks.segmentation.metrics import Sums
 from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError
@@ -106,11 +106,18 @@ class Task:
     """
     rows = range(0, round(geometry.height), STRIP)
     mask = np.concatenate([places.back(outputs, geometry, (row, row + STRIP)).argmax(-1) for row in rows])
-    shares = np.bincount(mask.ravel(), minlength=outputs.shape[-1]) / mask.size
+    return self._prediction(mask, outputs.shape[-1])
+
+  def whole(self, run: Callable, photograph: np.ndarray, shape: tuple[int, int], scales: Sequence[float]) -> np.ndarray:
+    """Log probabilities float32 [h, w, k] of a photograph's pixels, by windows of the model's shape; see `windows`."""
+    return np.log(np.maximum(windows.probabilities(run, photograph, shape, scales), 1e-12))
+
+  def _prediction(self, mask: np.ndarray, classes: int) -> dict[str, Any]:
+    shares = np.bincount(mask.ravel(), minlength=classes) / mask.size
     names = self.class_names or [f'class {i}' for i in range(len(shares))]
     order = [i for i in np.argsort(-shares, kind='stable') if shares[i]]
-    classes = [{'id': int(i), 'name': names[i], 'share': float(shares[i])} for i in order]
-    return {'mask': mask.astype(np.uint8), 'classes': classes}
+    found = [{'id': int(i), 'name': names[i], 'share': float(shares[i])} for i in order]
+    return {'mask': mask.astype(np.uint8), 'classes': found}
 
   def draw(self, image: np.ndarray, prediction: Mapping[str, Any]) -> np.ndarray:
     return pictures.overlay(image, prediction['mask'])
