@@ -1,5 +1,6 @@
 """Pictures of masks: colours over a photograph, and the worst images of a split for a person to look at."""
 
+import colorsys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +18,14 @@ if TYPE_CHECKING:
 
 WORST = 12  # images
 SIDE = 320  # pixels of the longer side of a picture in the report
-OPACITY = 0.6  # of the colours over a photograph
+OPACITY = 0.5  # of the colours over a photograph
 
 
 def palette(classes: int = 256) -> np.ndarray:
-  """uint8 [classes, 3]: Pascal VOC's colours, in which neighbouring ids differ."""
-  ids, colours = np.arange(classes), np.zeros((classes, 3), np.uint8)
-  for bit in range(8):
-    for channel in range(3):
-      colours[:, channel] |= (((ids >> channel) & 1) << (7 - bit)).astype(np.uint8)
-    ids = ids >> 3
-  return colours
+  """uint8 [classes, 3]: hues a golden section of the circle apart, so that neighbouring ids differ."""
+  hues = np.arange(classes) * (np.sqrt(5) - 1) / 2 % 1
+  values = 1 - 0.35 * (np.arange(classes) // 6 % 2)
+  return np.array([np.round(255 * np.array(colorsys.hsv_to_rgb(h, 0.8, v))) for h, v in zip(hues, values)], np.uint8)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
