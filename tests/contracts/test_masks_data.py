@@ -357,3 +357,12 @@ def test_scan_counts_values(tmp_path):
   lines = mask_files.unknown(dict(zip('abcd', found)), [0, 500, RED])
   assert lines == ['value 1 has no class: a, b', 'colour [0, 200, 0] has no class: c']
   assert mask_files.read((tmp_path / 'b.png').read_bytes()).dtype == np.uint16
+
+
+@pytest.mark.parametrize('split', ['', 'train/'])
+def test_as_a_folder_of_classes_it_is_named_for_what_it_is(tmp_path, split):
+  from tlx.datasets import folder
+
+  write(tmp_path, {f'{split}images/{i}.jpg': (f'{split}masks/{i}.png', (0, 1)) for i in range(3)})
+  with pytest.raises(UsageError, match=r'holds images, masks: images with masks, not classes; use --data masks:'):
+    folder.load(str(tmp_path), seed=0)

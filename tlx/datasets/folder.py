@@ -58,6 +58,7 @@ def load(argument: str, *, seed: int) -> Dataset:
       or is missing from the training folder.
   """
   root = _root(argument)
+  _refuse(_masks(root, argument))
   folders, note = _layout(root)
   files = {split: {d.name: _images(d) for d in _subfolders(folder)} for split, folder in folders.items()}
   class_names = tuple(sorted(files['train']))
@@ -81,6 +82,16 @@ def load(argument: str, *, seed: int) -> Dataset:
     rejected=rejected,
   )
   return Dataset(info, splits)
+
+
+def _masks(root: pathlib.Path, argument: str) -> list[str]:
+  """The line for a folder whose sub-folders hold images and their masks, not classes; [] for any other."""
+  for folder in (root, *_subfolders(root)):
+    found = {d.name.lower() for d in _subfolders(folder)}
+    masks = found & {'masks', 'annotations', 'labels', 'segmentationclass'}
+    if masks and found & {'images', 'jpegimages'}:
+      return [f'{folder} holds {", ".join(sorted(found))}: images with masks, not classes; use --data masks:{argument}']
+  return []
 
 
 def _root(argument: str) -> pathlib.Path:
