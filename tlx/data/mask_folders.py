@@ -68,7 +68,7 @@ def _inside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 def _nothing(root: pathlib.Path) -> str:
   below = [d for d in _subfolders(root) if (d / VOC_LISTS).is_dir() or _splits(d) or _child(d, MASKS)]
   if below:
-    return f'{root} has no images and masks, but {below[0]} has; next: --data masks:{below[0]}'
+    return f'{root} has no images and masks, but {below[0]} has; write --data masks:{below[0]}'
   there = ', '.join(d.name for d in _subfolders(root)[:LINES]) or 'no folder'
   return (
     f'{root} has neither train/ nor images/ with masks/ nor {VOC_LISTS}/; there is {there}; '
