@@ -43,8 +43,9 @@ def silence() -> None:
   """Orbax reports every save, raises one error of many, and leaves the others to asyncio and to Python to print."""
   logging.getLogger('absl').setLevel(logging.CRITICAL)
   logging.getLogger('asyncio').addFilter(_of_others)
-  works = 'async|background|deserialize|load|merge|read|save|serialize|write'
-  warnings.filterwarnings('ignore', rf"coroutine '([\w<>]+\.)*_?({works})\w*' was never awaited", RuntimeWarning)
+  # Python has no public hook that is handed the coroutine; a filter by name would hide those of the user too.
+  if warn := getattr(warnings, '_warn_unawaited_coroutine', None):
+    warnings._warn_unawaited_coroutine = lambda coroutine: None if _of_orbax(coroutine) else warn(coroutine)
   hook = sys.unraisablehook
   sys.unraisablehook = lambda found: None if _abandoned(found) else hook(found)
 
@@ -56,5 +57,8 @@ def _of_others(record: logging.LogRecord) -> bool:
 
 def _abandoned(found: Any) -> bool:
   """Whether Python came upon what is left of a read or write that orbax gave up."""
-  code = getattr(found.object, 'cr_code', None)
-  return str(found.exc_value) == 'Event loop is closed' or 'orbax' in getattr(code, 'co_filename', '')
+  return str(found.exc_value) == 'Event loop is closed' or _of_orbax(found.object)
+
+
+def _of_orbax(coroutine: Any) -> bool:
+  return 'orbax' in getattr(getattr(coroutine, 'cr_code', None), 'co_filename', '')
