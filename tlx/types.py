@@ -38,6 +38,22 @@ class Preprocess(NamedTuple):
     """Height and width, pixels."""
     return shape_of(self.size)
 
+  def normalise(self, pixels: Any) -> Any:
+    """The input that the checkpoint was trained on, from NumPy's or JAX's pixels of RGB.
+
+    Args:
+      pixels: [..., 3], uint8 in [0, 255] or float in [0, 1].
+
+    Returns:
+      float [..., 3], of the dtype of `pixels`, or float32 for uint8.
+
+    Examples:
+      >>> Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).normalise(np.uint8([0, 255, 51])).tolist()
+      [-1.0, 1.0, -0.6000000238418579]
+    """
+    shares = pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else pixels
+    return (shares - np.asarray(self.mean, shares.dtype)) / np.asarray(self.std, shares.dtype)
+
 
 def shape_of(size: Size) -> tuple[int, int]:
   """224 -> (224, 224); (240, 320) stays."""

@@ -13,7 +13,7 @@ from scipy import stats
 
 from tlx.data import augment, pixels
 from tlx.data.augment import PRESETS, Augment, augment_batch, mix_batch, partners
-from tlx.types import UsageError
+from tlx.types import Preprocess, UsageError
 
 KEY = jax.random.key(7)
 OPERATE = jax.jit(lambda image, index, *rest: pixels.operate(image, index.astype(int), *rest))
@@ -249,9 +249,11 @@ def test_what_is_off_costs_nothing():
 
 def test_normalise_and_to_float():
   images = pictures(2)
-  result = augment.normalise(augment.to_float(images), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+  normalise = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)).normalise
   expected = (images / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
-  np.testing.assert_allclose(result, expected, atol=1e-5)
+  for given in (images, jnp.asarray(images), augment.to_float(images)):
+    assert normalise(given).dtype == np.float32
+    np.testing.assert_allclose(normalise(given), expected, atol=1e-5)
 
 
 def test_wrong_options_are_all_named():

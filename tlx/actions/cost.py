@@ -43,8 +43,8 @@ def certify(
     micro_batches: parts of a batch.
     remat: whether the backward pass recomputes the inside of each layer.
     optimizer_name: 'adamw' or 'sgd'.
-      task: a task's name; the model's own by default.
-      head: a head's name; the model's own or the task's default head by default.
+    task: a task's name; the model's own by default.
+    head: a head's name; the model's own or the task's default head by default.
 
   Returns:
     The figures of the costliest phase, and of each phase under 'phases'.

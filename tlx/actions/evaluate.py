@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tlx.actions import runs
-from tlx.actions.predict import check_windows, outputs
+from tlx.actions.predict import check_windows
 from tlx.data import decode, pipeline, transforms
 from tlx.evaluate import exact
+from tlx.nn.model import forward_of
 from tlx.train import sharding
 from tlx.train.step import Recipe, eval_step
 from tlx.types import DataSource, Geometry, Pretrained, Task, TlxError, UsageError
@@ -59,7 +60,7 @@ def evaluate(
 def _by_windows(model: Pretrained, task: Task, source: DataSource, scales: Sequence[float]) -> exact.Evaluation:
   """One pass over a split, photograph by photograph; those that cannot be read are left out."""
   check_windows(task, scales)
-  forward = jax.jit(lambda pixels: outputs(model, pixels))
+  forward = forward_of(model)
   judge, total, rows = jax.jit(task.evaluate), None, []
   for index in range(len(source)):
     try:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
 from tlx.actions import runs, tasks
-from tlx.data import augment, decode, transforms
+from tlx.data import decode, transforms
+from tlx.nn.model import forward_of
 from tlx.report import folder
 from tlx.types import Geometry, Pretrained, Task, TlxError, UsageError
 
@@ -42,7 +42,7 @@ def predict(
   files = _files(images)
   model = runs.load_any(run)
   task, transform = runs.task_of(model), transforms.evaluation(model.preprocess)
-  forward = jax.jit(lambda pixels: outputs(model, pixels))
+  forward = forward_of(model)
   if scales:
     yield from _by_windows(model, forward, files, top, out, scales)
     return
@@ -87,12 +87,6 @@ def check_windows(task: Task, scales: Sequence[float]) -> None:
     problems.append(f'--scales: {tasks.name_of(task)} judges the whole picture at once; leave it out')
   if problems:
     raise UsageError('\n'.join(problems))
-
-
-def outputs(model: Pretrained, pixels: jax.Array) -> jax.Array:
-  """What a model makes of pictures uint8 [b, h, w, 3] of its input size."""
-  inputs = augment.normalise(augment.to_float(pixels), model.preprocess.mean, model.preprocess.std)
-  return model.module.apply(model.variables, inputs)
 
 
 def _written(task, photograph: np.ndarray, prediction: dict[str, Any], file: Path, out: Path | None) -> dict[str, Any]:

@@ -253,8 +253,3 @@ def _symmetric_beta(key, alpha):
 def to_float(images):
   """uint8 in [0, 255] -> float32 in [0, 1], without augmentation."""
   return images.astype(jnp.float32) / 255
-
-
-def normalise(images, mean, std):
-  """float [..., 3] in [0, 1] -> what the checkpoint was trained on; mean and std of RGB, from its `Preprocess`."""
-  return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from tlx import words
-from tlx.data.augment import normalise
 from tlx.nn import levels
 from tlx.nn.model import TransferModel
 from tlx.types import Pretrained, UsageError, Variables
@@ -37,7 +36,7 @@ def look(model: Pretrained) -> Look:
   last, preprocess = model.module.backbone.names[-1], model.preprocess
 
   def looks(variables: Variables, pixels: jax.Array) -> Seen:
-    features = model.module.apply(variables, normalise(pixels, preprocess.mean, preprocess.std), method='features')
+    features = model.module.apply(variables, preprocess.normalise(pixels), method='features')
     return {PIXELS: pixels, **features, LOGITS: model.module.apply(variables, features, start=last)}
 
   return looks

@@ -10,7 +10,7 @@ import jax
 
 from tlx.labels import HEAD
 from tlx.nn.dtypes import widened
-from tlx.types import UsageError
+from tlx.types import Pretrained, UsageError
 
 POOLED = 'pooled'  # the feature after the last layer: one vector per image
 
@@ -225,6 +225,12 @@ def _reads(model: TransferModel) -> tuple[str, ...]:
 
   jax.eval_shape(run, jax.ShapeDtypeStruct((1, side, side, 3), 'float32'))
   return tuple(noted)
+
+
+def forward_of(model: Pretrained) -> Callable[[Any], Any]:
+  """Compiles a model with its normalisation: pixels uint8 [b, h, w, 3] of its input size -> the head's outputs."""
+  apply = jax.jit(lambda variables, pixels: model.module.apply(variables, model.preprocess.normalise(pixels)))
+  return functools.partial(apply, model.variables)  # as an argument, not a constant for XLA to fold
 
 
 def trains(train: bool | Collection[str], name: str) -> bool:

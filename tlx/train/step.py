@@ -47,7 +47,7 @@ class Recipe:
     """[0, 1] pixels -> what the backbone expects; features stay as they are."""
     if self.start:
       return images
-    return augment.normalise(images, self.preprocess.mean, self.preprocess.std).astype(self.dtype)
+    return self.preprocess.normalise(images).astype(self.dtype)
 
 
 def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -> Callable:

@@ -3,13 +3,13 @@
 import colorsys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
-from tlx.data import augment, decode, transforms
+from tlx.data import decode, transforms
 from tlx.data.masks import IGNORE
+from tlx.nn.model import forward_of
 from tlx.report import folder, thumbnail
 from tlx.types import DataSource, Pretrained
 
@@ -40,7 +40,7 @@ def write(
 ) -> None:
   """Writes OUT/mistakes.json, the lowest IoU first, and of each image OUT/mistakes/NN{,-truth,-prediction}.jpg."""
   found, transform = [], transforms.evaluation(model.preprocess)
-  forward = jax.jit(lambda pixels: _outputs(model, pixels))
+  forward = forward_of(model)
   for rank, row in enumerate(np.argsort(records['iou'], kind='stable')[:WORST]):
     example = source[int(records['index'][row])]
     photograph = decode.decode(example.image) if isinstance(example.image, bytes) else example.image
@@ -62,8 +62,3 @@ def write(
       }
     )
   folder.write_json(out / 'mistakes.json', found)
-
-
-def _outputs(model: Pretrained, pixels: jax.Array) -> Any:
-  inputs = augment.normalise(augment.to_float(pixels), model.preprocess.mean, model.preprocess.std)
-  return model.module.apply(model.variables, inputs)
