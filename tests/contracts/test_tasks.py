@@ -262,3 +262,23 @@ def test_options_that_a_task_or_head_lacks_are_one_line_each(tiny_model, tiny_im
   ):
     with pytest.raises(tlx.UsageError, match=line.replace('(', r'\(')):
       tlx.finetune(tlx.Experiment(**given, **options), quiet=True)
+
+
+def test_all_that_masks_cannot_do_is_said_at_once(tiny_model, tmp_path):
+  """And nothing is written where the options are wrong."""
+  data, out = folder_of('segmentation', tmp_path / 'data'), tmp_path / 'run'
+  common = quick('segmentation')
+
+  def lines(**options):
+    with pytest.raises(tlx.UsageError) as caught:
+      tlx.finetune(tlx.Experiment(tiny_model, data, out=str(out), **(common | options)), quiet=True)
+    return str(caught.value).splitlines()
+
+  options = {'mixup': 0.2, 'label_smoothing': 0.1, 'pool': 'max', 'head_hidden': 4, 'randaugment': 2}
+  problems = lines(**options)
+  assert {line.split()[0].strip(':') for line in problems} == {f'--{name.replace("_", "-")}' for name in options}
+  assert len(problems) == len(options)
+  (problem,) = lines(image_size=8)
+  assert problem.startswith('--image-size 8x8: the backbone reduces by ')
+  assert lines(epochs=1, batch_size=12) == ['1 step is too few for 2 phases; give more epochs, or a smaller batch size']
+  assert not out.exists()

@@ -8,6 +8,7 @@ import flax.linen as nn
 import numpy as np
 
 from tlx import schedules, words
+from tlx.actions import tasks
 from tlx.data import augment, pipeline
 from tlx.experiment import Experiment
 from tlx.types import DatasetInfo, Phase, Preprocess, Task, UsageError
@@ -200,10 +201,9 @@ def problems_of_size(image_size: int | str | None) -> list[str]:
   return []
 
 
-def check_task(e: Experiment, task: Task, chosen: augment.Augment | None) -> None:
-  """Raises UsageError for what the options ask of a task that it cannot do."""
-  name, problems = type(task).__module__.split('.')[2:3], []
-  called = name[0] if name else type(task).__name__
+def check_task(e: Experiment, task: Task, chosen: augment.Augment | None, lacking: Sequence[str] = ()) -> None:
+  """Raises UsageError for what the options ask of a task that it cannot do, after the lines of `lacking`."""
+  called, problems = tasks.name_of(task), list(lacking)
   mixing = [f'--{n} {getattr(chosen, n):g}' for n in ('mixup', 'cutmix') if chosen and getattr(chosen, n)]
   two = {option: np.stack([x, x]) for option, x in task.blank((32, 32)).items()}
   if mixing and task.mix(two, np.ones(2)) is None:

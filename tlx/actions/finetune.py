@@ -37,6 +37,7 @@ class Prepared(NamedTuple):
   pretrained: Pretrained
   phases: Sequence[Phase]
   placement: sharding.Jit | sharding.Pmap
+  stretches: Sequence[loop.Stretch]
   steps: int
 
 
@@ -85,7 +86,7 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)
   task = tasks.of_experiment(experiment, data.info)
-  head = tasks.head_of(experiment, task, found)
+  head, lacking = tasks.head_of(experiment, task, found), tasks.lacking(experiment, task, found)
   if from_pretrained:
     found = pretrained.locate(found, experiment.weights)
   # All that the defaults depend on is known before the weights, which are read once, at the size that was chosen.
@@ -98,7 +99,7 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
   defaults.check_batch(experiment, jax.device_count())
   task = tasks.with_defaults(task, experiment)
   chosen = augmentation(experiment)
-  defaults.check_task(experiment, task, chosen)
+  defaults.check_task(experiment, task, chosen, lacking)
   defaults.check_views(experiment, chosen)
   shape = defaults.shape(experiment.image_size)
   loaded = pretrained.load(
@@ -113,8 +114,9 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
   )
   loaded = tasks.trained_for(task, loaded, data.info)
   phases = strategy.phases(loaded.module.backbone.names)  # weights of one variant are published with and without `aux`
+  tasks.check_size(task, loaded.module, shape)
   steps = schedules.steps(experiment.epochs, facts.examples, experiment.batch_size)
-  return Prepared(experiment, why, data, task, loaded, phases, place, steps)
+  return Prepared(experiment, why, data, task, loaded, phases, place, loop.stretches(phases, steps), steps)
 
 
 def _square(found: pretrained.Found) -> bool:
@@ -177,7 +179,7 @@ def _train(prepared: Prepared, out: Path, show: terminal.Console):
 
   with show.progress(prepared.steps, prepared.task.primary) as progress:
     plan = loop.Plan(
-      stretches=loop.stretches(prepared.phases, prepared.steps),
+      stretches=prepared.stretches,
       recipe=whole,
       optimizer=rates(prepared),
       placement=prepared.placement,
@@ -246,5 +248,5 @@ def _learning(prepared: Prepared) -> list[tuple[str, int, list[optimizer.Row]]]:
   params, names = prepared.pretrained.variables['params'], prepared.pretrained.module.backbone.names
   return [
     (s.phase.name, s.end - s.start, optimizer.describe(params, s.phase, prepared.experiment.lr, names))
-    for s in loop.stretches(prepared.phases, prepared.steps)
+    for s in prepared.stretches
   ]

@@ -8,6 +8,8 @@ import flax.linen as nn
 
 from tlx import catalog, words
 from tlx.experiment import Experiment
+from tlx.nn.levels import levels
+from tlx.nn.model import TransferModel
 from tlx.pretrained import Found
 from tlx.types import DatasetInfo, Pretrained, Task, UsageError
 
@@ -18,16 +20,41 @@ HEAD_OPTIONS = {'hidden': 'head_hidden', 'dropout': 'head_dropout', 'pool': 'poo
 def of_experiment(e: Experiment, info: DatasetInfo) -> Task:
   """The task asked for, or else the data set's own, with the data set's classes.
 
-  Raises UsageError for one that does not exist or does not read this data set, and for options that it does not have.
+  Raises UsageError for one that does not exist or does not read this data set. `lacking` names the options that it does
+  not have.
   """
   if not isinstance(e.task, str | None):
     return e.task.bind(info)
   spec = e.task or info.task
-  given = {name: getattr(e, name) for name in OPTIONS if getattr(e, name) not in (None, 'none', 0.0)}
-  known, name = catalog.fields('tasks', spec), words.parse(spec)[0]
-  if lacks := [option for option in given if option not in known]:
-    raise UsageError('\n'.join(f'{flag(option)}: the task {name} has no such option' for option in lacks))
-  return catalog.task(spec, **given).bind(info)
+  known = catalog.fields('tasks', spec)
+  return catalog.task(spec, **{name: value for name, value in _of_task(e).items() if name in known}).bind(info)
+
+
+def lacking(e: Experiment, task: Task, found: Found) -> list[str]:
+  """A line for each option given that the task or the head does not have."""
+  problems = []
+  if isinstance(e.task, str | None):
+    known = {field.name for field in dataclasses.fields(task)}
+    problems += [f'{flag(n)}: the task {name_of(task)} has no such option' for n in _of_task(e) if n not in known]
+  if isinstance(e.head, str | None):
+    spec = _head_spec(e, task, found)
+    known, name = catalog.fields('heads', spec), words.parse(spec)[0]
+    lacks = [HEAD_OPTIONS[field] for field in _of_head(e) if field not in known]
+    problems += [f'{flag(option)}: the head {name} has no such option' for option in lacks]
+  return problems
+
+
+def _of_task(e: Experiment) -> dict[str, Any]:
+  return {name: getattr(e, name) for name in OPTIONS if getattr(e, name) not in (None, 'none', 0.0)}
+
+
+def _of_head(e: Experiment) -> dict[str, Any]:
+  return {field: getattr(e, name) for field, name in HEAD_OPTIONS.items() if getattr(e, name) is not None}
+
+
+def _head_spec(e: Experiment, task: Task, found: Found) -> str:
+  own = found.head if words.parse(found.task)[0] == name_of(task) else None
+  return e.head or own or task.default_head
 
 
 def with_defaults(task: Task, e: Experiment) -> Task:
@@ -56,17 +83,13 @@ def spec_of(task: Task) -> str:
 def head_of(e: Experiment, task: Task, found: Found) -> str | nn.Module | None:
   """The head asked for, with its options; else the model's own where it has one for this task, else the task's default.
 
-  None is the linear head, whose weights the model's file may have. Raises UsageError for options that it does not have.
+  None is the linear head, whose weights the model's file may have. `lacking` names the options that it does not have.
   """
   if not isinstance(e.head, str | None):
     return e.head
-  own = found.head if words.parse(found.task)[0] == name_of(task) else None
-  spec = e.head or own or task.default_head
-  given = {name: getattr(e, option) for name, option in HEAD_OPTIONS.items() if getattr(e, option) is not None}
-  known, name = catalog.fields('heads', spec), words.parse(spec)[0]
-  if lacks := [option for option in given if option not in known]:
-    problems = [f'{flag(HEAD_OPTIONS[option])}: the head {name} has no such option' for option in lacks]
-    raise UsageError('\n'.join(problems))
+  spec = _head_spec(e, task, found)
+  known = catalog.fields('heads', spec)
+  given = {field: value for field, value in _of_head(e).items() if field in known}
   return _joined(spec, given) if given else None if spec == 'linear' else spec
 
 
@@ -78,6 +101,16 @@ def trained_for(task: Task, loaded: Pretrained, info: DatasetInfo) -> Pretrained
   whole = loaded.preprocess._replace(crop=1.0, mode='squash') if task.dense else loaded.preprocess
   source = loaded.source._replace(task=spec_of(task))
   return loaded._replace(class_names=info.class_names, source=source, preprocess=whole)
+
+
+def check_size(task: Task, module: TransferModel, shape: tuple[int, int]) -> None:
+  """Raises UsageError where a task whose labels have places sees pictures smaller than a stride of the backbone."""
+  strides = [level.stride for level in levels(module.backbone)] if task.dense else []
+  if strides and min(shape) < max(strides):
+    raise UsageError(
+      f'--image-size {"x".join(map(str, shape))}: the backbone reduces by {max(strides)}, so that no place would be '
+      f'left; give {max(strides)} or more'
+    )
 
 
 def flag(option: str) -> str:

@@ -20,7 +20,7 @@ from tlx.train.checkpoint import Checkpoints
 from tlx.train.optimizer import Optimizer
 from tlx.train.sharding import Jit, Pmap
 from tlx.train.step import Recipe, train_step
-from tlx.types import Phase, TlxError, Variables
+from tlx.types import Phase, TlxError, UsageError, Variables
 
 
 class Stopped(Exception):
@@ -84,7 +84,8 @@ class Outcome(NamedTuple):
 def stretches(phases: Sequence[Phase], steps: int) -> list[Stretch]:
   """Shares of all steps -> borders in steps; every phase has one step at least."""
   if steps < len(phases):
-    raise TlxError(f'{steps} steps are too few for {len(phases)} phases; give more epochs')
+    few = '1 step is' if steps == 1 else f'{steps} steps are'
+    raise UsageError(f'{few} too few for {len(phases)} phases; give more epochs, or a smaller batch size')
   ends = np.cumsum([phase.share for phase in phases]) / sum(phase.share for phase in phases)
   borders = [0]
   for i, end in enumerate(ends, 1):
