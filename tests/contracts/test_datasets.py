@@ -105,38 +105,74 @@ def test_digits_keep_their_grey_levels_and_splits_are_disjoint():
   assert np.abs(shares - 0.2).max() < 0.01
 
 
-def test_tfds_reads_what_was_prepared_without_tensorflow(tmp_path, monkeypatch):
+def png(array):
+  file = io.BytesIO()
+  Image.fromarray(array).save(file, 'PNG')
+  return io.BytesIO(file.getvalue())
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+  """Makes the tfds data sets of a folder: from a name, the features, and the records of each split."""
   pytest.importorskip('importlib_resources')
   tfds = pytest.importorskip('tensorflow_datasets')
   pytest.importorskip('array_record.python')
-  rng = np.random.default_rng(0)
-  pixels = rng.integers(0, 256, (30, 12, 10), dtype=np.uint8)
-
-  def png(array):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, 'PNG')
-    return io.BytesIO(file.getvalue())
-
-  class TinyShapes(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self):
-      features = {
-        'image': tfds.features.Image(shape=(None, None, 1)),
-        'label': tfds.features.ClassLabel(names=['a', 'b']),
-      }
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-      return {'train': self._generate_examples(0, 20), 'test': self._generate_examples(20, 30)}
-
-    def _generate_examples(self, start, stop):
-      for i in range(start, stop):
-        yield i, {'image': png(pixels[i]), 'label': i % 2}
-
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
   monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path), raising=False)
-  TinyShapes(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+
+  def make(name, features, splits):
+    class Base(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+      VERSION = tfds.core.Version('1.0.0')
+
+      def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features(tfds.features)))
+
+      def _split_generators(self, dl_manager):
+        return {split: enumerate(records) for split, records in splits.items()}
+
+      def _generate_examples(self):
+        raise NotImplementedError
+
+    builder = type(name, (Base,), {'__module__': __name__})
+    builder(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+
+  return make
+
+
+def test_tfds_reads_masks_as_class_numbers(prepared):
+  rng = np.random.default_rng(0)
+  photos = rng.integers(0, 256, (12, 10, 8, 3), dtype=np.uint8)
+  masks = rng.integers(1, 4, (12, 10, 8), dtype=np.uint8)
+  features = lambda f: {
+    'image': f.Image(shape=(None, None, 3)),
+    'label': f.ClassLabel(names=['cat', 'dog']),
+    'segmentation_mask': f.Image(shape=(None, None, 1), use_colormap=True),
+    'name': f.Text(),
+  }
+  record = lambda i: {'image': png(photos[i]), 'label': i % 2, 'segmentation_mask': png(masks[i]), 'name': 'x'}
+  prepared('TinyTrimaps', features, {'train': map(record, range(12))})
+  info, splits = tfds_source.load('tiny_trimaps@segmentation_mask', seed=0)
+  assert (info.task, info.class_names) == ('segmentation', ('class 1', 'class 2', 'class 3'))
+  assert info.images == {'train': 10, 'validation': 2} and info.resolution == (10, 8)
+  assert {s: sum(c) for s, c in info.counts.items()} == {'train': 800, 'validation': 160}
+  for source in splits.values():
+    for i, example in enumerate(source[i] for i in range(len(source))):
+      (at,) = np.flatnonzero((photos == decode(example.image)).all(axis=(1, 2, 3)))  # tfds has shuffled them
+      np.testing.assert_array_equal(example.annotation, masks[at] - 1)
+      assert source.size(i) == (10, 8)
+  assert splits['train'].fingerprint() != splits['validation'].fingerprint()
+  assert tfds_source.load('tiny_trimaps', seed=0).info.task == 'classification'
+  with pytest.raises(UsageError, match=r'no feature mask; its features: .*segmentation_mask'):
+    tfds_source.load('tiny_trimaps@mask', seed=0)
+  with pytest.raises(UsageError, match=r"'name' .*neither .*write tfds:tiny_trimaps@label, tfds:tiny_trimaps@segm"):
+    tfds_source.load('tiny_trimaps@name', seed=0)
+
+
+def test_tfds_reads_what_was_prepared_without_tensorflow(prepared):
+  pixels = np.random.default_rng(0).integers(0, 256, (30, 12, 10), dtype=np.uint8)
+  features = lambda f: {'image': f.Image(shape=(None, None, 1)), 'label': f.ClassLabel(names=['a', 'b'])}
+  record = lambda i: {'image': png(pixels[i]), 'label': i % 2}
+  prepared('TinyShapes', features, {'train': map(record, range(20)), 'test': map(record, range(20, 30))})
   info, splits = tfds_source.load('tiny_shapes', seed=0)
   assert info.class_names == ('a', 'b') and info.counts == {'train': (10, 10), 'validation': (5, 5)}
   assert info.resolution == (12, 10)

@@ -10,7 +10,7 @@ import io
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -69,7 +69,18 @@ def scan(paths: Sequence[pathlib.Path], *, coloured: bool = False, every: int = 
     every: the pixels of each n-th file are counted; of the others only the header is read, which is much faster.
   """
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    return list(pool.map(lambda item: _look(item[1], coloured, item[0] % every == 0), enumerate(paths)))
+    return list(pool.map(lambda item: look(item[1], coloured=coloured, count=item[0] % every == 0), enumerate(paths)))
+
+
+def look(file: pathlib.Path | BinaryIO, *, coloured: bool = False, count: bool = True) -> Found:
+  """What one mask holds; arguments as in `scan`. Without `count` it reads only the header."""
+  size = (0, 0)
+  try:
+    with _open(file) as image:
+      size = image.height, image.width
+      return Found('', size, _count(image, coloured) if count else {})
+  except Exception as error:  # as in read
+    return Found(' '.join(str(error).split()) or type(error).__name__, size)
 
 
 def pixels(found: Iterable[Found]) -> dict[Value, int]:
@@ -96,16 +107,6 @@ def upright_size(path: str | os.PathLike) -> tuple[int, int]:
   with Image.open(path) as image:
     turned = image.getexif().get(decode.ORIENTATION, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
-
-
-def _look(path: pathlib.Path, coloured: bool, count: bool) -> Found:
-  size = (0, 0)
-  try:
-    with _open(path) as image:
-      size = image.height, image.width
-      return Found('', size, _count(image, coloured) if count else {})
-  except Exception as error:  # as in read
-    return Found(' '.join(str(error).split()) or type(error).__name__, size)
 
 
 def _open(file) -> Image.Image:

@@ -1,4 +1,7 @@
-"""TensorFlow Datasets without TensorFlow: tfds:NAME[/CONFIG][:SPLITS] reads data that was prepared as array_record.
+"""TensorFlow Datasets without TensorFlow: tfds:NAME[/CONFIG][@FEATURE][:SPLITS] reads prepared array_record files.
+
+FEATURE is what is learnt: a ClassLabel, or an image of class numbers, such as `tfds:oxford_iiit_pet@segmentation_mask`.
+By default it is `label`; without one, the only image beside `image`.
 
 SPLITS is TRAIN,VALIDATION[,TEST] in tfds's slicing language, such as `tfds:cifar10:train[:90%],train[90%:],test`. By
 default it is train and validation; without validation it is train and test; without both, a seeded part of train is
@@ -6,20 +9,26 @@ held back. The data lie in TFDS_DATA_DIR (default ~/tensorflow_datasets). Prepar
 its builder yields encoded images, but most builders of the catalogue need it.
 """
 
+import io
 import pathlib
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tlx import words
+from tlx.data import dense_split, mask_classes, masks
+from tlx.data.mask_classes import Legend
 from tlx.data.split import Labelled, Subset, class_counts, holdout
 from tlx.files import fingerprint
-from tlx.types import Dataset, DatasetInfo, Example, TlxError, UsageError
+from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
 CHUNK = 1000  # records to read at once
 SHARE = 0.2  # share of train that is held back, if train is the only split
-KEYS = ('image', 'label')
+IMAGE, LABEL = 'image', 'label'
+SHOWN = 20  # problems that a message lists
+MASK_CLASSES = {'oxford_iiit_pet': {'pet': 1, 'background': 2, 'border': 3}}  # names that the builder does not give
 GLYPHS = frozenset(
   {'mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot', 'cmaterdb'}
 )  # a mirrored image has another meaning
@@ -29,51 +38,97 @@ PREPARE = 'pip install "tlx[tfds-prepare]"'
 class TfdsSource(Labelled):
   """One split. Labels are read once at the start; a worker decodes an image when it is needed."""
 
-  def __init__(self, records: Any, name: str, folder: pathlib.Path):
+  def __init__(self, records: Any, feature: str, name: str, folder: pathlib.Path):
     self.records, self.name, self.folder = records, name, folder
-    chunks = (range(i, min(i + CHUNK, len(records))) for i in range(0, len(records), CHUNK))
-    labels = (record['label'] for chunk in chunks for record in records.__getitems__(list(chunk)))
-    self.labels = np.fromiter(labels, np.int32, len(records))
+    self.labels = np.fromiter(_every(records, feature), np.int32, len(records))
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def __getitem__(self, index: int) -> Example:
-    return Example(self.records[index]['image'], int(self.labels[index]), f'{self.name}/{index}')
+    return Example(self.records[index][IMAGE], int(self.labels[index]), f'{self.name}/{index}')
 
   def fingerprint(self) -> str | None:
-    found = fingerprint(self.folder, sorted(path for path in self.folder.rglob('*') if path.is_file()))
-    return found and f'{self.name} {found}'
+    return _fingerprint(self.folder, self.name)
+
+
+class TfdsMasks(DataSource):
+  """One split with masks, which are counted once at the start."""
+
+  def __init__(self, records: Any, feature: str, name: str, folder: pathlib.Path):
+    self.records, self.feature, self.name, self.folder = records, feature, name, folder
+    self.found = [masks.look(io.BytesIO(encoded)) for encoded in _every(records, feature)]
+    self.legend = Legend((), {})  # known after all splits were counted
+
+  def __len__(self) -> int:
+    return len(self.found)
+
+  def __getitem__(self, index: int) -> Example:
+    return Example(self.records[index][IMAGE], self.annotation(index), f'{self.name}/{index}')
+
+  def annotation(self, index: int) -> np.ndarray:
+    """The mask uint8 [h, w]: class indices, or IGNORE for pixels without one."""
+    return self.legend.decode(self.records[index][self.feature])
+
+  def size(self, index: int) -> tuple[int, int]:
+    return self.found[index].size
+
+  def counts(self) -> np.ndarray:
+    """int64 [n, k]: pixels of each class in each mask."""
+    counts = np.zeros((len(self), masks.IGNORE + 1), np.int64)
+    for row, found in zip(counts, self.found):
+      for value, count in found.pixels.items():
+        row[self.legend.index(value)] += count
+    return counts[:, : len(self.legend.class_names)]
+
+  def fingerprint(self) -> str | None:
+    return _fingerprint(self.folder, f'{self.name} {self.feature} {self.legend}')
+
+
+def _every(records: Any, feature: str) -> Iterator[Any]:
+  for start in range(0, len(records), CHUNK):
+    for record in records.__getitems__(list(range(start, min(start + CHUNK, len(records))))):
+      yield record[feature]
+
+
+def _fingerprint(folder: pathlib.Path, text: str) -> str | None:
+  found = fingerprint(folder, sorted(path for path in folder.rglob('*') if path.is_file()))
+  return found and f'{text} {found}'
 
 
 def load(argument: str, *, seed: int) -> Dataset:
   """Loads the splits 'train' and 'validation', and 'test' if there is one.
 
   Args:
-    argument: NAME[/CONFIG][:SPLITS].
+    argument: NAME[/CONFIG][@FEATURE][:SPLITS].
     seed: of the split, if examples are held back.
 
   Returns:
     The data set.
 
   Raises:
-    UsageError: if the data set is unknown, is not prepared, lacks the features 'image' and 'label', or lacks a split.
+    UsageError: if the data set is unknown or not prepared, if it lacks a feature or a split, and for masks that cannot
+      be read or hold values without a class.
   """
-  name, _, spec = argument.partition(':')
+  named, _, spec = argument.partition(':')
+  name, _, feature = named.partition('@')
   if not name:
     raise UsageError("data set 'tfds' needs a name; write --data tfds:NAME, such as tfds:cifar10")
   builder = _builder(name)
-  names = _features(builder, name)
+  feature = _feature(builder, name, feature)
+  dense = feature not in _labels(builder)
   splits = {}
   for split, part in _parts(spec, builder, name).items():
-    splits[split] = TfdsSource(_read(builder, part, name), f'{name}/{part}', pathlib.Path(builder.data_dir))
-  if 'validation' not in splits:
-    kept, held = holdout(splits['train'].labels, share=SHARE, seed=seed)
-    splits = {'train': Subset(splits['train'], kept), 'validation': Subset(splits['train'], held)}
+    records = _read(builder, part, name, (IMAGE, feature) if dense else (IMAGE,))
+    made = TfdsMasks if dense else TfdsSource
+    splits[split] = made(records, feature, f'{name}/{part}', pathlib.Path(builder.data_dir))
+  names, splits, counts = (_with_masks if dense else _with_labels)(builder, feature, splits, seed)
   info = DatasetInfo(
     name=name,
     class_names=names,
-    counts={split: class_counts(source.labels, len(names)) for split, source in splits.items()},
+    counts=counts,
+    task='segmentation' if dense else 'classification',
+    images={split: len(source) for split, source in splits.items()} if dense else {},
     resolution=_resolution(splits['train']),
     source=f'tensorflow_datasets {builder.info.full_name}',
     license=getattr(builder.info.redistribution_info, 'license', '') or 'unknown',
@@ -105,15 +160,67 @@ def _builder(name: str) -> Any:
   return builder
 
 
-def _features(builder: Any, name: str) -> tuple[str, ...]:
+def _labels(builder: Any) -> list[str]:
+  """The features that are class labels."""
   features = builder.info.features
-  if missing := [key for key in KEYS if key not in features]:
+  return [key for key in features if hasattr(features[key], 'names') and not _is_image(features[key])]
+
+
+def _is_image(feature: Any) -> bool:
+  return hasattr(feature, 'encoding_format') and len(feature.shape) == 3
+
+
+def _feature(builder: Any, name: str, asked: str) -> str:
+  """The feature that is learnt: the one asked for, or `label`, or the only image beside `image`."""
+  features = builder.info.features
+  others = [key for key in features if key != IMAGE and _is_image(features[key])]
+  chosen = asked or (others[0] if LABEL not in features and len(others) == 1 else LABEL)
+  if missing := [key for key in (IMAGE, chosen) if key not in features]:
     raise UsageError(
       f'tfds data set {name!r} has no feature {" and ".join(missing)}; its features: {", ".join(features)}'
     )
-  if not hasattr(features['label'], 'names'):
-    raise UsageError(f"feature 'label' of tfds data set {name!r} is not a ClassLabel but {features['label']!r}")
-  return tuple(features['label'].names)
+  if chosen not in _labels(builder) + others:
+    able = ', '.join(f'tfds:{name}@{key}' for key in _labels(builder) + others)
+    raise UsageError(
+      f'feature {chosen!r} of tfds data set {name!r} is neither a ClassLabel nor an image of class numbers but '
+      f'{features[chosen]!r}' + (f'; write {able}' if able else '')
+    )
+  return chosen
+
+
+def _with_labels(builder: Any, feature: str, splits: dict, seed: int) -> tuple[tuple[str, ...], dict, dict]:
+  """The names of the classes, the splits with validation, and the examples of each class."""
+  names = tuple(builder.info.features[feature].names)
+  if 'validation' not in splits:
+    kept, held = holdout(splits['train'].labels, share=SHARE, seed=seed)
+    splits = {'train': Subset(splits['train'], kept), 'validation': Subset(splits['train'], held)}
+  return names, splits, {split: class_counts(source.labels, len(names)) for split, source in splits.items()}
+
+
+def _with_masks(builder: Any, feature: str, splits: dict, seed: int) -> tuple[tuple[str, ...], dict, dict]:
+  """The names of the classes, the splits with validation, and the pixels of each class."""
+  held = {f'{s.name}/{i}': found for s in splits.values() for i, found in enumerate(s.found)}
+  problems = [f'mask {name}: {found.reason}' for name, found in held.items() if found.reason]
+  legend = _legend(builder, feature, held)
+  problems += [f'{line} in {", ".join(legend.class_names)}' for line in masks.unknown(held, legend.known())]
+  if problems:
+    raise UsageError('\n'.join(problems[:SHOWN]))
+  for source in splits.values():
+    source.legend = legend
+  counts = {split: source.counts() for split, source in splits.items()}
+  if 'validation' not in splits:
+    parts = dict(zip(('train', 'validation'), dense_split.holdout(counts['train'], share=SHARE, seed=seed)))
+    splits = {split: Subset(splits['train'], part) for split, part in parts.items()}
+    counts = {split: counts['train'][part] for split, part in parts.items()}
+  return legend.class_names, splits, {split: tuple(found.sum(axis=0).tolist()) for split, found in counts.items()}
+
+
+def _legend(builder: Any, feature: str, held: Mapping[str, masks.Found]) -> Legend:
+  classes = MASK_CLASSES.get(builder.name)
+  if classes:
+    return Legend(tuple(classes), {value: i for i, value in enumerate(classes.values())})
+  names = getattr(builder.info.features[feature], 'names', None) or ()
+  return mask_classes.of_values(masks.pixels(held.values()), names)
 
 
 def _parts(spec: str, builder: Any, name: str) -> dict[str, str]:
@@ -135,11 +242,11 @@ def _parts(spec: str, builder: Any, name: str) -> dict[str, str]:
   return dict(zip(('train', 'validation', 'test'), parts, strict=False))
 
 
-def _read(builder: Any, part: str, name: str) -> Any:
+def _read(builder: Any, part: str, name: str, encoded: Sequence[str]) -> Any:
   import tensorflow_datasets as tfds
 
   try:
-    return builder.as_data_source(split=part, decoders={'image': tfds.decode.SkipDecoding()})
+    return builder.as_data_source(split=part, decoders={key: tfds.decode.SkipDecoding() for key in encoded})
   except NotImplementedError as error:  # the data are tfrecord files, which have no random access
     raise UsageError(
       f'tfds data set {name!r} is prepared as {builder.info.file_format.value} in {builder.data_dir}, '
