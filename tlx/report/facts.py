@@ -59,7 +59,12 @@ def curves(metrics: Sequence[Mapping], phases: Sequence[Mapping], task: Task) ->
 
 def title(metric: str) -> str:
   """'pixel_accuracy' -> 'Pixel accuracy', 'miou' -> 'mIoU'."""
-  return TITLES.get(metric, metric.replace('_', ' ').capitalize())
+  return TITLES.get(metric, in_text(metric).capitalize())
+
+
+def in_text(metric: str) -> str:
+  """'pixel_accuracy' -> 'pixel accuracy', 'miou' -> 'mIoU'."""
+  return TITLES.get(metric, metric.replace('_', ' '))
 
 
 def phase_borders(metrics: Sequence[Mapping], phases: Sequence[Mapping]) -> list[tuple[float, str]]:

@@ -34,6 +34,7 @@ def context(folder: pathlib.Path, task: Task) -> dict[str, Any]:
     'folder': folder.resolve().name,
     'problems': run['problems'],
     'primary': task.primary,
+    'primary_in_text': facts.in_text(task.primary),
     'result': result,
     'head': facts.headline(experiment, result),
     'cards': task.cards(result, evaluation) if result else [],
