@@ -180,6 +180,13 @@ def test_one_model_is_told_layer_by_layer(say):
   assert [layer['layer'] for layer in row['layers']][-2:] == ['stage3_block1', 'head']
 
 
+def test_a_segmenter_is_told_layer_by_layer(say):
+  """As torchvision publishes it, but for 9.97 of its GMACs: evaluation does not run the auxiliary head."""
+  (row,) = json.loads(say('models', 'deeplabv3_resnet50', '--json')[1])
+  assert row['gmacs'] == pytest.approx(178.72 - 9.97, abs=0.02) and row['layers'][-1]['layer'] == 'head'
+  assert row['parameters'] == sum(layer['parameters'] for layer in row['layers']) == 42_004_074
+
+
 def test_models_without_published_weights_say_so(say):
   assert 'source: no published weights' in say('models', 'efficientnet_lite1')[1]
   (row,) = model_table('efficientnet_lite1')

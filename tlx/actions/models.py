@@ -16,6 +16,8 @@ def model_table(
 ) -> list[dict[str, Any]]:
   """Lists models, one row per model: their figures, licence and source of weights. None means unknown.
 
+  Figures of segmenters are counted only if the model is the only row, because counting takes seconds.
+
   Args:
     pattern: shell pattern of names.
     sort: key of the rows. 'top1' puts the most accurate first, other keys the smallest; unknown values come last.
@@ -42,15 +44,17 @@ def model_table(
     rows = [row for row in rows if (row['parameters'] or math.inf) <= max_parameters]
     if not rows:
       raise UsageError(f'no model fits --max-parameters {max_parameters:,.0f}; the smallest here has {least:,}')
+  if len(rows) == 1 and rows[0]['parameters'] is None:
+    layers = layer_table(rows[0]['name'])
+    rows[0] |= {key: sum(layer[key] for layer in layers) for key in ('parameters', 'gmacs')}
   return sorted(rows, key=lambda row: _rank(row, sort))
 
 
 def layer_table(name: str) -> list[dict[str, Any]]:
   """Lists the layers of a model in order, the head last: output shape and cost for one image of the native size."""
-  if name in catalog.wholes():  # its head is not counted yet
-    return []
-  variant = catalog.variant(name)
-  costs = flops.layers(pretrained.build(variant, 1000), _model_row(variant)['size'])
+  found = pretrained.resolve(name)
+  classes = found.whole.num_classes if found.whole else 1000
+  costs = flops.layers(pretrained.build(found.variant, classes, head=found.head), _row(name)['size'])
   return [
     {'layer': c.name, 'output': c.shape, 'parameters': c.parameters, 'gmacs': c.multiply_adds / 1e9} for c in costs
   ]

@@ -166,11 +166,10 @@ class Models:
 
     most = None if self.max_parameters is None else quantity('--max-parameters', self.max_parameters)
     rows = model_table(self.pattern, sort=self.sort, max_parameters=most, license=self.license)
-    layers = layer_table(rows[0]['name']) if len(rows) == 1 else []
-    if self.json:
-      return print_json([{**rows[0], 'layers': layers}] if layers else rows)
-    show = terminal.Console()
-    show.model(rows[0], layers) if layers else show.models(rows)
+    if len(rows) == 1:
+      (row,), layers = rows, layer_table(rows[0]['name'])
+      return print_json([{**row, 'layers': layers}]) if self.json else terminal.Console().model(row, layers)
+    print_json(rows) if self.json else terminal.Console().models(rows)
 
 
 def factors(text: str | None) -> tuple[float, ...]:
