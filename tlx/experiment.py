@@ -69,7 +69,7 @@ class Experiment:
     metavar='TASK',
     default_text='set by --data',
     typed_as=str | None,
-    help="Task: classification, multilabel or segmentation, with options as in 'segmentation(losses=ce+dice)'.",
+    help="Task: classification, multilabel or segmentation, with options as in 'segmentation(losses=ce+lovasz)'.",
   )
   head: 'str | nn.Module | None' = option(
     None,
