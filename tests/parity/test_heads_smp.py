@@ -38,7 +38,8 @@ CHANNELS = (6, 8, 12, 16, 20)  # of the maps of stride 2, 4, 8, 16 and 32
 IMAGE = (64, 96)
 EXACT = 1e-9  # float64, of each tensor's largest value
 SINGLE = 1e-4  # float32
-HEADS = {'Unet': 'unet', 'DeepLabV3Plus': 'deeplabv3plus', 'FPN': 'fpn', 'UPerNet': 'upernet', 'Segformer': 'segformer'}
+HEADS = {'Unet': 'unet', 'DeepLabV3Plus': 'deeplabv3plus', 'FPN': 'fpn', 'UPerNet': 'upernet', 'Segformer': 'segformer',
+         'PSPNet': 'pspnet'}  # fmt: skip
 ROOMS = {'DeepLabV3Plus': 'deeplabv3'}  # of smp's, where it is not our head's name
 WIDTHS = {'decoder_channels': (24, 16, 12, 10, 8)}
 PYRAMID = {'decoder_pyramid_channels': 16, 'decoder_segmentation_channels': 64}
@@ -71,6 +72,8 @@ CASES = {
   'segformer from stride 4': Case(
     'Segformer', {'decoder_segmentation_channels': 24, 'upsampling': 1}, (4, 8, 16, 32), 'mit_b0'
   ),
+  'pspnet': Case('PSPNet', {'psp_out_channels': 16}, (2, 4, 8)),
+  'pspnet without norms': Case('PSPNet', {'psp_out_channels': 16, 'upsampling': 2, **NO_NORM}),
   'upernet without norms': Case('UPerNet', {'decoder_channels': 16, **NO_NORM}),
 }  # fmt: skip
 
