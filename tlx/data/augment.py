@@ -1,12 +1,15 @@
-"""Augmentation on the device: pure, keyed by each example's position, and free where switched off.
+"""Random augmentation of training images, on the device.
 
-Hue and solarize are dm-pix's; the rest is ours, because the other definitions of dm-pix and augmax are not those of
-torchvision and timm, and their resampling has no antialiasing (details in `pixels`).
-Example i of a batch draws from fold_in(key, first_index + i), so its pixels depend neither on the number of devices nor
-on micro-batches. Every option is a Python-level branch: what is off is not in the compiled program.
+Hue and solarize come from dm-pix. tlx defines the other operations itself, because those of dm-pix and augmax differ
+from torchvision's and timm's, and resample without antialiasing (see `pixels`).
 
-Images per second, 64 x 256 x 256 x 3 -> 224, two CPU cores that other jobs used too (so lower bounds), by
-`pytest -n 0 -s -m slow tests/numerics/test_augment.py`: none 517, light 341, medium 216, strong 143, glyph 265.
+Example i of a batch uses the random key fold_in(key, first_index + i). So its pixels depend neither on the number of
+devices nor on the micro-batches. An option that is off is not part of the compiled program, because every option is a
+branch in Python.
+
+Images per second, from 256 x 256 to 224 x 224 in batches of 64, on two CPU cores that other jobs used too (so these are
+lower bounds): none 517, light 341, medium 216, strong 143, glyph 265. `pytest -n 0 -s -m slow
+tests/numerics/test_augment.py` measures them.
 """
 
 import dataclasses
@@ -25,31 +28,39 @@ from tlx.types import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """What is random in a training picture; the defaults leave it as it is. Hashable, so it can be a static argument.
+  """The options of augmentation; with the defaults, nothing changes. It is hashable, so it can be a static argument.
 
-  Order: crop, mirror and shift in one resampling; rotation; RandAugment; brightness, contrast, saturation, hue (always
-  in this order); erasing. Colour strengths s draw a factor from [max(0, 1 - s), 1 + s], hue a turn from [-s, s].
-  Raises UsageError for values out of range, all of them at once.
+  The operations run in this order: crop, mirror and shift in one resampling; rotation; RandAugment; brightness,
+  contrast, saturation and hue; erasing. Mixup and CutMix follow in `mix_batch`. A colour strength s draws a factor from
+  [max(0, 1 - s), 1 + s]; `hue` s draws a turn from [-s, s].
+
+  Raises:
+    UsageError: it lists all values that are out of range, one per line.
+
+  Examples:
+    >>> Augment(flip=2)
+    Traceback (most recent call last):
+    tlx.types.UsageError: augment.flip is 2: give a number from 0 to 1
   """
 
-  crop_scale: tuple[float, float] = (1.0, 1.0)  # share of the area; (1, 1) = the whole picture
-  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the crop, in the picture's true aspect
-  shift: float = 0.0  # largest displacement, share of the side
-  flip: float = 0.0  # probability of a mirror image, left and right
-  vertical_flip: float = 0.0  # probability
-  rotation: float = 0.0  # largest angle, degrees
-  brightness: float = 0.0
-  contrast: float = 0.0
-  saturation: float = 0.0
-  hue: float = 0.0  # in turns: at most 0.5
-  randaugment_layers: int = 0  # operations, one after the other
-  randaugment_magnitude: float = 5.0  # 0 to 10, timm's scale; torchvision's 0 to 30 is three times finer
-  mixup: float = 0.0  # alpha of the Beta distribution
-  cutmix: float = 0.0  # alpha of the Beta distribution
-  erasing: float = 0.0  # probability
+  crop_scale: tuple[float, float] = (1.0, 1.0)  # share of the area, lowest and highest; (1, 1) = the whole image
+  crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # true width / height of the crop, lowest and highest
+  shift: float = 0.0  # maximum displacement, as a share of the side
+  flip: float = 0.0  # probability of a left-right mirror image
+  vertical_flip: float = 0.0  # probability of an upside-down mirror image
+  rotation: float = 0.0  # maximum angle, degrees
+  brightness: float = 0.0  # strength
+  contrast: float = 0.0  # strength
+  saturation: float = 0.0  # strength
+  hue: float = 0.0  # strength in turns of the colour circle, 0 to 0.5
+  randaugment_layers: int = 0  # number of operations, one after the other
+  randaugment_magnitude: float = 5.0  # 0 to 10, as in timm; 10 here is 30 in torchvision
+  mixup: float = 0.0  # alpha of the Beta distribution; 0 = off
+  cutmix: float = 0.0  # alpha of the Beta distribution; 0 = off
+  erasing: float = 0.0  # probability of a rectangle of noise
 
   def __post_init__(self):
-    for name in ('crop_scale', 'crop_ratio'):  # a list, as JSON gives it, is not hashable
+    for name in ('crop_scale', 'crop_ratio'):  # JSON gives lists, which are not hashable
       object.__setattr__(self, name, tuple(getattr(self, name)))
     problems = []
     for name, limit in _LIMITS.items():
@@ -80,19 +91,27 @@ PRESETS = {
     cutmix=1,
     erasing=0.25,
   ),
-  'glyph': Augment(crop_scale=(0.8, 1), crop_ratio=(0.9, 1.1), shift=0.05, rotation=10),  # a mirrored 2 is no 2
+  'glyph': Augment(crop_scale=(0.8, 1), crop_ratio=(0.9, 1.1), shift=0.05, rotation=10),  # a mirrored 2 is not a 2
 }
 
-_CROP, _FLIP, _SHIFT, _ROTATION, _COLOUR, _RANDAUGMENT, _ERASING = range(7)  # so that one option never moves another
+_CROP, _FLIP, _SHIFT, _ROTATION, _COLOUR, _RANDAUGMENT, _ERASING = range(7)  # so no option changes the draws of another
 
 
 @partial(jax.jit, static_argnames=('config', 'shape'))
 def augment_batch(key, images, aspect, config: Augment, shape: tuple[int, int], first_index=0):
-  """Random training pictures: uint8 [b, H, W, 3] -> (float32 [b, h, w, 3] in [0, 1], their Warp).
+  """Augments a batch of images, except for mixup and CutMix.
 
-  images: each a whole picture squashed into a canvas. aspect: float32 [b], its true width / height.
-  first_index: position of images[0] in the whole batch, over all devices and micro-batches; may be traced. Or int [b]:
-    the number that each image draws by, whatever its position.
+  Args:
+    key: random key.
+    images: uint8 [b, H, W, 3]. Each is a whole image, squashed into a canvas of H x W pixels.
+    aspect: float32 [b], the true width / height of each image.
+    config: the options; static under jit.
+    shape: height and width of the result, pixels; static under jit.
+    first_index: position of images[0] in the batch over all devices and micro-batches; may be traced. Or int [b], a
+      number for each image that replaces its position in the random key.
+
+  Returns:
+    (float32 [b, h, w, 3] in [0, 1], the `Warp` that moves masks in the same way).
   """
   keys = _keys(key, len(images), first_index)
   warp = draw_warp(keys, aspect, config, shape)
@@ -103,11 +122,21 @@ def augment_batch(key, images, aspect, config: Augment, shape: tuple[int, int], 
     images = jax.vmap(partial(_colour, config=config))(keys, images)
   if config.erasing:
     images = jax.vmap(partial(_erase, probability=config.erasing))(keys, images)
-  return jnp.clip(images, 0, 1), warp  # resampling rounds one ulp beyond 1
+  return jnp.clip(images, 0, 1), warp  # rounding in the resampling can exceed 1 by one ulp
 
 
 def draw_warp(keys, aspect, config: Augment, shape: tuple[int, int]) -> Warp:
-  """Crop, mirror and shift as one box, and the rotation, of every picture; keys: [b]."""
+  """Draws the geometric part of the augmentation: crop, mirror and shift as one box, and the rotation.
+
+  Args:
+    keys: random keys [b], one per image.
+    aspect: float32 [b], the true width / height of each image.
+    config: the options.
+    shape: height and width of the result, pixels.
+
+  Returns:
+    The warp of the batch.
+  """
   largest = math.radians(config.rotation)
   turn = lambda key: jax.random.uniform(jax.random.fold_in(key, _ROTATION), minval=-largest, maxval=largest)
   boxes = jax.vmap(partial(_box, config=config))(keys, aspect)
@@ -115,6 +144,7 @@ def draw_warp(keys, aspect, config: Augment, shape: tuple[int, int]) -> Warp:
 
 
 def _keys(key, count, first_index):
+  """Random keys [count], one per example."""
   numbers = first_index if jnp.ndim(first_index) else first_index + jnp.arange(count)
   return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
@@ -136,10 +166,19 @@ def _box(key, aspect, config):
 
 
 def crop_box(key, aspect, scale, ratio):
-  """torchvision's RandomResizedCrop: float32 [4] (top, bottom, left, right), shares of the picture.
+  """Draws a crop as torchvision's RandomResizedCrop does (Szegedy et al. 2014, https://arxiv.org/abs/1409.4842).
 
-  aspect: float32 [], the picture's width / height. Area uniform in `scale`, ratio log-uniform in `ratio`, both of the
-  picture as it was; ten draws, of which the first that fits counts, else the largest centred crop of a legal ratio.
+  It draws ten crops and takes the first that fits into the image. If none fits, it takes the largest centred crop whose
+  ratio is allowed.
+
+  Args:
+    key: random key.
+    aspect: float32 [], the true width / height of the image.
+    scale: lowest and highest share of the image's area; uniform.
+    ratio: lowest and highest width / height of the crop; log-uniform.
+
+  Returns:
+    float32 [4], (top, bottom, left, right), shares of the image.
   """
   area_key, ratio_key, place_key = jax.random.split(key, 3)
   area = jax.random.uniform(area_key, (10,), minval=scale[0], maxval=scale[1])
@@ -155,7 +194,7 @@ def crop_box(key, aspect, scale, ratio):
 
 
 def _randaugment(keys, images, layer, strength):
-  """One random operation on each picture; Cubuk et al. 2020, Sec. 3."""
+  """Applies one random operation to each image (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719, Sec. 3)."""
 
   def one(arguments):
     key, image = arguments
@@ -163,12 +202,13 @@ def _randaugment(keys, images, layer, strength):
     index = jax.random.randint(choice, (), 0, len(pixels.OPERATIONS))
     return pixels.operate(image, index, strength, jax.random.rademacher(side, (), jnp.float32))
 
-  # A loop computes the one branch that each picture takes, vmap computes all. On a CPU that is far slower, as
-  # test_throughput guards; an accelerator would wait for each picture's branch to be chosen on the host.
+  # A loop computes only the branch that each image takes; vmap computes all branches, which is far slower on a CPU
+  # (test_throughput guards this). On an accelerator the loop would wait for the host to choose each image's branch.
   return jax.lax.platform_dependent((keys, images), cpu=partial(jax.lax.map, one), default=jax.vmap(one))
 
 
 def _colour(key, image, config):
+  """Changes brightness, contrast, saturation and hue by random amounts, always in this order."""
   draws = jax.random.uniform(jax.random.fold_in(key, _COLOUR), (4,))
   for draw, name in zip(draws, ('brightness', 'contrast', 'saturation'), strict=False):
     if strength := getattr(config, name):
@@ -178,7 +218,10 @@ def _colour(key, image, config):
 
 
 def _erase(key, image, probability):
-  """Noise in one rectangle: area 0.02 to 0.33, ratio 0.3 to 3.3 (Zhong et al. 2020, https://arxiv.org/abs/1708.04896)."""
+  """Fills one rectangle with noise (Zhong et al. 2020, https://arxiv.org/abs/1708.04896).
+
+  Its area is 0.02 to 0.33 of the image, its ratio of sides 0.3 to 3.3.
+  """
   keys = jax.random.split(jax.random.fold_in(key, _ERASING), 3)
   draws = jax.random.uniform(keys[0], (3,))
   area = jax.random.uniform(keys[1], minval=0.02, maxval=0.33)
@@ -191,7 +234,7 @@ def _erase(key, image, probability):
 
 
 def _box_mask(shape, start, stop):
-  """Which pixels have their centre in a box given as shares: bool [h, w]."""
+  """Whether the centre of each pixel lies in a box, whose corners are shares of the image: bool [h, w]."""
   y, x = (jnp.arange(length) + 0.5 for length in shape[:2])
   rows = (y >= start[0] * shape[0]) & (y < stop[0] * shape[0])
   return rows[:, None] & ((x >= start[1] * shape[1]) & (x < stop[1] * shape[1]))
@@ -199,13 +242,20 @@ def _box_mask(shape, start, stop):
 
 @partial(jax.jit, static_argnames='config')
 def mix_batch(key, images, config: Augment, first_index=0):
-  """Mixup (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899) within pairs (2i, 2i + 1).
+  """Applies mixup (https://arxiv.org/abs/1710.09412) and CutMix (https://arxiv.org/abs/1905.04899).
 
-  Batches are shuffled, so a neighbour is a random partner, and no pixel crosses devices. One share and one box a pair,
-  keyed by the pair's place in the whole batch; with both on, each pair takes either with probability 1/2.
-  images: float [b, h, w, 3]; the last one of an odd batch stays as it is.
-  first_index: as in `augment_batch`, and even.
-  Returns: (images, share float32 [b] of its own pixels in each).
+  It mixes the images 2i and 2i + 1. Batches are shuffled, so this partner is random, and no pixel moves between
+  devices. Both images of a pair use the same share and the same box, which depend on the key and on the pair's position
+  in the batch over all devices. If both methods are on, each pair uses one of them, with probability 1/2.
+
+  Args:
+    key: random key.
+    images: float [b, h, w, 3]. The last image of an odd batch is not mixed.
+    config: the options; static under jit.
+    first_index: as in `augment_batch`, one even number.
+
+  Returns:
+    (mixed images [b, h, w, 3] in the dtype of `images`, float32 [b]: the share of its own pixels in each image).
   """
   keys = _keys(key, len(images) // 2, first_index // 2)
   keep, share = jax.vmap(partial(_mix_pair, shape=images.shape[1:3], config=config))(keys)
@@ -217,14 +267,25 @@ def mix_batch(key, images, config: Augment, first_index=0):
 
 
 def partners(x):
-  """[b, ...] with the two of each pair (2i, 2i + 1) in each other's place; the last one of an odd batch stays."""
+  """Swaps the two examples of each pair (2i, 2i + 1); the last example of an odd batch stays.
+
+  Args:
+    x: array [b, ...].
+
+  Returns:
+    [b, ...], in the dtype of x.
+
+  Examples:
+    >>> partners(jnp.arange(5)).tolist()
+    [1, 0, 3, 2, 4]
+  """
   even = len(x) // 2 * 2
   swapped = x[:even].reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(even, *x.shape[1:])
   return jnp.concatenate([swapped, x[even:]]) if even < len(x) else swapped
 
 
 def _mix_pair(key, shape, config):
-  """(each pixel's own share [h, w], their mean)."""
+  """Draws how a pair is mixed: (float32 [h, w] share of an image's own pixel, float32 [] share over the image)."""
   choose, *keys = jax.random.split(key, 4)
   use_cutmix = jax.random.bernoulli(choose) if config.mixup and config.cutmix else bool(config.cutmix)
   keep = jnp.ones(shape)
@@ -241,9 +302,9 @@ def _mix_pair(key, shape, config):
 
 
 def _symmetric_beta(key, alpha):
-  """One draw from Beta(alpha, alpha) by its quantiles, of which 4097 are exact and those between are interpolated.
+  """Draws from Beta(alpha, alpha) by interpolating between 4097 exact quantiles.
 
-  `jax.random.beta` rejects in a loop, whose condition is an all-reduce where the batch is spread over devices.
+  `jax.random.beta` draws and rejects in a loop. On several devices, the condition of that loop is an all-reduce.
   """
   grid = np.linspace(0, 1, 4097)
   quantiles = special.betaincinv(alpha, alpha, grid)
@@ -251,5 +312,12 @@ def _symmetric_beta(key, alpha):
 
 
 def to_float(images):
-  """uint8 in [0, 255] -> float32 in [0, 1], without augmentation."""
+  """Converts images to float without augmentation.
+
+  Args:
+    images: uint8 in [0, 255], of any shape.
+
+  Returns:
+    float32 in [0, 1], of the same shape.
+  """
   return images.astype(jnp.float32) / 255

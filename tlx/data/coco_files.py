@@ -1,4 +1,7 @@
-"""COCO json files of a folder: which split each describes, and where the images lie."""
+"""Finds the COCO json files of a folder, the split that each describes, and the images that they name.
+
+The format: https://cocodataset.org/#format-data.
+"""
 
 import json
 import pathlib
@@ -9,17 +12,28 @@ from typing import Any
 from tlx.data.mask_folders import SPLITS
 from tlx.types import UsageError
 
-OTHER = ('captions', 'person_keypoints', 'image_info', 'panoptic', 'classes')  # files of COCO for other tasks
-FIELDS = {'images': ('id', 'file_name'), 'annotations': (), 'categories': ('id', 'name')}  # that a record must have
+# The names of COCO's files for other tasks begin with these words.
+OTHER = ('captions', 'person_keypoints', 'image_info', 'panoptic', 'classes')
+# The lists that a file must have, and the fields that each record of a list must have.
+FIELDS = {'images': ('id', 'file_name'), 'annotations': (), 'categories': ('id', 'name')}
 
 
 def find(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-  """Split -> its json files, those of stuff first; only 'train' where one file holds all images.
+  """Finds the json files of each split.
 
-  A file is found in the folder itself, in its folder annotations and in those of the splits, and its split by the words
-  of its name or of its folder: instances_train2017.json, val.json, test/_annotations.coco.json.
+  It looks in the folder itself, in its sub-folder annotations, and in its sub-folders that are named after a split. The
+  words in a file's name, or else in its sub-folder's name, tell the split: instances_train2017.json, val.json,
+  test/_annotations.coco.json.
 
-  Raises: UsageError where there is no file, none for training, or several of unknown splits.
+  Args:
+    root: the folder.
+
+  Returns:
+    {split: its json files}, files of stuff (regions such as sky) first. If there is only
+    one file and no word tells its split, the split is 'train'.
+
+  Raises:
+    UsageError: if there is no file, or no file of the split 'train'.
   """
   folders = [root, root / 'annotations', *(d for d in sorted(root.iterdir()) if d.is_dir() and split_of(d.name))]
   files = [path for folder in folders for path in sorted(folder.glob('*.json')) if not path.name.startswith(OTHER)]
@@ -40,13 +54,27 @@ def find(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
 
 
 def split_of(name: str) -> str | None:
-  """'instances_val2017' -> 'validation'; None for a name without such a word."""
+  """The split that a word of the name tells, or None.
+
+  >>> split_of('instances_val2017')
+  'validation'
+  """
   words = re.findall('[a-z]+', name.lower())
   return next((split for split, names in SPLITS.items() if set(names) & set(words)), None)
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-  """The content of a file. Raises UsageError where it is not COCO's."""
+  """Reads a json file and checks that it has COCO's form.
+
+  Args:
+    path: path of the file.
+
+  Returns:
+    The content: a dict with the lists 'images', 'annotations' and 'categories', and perhaps others.
+
+  Raises:
+    UsageError: if the file cannot be read, or lacks a list or a field of `FIELDS`.
+  """
   try:
     content = json.loads(path.read_bytes())
   except (OSError, ValueError) as error:
@@ -62,10 +90,19 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def locate(root: pathlib.Path, path: pathlib.Path, images: Sequence[Mapping[str, Any]]) -> list[pathlib.Path | None]:
-  """Where each image of a json file lies, None for one that is nowhere.
+  """Finds the file of each image that a json file names.
 
-  Tried in order: the folder of the json file; that of its name, its year included (train2017), in the folder and in
-  images; images; the folder itself. A file name with a path in it is also tried without.
+  It tries these folders in order: the folder of the json file; folders that are named like the json file or like a word
+  of its name (train2017), in `root` and in root/images; root/images; `root`. In each folder it tries the stated file
+  name with its folders, then without them.
+
+  Args:
+    root: folder of the data set.
+    path: path of the json file.
+    images: the json file's records of images, each with a 'file_name'.
+
+  Returns:
+    The path of each image; None for an image that no folder has.
   """
   words = [path.stem, *re.findall('[a-z]+[0-9]*', path.stem.lower())]
   folders = [path.parent, *(base / word for word in words for base in (root, root / 'images')), root / 'images', root]

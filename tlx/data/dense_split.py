@@ -1,4 +1,4 @@
-"""Splits of images that hold several classes each, as masks and boxes do."""
+"""Hold-out splits of images that each show several classes, as images with masks, boxes or tags do."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,12 +9,24 @@ from tlx.types import UsageError
 
 
 def holdout(counts: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Sorted positions (kept, held back), drawn such that every class stays among those that are kept.
+  """Holds back random images, and keeps at least one image of every class.
 
   Args:
-    counts: int [n, k], how much of each class each image holds.
-    share: of the images that are held back; fewer where classes would be lost, but at least one.
-  Raises: UsageError where no image can be held back.
+    counts: int [n, k], the amount of each of k classes in each of n images, such as pixels; 0 = none.
+    share: share of the images to hold back, in [0, 1]. At least one image is held back, and fewer than this share if
+      the kept images would otherwise lose a class.
+    seed: random seed.
+
+  Returns:
+    Sorted positions (kept, held back), int [m] each.
+
+  Raises:
+    UsageError: if no image can be held back.
+
+  Examples:
+    >>> kept, held = holdout(np.array([[9, 0], [0, 9], [9, 0], [0, 9]]), share=0.5, seed=0)
+    >>> len(kept), len(held)
+    (2, 2)
   """
   present = np.asarray(counts) > 0
   images, held, wanted = present.sum(axis=0), [], max(1, round(share * len(present)))
@@ -31,11 +43,15 @@ def holdout(counts: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray,
 
 
 def untrained(class_names: Sequence[str], counts: Mapping[str, np.ndarray], names: Mapping[str, Sequence[str]]) -> list:
-  """One line for each class that a split has and 'train' lacks.
+  """Lists the classes that another split has and 'train' lacks.
 
   Args:
-    counts: split -> int [n, k], as in `holdout`.
-    names: split -> names of the n images' annotations, for the message.
+    class_names: names of the k classes.
+    counts: {split: int [n, k]}, as in `holdout`.
+    names: {split: names of its n images' annotations}, for the message.
+
+  Returns:
+    One line per class and split, for an error message.
   """
   trained, problems = counts['train'].sum(axis=0) > 0, []
   for split, found in counts.items():

@@ -1,4 +1,4 @@
-"""Which class the values of a mask mean: as classes.json says, or one class for each value that the masks hold."""
+"""The class of each value of a mask: from classes.json, or else one class for each value that the masks contain."""
 
 import dataclasses
 import json
@@ -19,42 +19,62 @@ FORMS = (
   '["sky", "road"], {"sky": 0, "road": 7} or '
   '{"classes": ["sky", "road"], "ignore": 255, "palette": {"sky": [70, 130, 180], "road": "#804080"}}'
 )
-MOST = 255  # classes: their indices and IGNORE fit in 8 bits
+MOST = 255  # maximum number of classes: their indices and IGNORE fit in 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
 class Legend:
-  """Class names, and the class index or IGNORE that each value of a mask stands for."""
+  """Class names, and what each value of a mask means: a class index, or IGNORE for pixels that do not count."""
 
   class_names: tuple[str, ...]
   values: Mapping[int, int]  # number -> class index or IGNORE
-  palette: Mapping[Colour, int] | None = None  # colour -> class index or IGNORE; None: masks hold numbers
+  palette: Mapping[Colour, int] | None = None  # colour -> class index or IGNORE; None: the masks contain numbers
 
   def known(self) -> tuple[Value, ...]:
-    """Every value that stands for something."""
+    """All values that have a meaning: numbers, then colours."""
     return (*self.values, *(self.palette or ()))
 
   def index(self, value: Value) -> int:
-    """The class index of a known value, or IGNORE."""
+    """The class index of a known value, or IGNORE. Raises KeyError for an unknown one."""
     return self.palette[value] if isinstance(value, tuple) else self.values[value]
 
   def decode(self, encoded: bytes) -> np.ndarray:
-    """Encoded mask -> uint8 [h, w]: class indices, and IGNORE where a pixel has none.
+    """Decodes a mask file to class indices.
 
-    Raises: TlxError where the file cannot be read, or holds a value that has no class.
+    Args:
+      encoded: the whole file.
+
+    Returns:
+      uint8 [h, w]: class indices, or IGNORE for pixels that do not count.
+
+    Raises:
+      TlxError: if the file cannot be read, or contains a value without a class.
     """
     return masks.read(encoded, values=self.values, palette=self.palette)
 
 
 def of_file(path: pathlib.Path) -> Legend:
-  """The legend that a classes.json describes.
+  """Reads a classes.json.
 
-  Three forms: a list of names, whose positions are the values; {name: value}; or {"classes": one of these, "ignore":
-  value or list of values or null, "palette": {name: colour} or a list of colours in the order of the classes}. A colour
-  is [red, green, blue] or "#rrggbb". "ignore" (also "ignore_index") is 255 where the file does not say otherwise; the
-  palette's entry "ignore" is the colour that is ignored. Without "classes" the palette's names are the classes.
+  The file has one of three forms:
 
-  Raises: UsageError with everything that is wrong in the file, one line each.
+  - ["sky", "road"]: a list of names, whose positions are the values.
+  - {"sky": 0, "road": 7}: each name with its value.
+  - {"classes": one of the above, "ignore": a value, a list of values or null, "palette": {name: colour}, or a list of
+    colours in the order of the classes}.
+
+  A colour is [red, green, blue] or "#rrggbb". "ignore" may also be called "ignore_index". Without it, 255 is ignored,
+  unless 255 is the value of a class. In the palette, the name "ignore" marks the ignored colour. Without "classes", the
+  names in the palette are the classes.
+
+  Args:
+    path: path of the file.
+
+  Returns:
+    The legend; its class indices follow the order of the values.
+
+  Raises:
+    UsageError: it lists all problems of the file, one per line.
   """
   try:
     content = json.loads(path.read_bytes())
@@ -75,12 +95,21 @@ def of_file(path: pathlib.Path) -> Legend:
 
 
 def of_values(found: Mapping[Value, int], names: Sequence[str] = ()) -> Legend:
-  """A legend for masks without a classes.json: `class V` for each number V but 255, in ascending order; 255 is ignored.
+  """Makes a legend for masks without a classes.json. Every number is a class, except 255, which is ignored.
 
   Args:
-    found: the values that the masks hold.
-    names: those of the numbers 0, 1, ... where they are known.
-  Raises: UsageError where the masks hold colours, or where 255 may be a class.
+    found: {value: pixels}, the values that the masks contain.
+    names: names of the classes 0, 1, ...; () = unknown. They are used only if they cover all numbers.
+
+  Returns:
+    The legend; without `names` a class is called 'class V' for the number V.
+
+  Raises:
+    UsageError: if the masks contain colours, more than 255 classes, or only 255 and perhaps 0: 255 may then be a class.
+
+  Examples:
+    >>> of_values({0: 90, 7: 10, 255: 5})
+    Legend(class_names=('class 0', 'class 7'), values={0: 0, 7: 1, 255: 255}, palette=None)
   """
   if colours := [value for value in found if isinstance(value, tuple)]:
     some = ', '.join(str(list(colour)) for colour in colours[:5])
@@ -103,7 +132,7 @@ def of_values(found: Mapping[Value, int], names: Sequence[str] = ()) -> Legend:
 
 
 def _classes(content: Mapping[str, Any], problems: list[str]) -> dict[str, int]:
-  """{name: value}, in the order of the values."""
+  """Reads {name: value}, sorted by value; adds what is wrong to `problems`."""
   classes, palette = content.get('classes'), content.get('palette')
   if classes is None and isinstance(palette, dict):
     classes = [name for name in palette if name != 'ignore']
@@ -123,6 +152,7 @@ def _classes(content: Mapping[str, Any], problems: list[str]) -> dict[str, int]:
 
 
 def _ignored(content: Mapping[str, Any], classes: Mapping[str, int], problems: list[str]) -> list[int]:
+  """Reads the ignored values; adds what is wrong to `problems`."""
   stated = content.get('ignore', content.get('ignore_index', () if IGNORE in classes.values() else IGNORE))
   values = [] if stated is None else [stated] if isinstance(stated, int) else stated
   if not isinstance(values, list | tuple) or not all(_is_number(value, 65535) for value in values):
@@ -133,6 +163,7 @@ def _ignored(content: Mapping[str, Any], classes: Mapping[str, int], problems: l
 
 
 def _palette(stated: Any, names: Sequence[str], problems: list[str]) -> dict[Colour, int] | None:
+  """Reads {colour: class index or IGNORE}, None without a palette; adds what is wrong to `problems`."""
   if stated is None:
     return None
   if isinstance(stated, list):

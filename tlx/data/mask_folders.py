@@ -1,4 +1,4 @@
-"""Where people keep images and their masks: the layouts of a folder, and which mask belongs to which image."""
+"""Finds the images and masks of a folder, in the layouts that people use, and pairs each image with its mask."""
 
 import os
 import pathlib
@@ -15,11 +15,11 @@ SPLITS = {
 }
 IMAGES = ('images', 'image', 'imgs', 'img', 'jpegimages')
 MASKS = ('masks', 'mask', 'annotations', 'annotation', 'labels', 'label', 'segmentationclass')
-ENDINGS = ('_mask', '-mask', '_masks', '_label', '_labels', '_gt', '_seg')  # of a mask's name after its image's
+ENDINGS = ('_mask', '-mask', '_masks', '_label', '_labels', '_gt', '_seg')  # a mask's name = its image's + one of these
 VOC_LISTS = pathlib.Path('ImageSets', 'Segmentation')
-PHOTOGRAPHS = ('.jpg', '.jpeg', '.webp')  # in a folder of both, the file of the same name with another ending is a mask
-TEXT = ('.txt', '.json', '.xml', '.csv', '.yaml', '.yml', '.md', '.db', '.ini')  # not worth a word beside images
-LINES = 10  # of one kind of problem that a message lists
+PHOTOGRAPHS = ('.jpg', '.jpeg', '.webp')  # NAME.png is the mask of NAME.jpg in the same folder
+TEXT = ('.txt', '.json', '.xml', '.csv', '.yaml', '.yml', '.md', '.db', '.ini')  # files that need no message
+LINES = 10  # maximum number of problems of one kind in a message
 
 
 class Pair(NamedTuple):
@@ -30,18 +30,25 @@ class Pair(NamedTuple):
 
 
 class Found(NamedTuple):
-  """What a folder holds."""
+  """The result of `find`."""
 
-  pairs: Mapping[str, Sequence[Pair]]  # by split; only 'train' where the folder has no splits
-  problems: Sequence[str]  # one line each
-  unused: Sequence[tuple[str, str]] = ()  # (path, why it is not used)
-  voc: bool = False
+  pairs: Mapping[str, Sequence[Pair]]  # {split: its pairs}; only 'train' if the folder has no splits
+  problems: Sequence[str]  # one line each, for an error message
+  unused: Sequence[tuple[str, str]] = ()  # (path, the reason why tlx does not use it)
+  voc: bool = False  # whether the folder has the layout of Pascal VOC
 
 
 def find(root: pathlib.Path) -> Found:
-  """The pairs of a folder in one of the layouts that `tlx.datasets.masks` names.
+  """Finds the pairs of a folder that has one of the layouts in the docstring of `tlx.datasets.masks`.
 
-  Raises: UsageError where the folder has none of them.
+  Args:
+    root: the folder.
+
+  Returns:
+    The pairs, the problems, and what is not used.
+
+  Raises:
+    UsageError: if the folder has none of these layouts, no split 'train', or two folders for one split.
   """
   if (root / VOC_LISTS).is_dir():
     return _voc(root)
@@ -60,12 +67,13 @@ def find(root: pathlib.Path) -> Found:
 
 
 def _inside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-  """The folders of a split's images and masks; both are the split's own where it has neither."""
+  """The folders of a split's images and of its masks; the folder of the split for both if it has neither."""
   images, labels = _child(folder, IMAGES), _child(folder, MASKS)
   return (images or folder / IMAGES[0], labels or folder / MASKS[0]) if images or labels else (folder, folder)
 
 
 def _nothing(root: pathlib.Path) -> str:
+  """The error message for a folder without a known layout."""
   below = [d for d in _subfolders(root) if (d / VOC_LISTS).is_dir() or _splits(d) or _child(d, MASKS)]
   if below:
     return f'{root} has no images and masks, but {below[0]} has; write --data masks:{below[0]}'
@@ -77,6 +85,7 @@ def _nothing(root: pathlib.Path) -> str:
 
 
 def _voc(root: pathlib.Path) -> Found:
+  """Finds the pairs of a folder in the layout of Pascal VOC, whose text files list the images of each split."""
   images, labels, lists = root / 'JPEGImages', root / 'SegmentationClass', root / VOC_LISTS
   names = {path.stem: path.read_text().split() for path in sorted(lists.glob('*.txt'))}
   chosen = {split: names[known] for split, words in SPLITS.items() for known in words if known in names}
@@ -97,6 +106,7 @@ def _voc(root: pathlib.Path) -> Found:
 def _folders(
   root: pathlib.Path, folders: Mapping[str, tuple[pathlib.Path, pathlib.Path]], unused: Sequence[tuple[str, str]]
 ) -> Found:
+  """Finds the pairs of {split: (folder of images, folder of masks)}."""
   if 'train' not in folders:
     there = ', '.join(images.name for images, _ in folders.values())
     raise UsageError(f'{root} has no train, only {there}; next: add a folder train beside them')
@@ -124,7 +134,7 @@ def _match(
   labels: pathlib.Path,
   mask_files: Sequence[pathlib.Path],
 ) -> tuple[list[Pair], list[str]]:
-  """Pairs by the path below their folders, without the extension and without an ending of ENDINGS."""
+  """Pairs files that have the same path below their folders, without the extension and one of the `ENDINGS`."""
   named, problems = {}, []
   show = lambda path: path.relative_to(root).as_posix()
   for path in image_files:
@@ -153,7 +163,10 @@ def _match(
 
 
 def _masks_beside_images(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-  """Of one folder with both: NAME_mask.png unless NAME_mask_mask.png is there too, and NAME.png beside NAME.jpg."""
+  """Tells the masks in a folder that contains images too.
+
+  These are NAME_mask.png, unless it has a mask of its own (NAME_mask_mask.png), and NAME.png beside NAME.jpg.
+  """
   photographs = {path.with_suffix('') for path in files if path.suffix.lower() in PHOTOGRAPHS}
   stems = {str(path.with_suffix('')) for path in files}
 
@@ -166,6 +179,7 @@ def _masks_beside_images(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def _key(folder: pathlib.Path, path: pathlib.Path) -> str:
+  """The path of a file below the folder, with slashes and without the extension."""
   return path.relative_to(folder).with_suffix('').as_posix()
 
 
@@ -174,6 +188,7 @@ def _without_ending(key: str) -> str:
 
 
 def _splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """{split: sub-folder} for the sub-folders that are named after a split."""
   found = {}
   for split, names in SPLITS.items():
     hits = [d for d in _subfolders(folder) if d.name.lower() in names]
@@ -185,18 +200,18 @@ def _splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _child(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
-  """The sub-folder with the first of the names."""
+  """The sub-folder with the first of these names that exists, in any case of letters; None if none exists."""
   present = {d.name.lower(): d for d in _subfolders(folder)}
   return next((present[name] for name in names if name in present), None)
 
 
 def _others(folder: pathlib.Path, used: Iterable[pathlib.Path]) -> list[tuple[str, str]]:
-  """The sub-folders that the layout has no use for, so that none of them vanishes without a word."""
+  """The sub-folders that the layout does not use, so that a message can name them."""
   return [(d.name, 'a folder that the layout does not use') for d in _subfolders(folder) if d not in set(used)]
 
 
 def _unread(root: pathlib.Path, folders: Iterable[pathlib.Path]) -> list[tuple[str, str]]:
-  """Files that are neither images nor text, by extension: ('train/images/*.heic', '40 files ...')."""
+  """Counts files that are neither images nor text, by extension: ('train/images/*.heic', '40 files ...')."""
   counts = {}
   for folder in folders:
     for path in _files(folder):
@@ -211,7 +226,7 @@ def _images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """All below a folder but hidden ones, sorted."""
+  """All files below a folder, sorted, except hidden ones. It follows links, but enters each real folder once."""
   found, seen = [], set()
   for current, folders, names in os.walk(folder, followlinks=True):
     real = os.path.realpath(current)
@@ -235,6 +250,17 @@ def _is_image(path: pathlib.Path) -> bool:
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
-  """The first lines of many of one kind, and the number of the rest."""
+  """Shortens a list of problems of one kind to the first `LINES`, and says how many follow.
+
+  Args:
+    lines: one problem each.
+
+  Returns:
+    At most LINES + 1 lines.
+
+  Examples:
+    >>> shortened(['no mask'] * 12)[-1]
+    'and 2 more like the last line'
+  """
   rest = len(lines) - LINES
   return [*lines[:LINES], f'and {rest} more like the last line'] if rest > 0 else list(lines)

@@ -1,8 +1,8 @@
-"""Segmentation masks: an encoded file -> the value of every pixel, and which values many files hold.
+"""Reads segmentation masks from image files, and counts the values that many files contain.
 
-A mask is a file whose pixels are numbers (greyscale of 8 or 16 bits, one bit, or the indices of a palette, as in Pascal
-VOC) or colours (RGB, or a palette's colours). Grey written as RGB counts as numbers. Lossy formats are refused, since
-they change values at the edges of objects.
+The pixels of a mask are numbers (grey of 8 or 16 bits, one bit, or the indices of a palette, as in Pascal VOC) or
+colours (RGB, or the colours of a palette). Grey that is stored as RGB counts as numbers. tlx refuses lossy formats,
+because they change values at the edges of objects.
 """
 
 import concurrent.futures
@@ -18,33 +18,46 @@ from PIL import Image
 from tlx.data import decode
 from tlx.types import TlxError
 
-IGNORE = 255  # the class index of a pixel that counts for nothing
+IGNORE = 255  # class index of pixels that neither loss nor metrics count
 LOSSY = frozenset({'AVIF', 'JPEG', 'JPEG2000', 'MPO'})
-EXTENSIONS = ('.png', '.tif', '.tiff', '.gif', '.bmp')  # of the files that are taken for masks
-MANY_COLOURS = 4096  # more of them in one file: a photograph
-SHOWN = 3  # files that a message names
+EXTENSIONS = ('.png', '.tif', '.tiff', '.gif', '.bmp')  # of files that may be masks
+MANY_COLOURS = 4096  # a file with more colours is a photograph
+SHOWN = 3  # maximum number of files that a message names
 
 Colour = tuple[int, int, int]  # red, green, blue in [0, 255]
 Value = int | Colour
 
 
 class Found(NamedTuple):
-  """What `scan` learnt of a mask."""
+  """The result of `scan` for one mask."""
 
-  reason: str  # why it cannot be read; '' when it can
-  size: tuple[int, int]  # height and width in pixels, (0, 0) when unknown
-  pixels: Mapping[Value, int] = {}  # value -> pixels that have it; empty where only the header was read
+  reason: str  # why the mask cannot be read; '' if it can
+  size: tuple[int, int]  # height and width in pixels; (0, 0) if unknown
+  pixels: Mapping[Value, int] = {}  # value -> number of pixels; empty if they were not counted
 
 
 def read(
   encoded: bytes, *, values: Mapping[int, int] | None = None, palette: Mapping[Colour, int] | None = None
 ) -> np.ndarray:
-  """Encoded file -> uint8 or uint16 [h, w].
+  """Decodes a mask file to numbers, and translates them.
 
   Args:
-    values: number in the file -> number in the result; None leaves them as they are.
-    palette: colour -> number in the result, for masks of colours; None takes a palette file's indices as numbers.
-  Raises: TlxError with the reason: not an image, damaged, lossy, or a value that has no class.
+    encoded: the whole file.
+    values: {number in the file: number in the result}; None keeps the numbers.
+    palette: {colour: number in the result} for masks with colours; None: the mask has numbers, which in a file with a
+      palette are the indices.
+
+  Returns:
+    uint8 or uint16 [h, w].
+
+  Raises:
+    TlxError: with the reason, if the file is not an image, is damaged or lossy, or contains a value without a class.
+
+  Examples:
+    >>> file = io.BytesIO()
+    >>> Image.fromarray(np.uint8([[0, 7]])).save(file, 'png')
+    >>> read(file.getvalue(), values={0: 0, 7: 1}).tolist()
+    [[0, 1]]
   """
   try:
     with _open(io.BytesIO(encoded)) as image:
@@ -62,29 +75,53 @@ def read(
 
 
 def scan(paths: Sequence[pathlib.Path], *, coloured: bool = False, every: int = 1) -> list[Found]:
-  """Which values the masks hold, read by threads.
+  """Counts the values in many masks, with several threads.
 
   Args:
-    coloured: whether palettes and RGB mean colours; otherwise a palette file has its indices as values.
-    every: the pixels of each n-th file are counted; of the others only the header is read, which is much faster.
+    paths: of the files.
+    coloured: whether the values of files with a palette are colours; otherwise they are the indices.
+    every: n, to count the pixels of each n-th file. For the others `scan` reads only the header, which is much faster.
+
+  Returns:
+    One result per file, in order. An unreadable file has a reason; nothing is raised.
   """
   with concurrent.futures.ThreadPoolExecutor() as pool:
     return list(pool.map(lambda item: look(item[1], coloured=coloured, count=item[0] % every == 0), enumerate(paths)))
 
 
 def look(file: pathlib.Path | BinaryIO, *, coloured: bool = False, count: bool = True) -> Found:
-  """What one mask holds; arguments as in `scan`. Without `count` it reads only the header."""
+  """Counts the values in one mask.
+
+  Args:
+    file: path of the file, or the open file.
+    coloured: as in `scan`.
+    count: whether to count the pixels; otherwise it reads only the header.
+
+  Returns:
+    The result. An unreadable file has a reason; nothing is raised.
+  """
   size = (0, 0)
   try:
     with _open(file) as image:
       size = image.height, image.width
       return Found('', size, _count(image, coloured) if count else {})
-  except Exception as error:  # as in read
+  except Exception as error:  # as in `read`
     return Found(' '.join(str(error).split()) or type(error).__name__, size)
 
 
 def pixels(found: Iterable[Found]) -> dict[Value, int]:
-  """Value -> pixels of all files; numbers first, in ascending order."""
+  """Adds up the pixels of each value over all files.
+
+  Args:
+    found: results of `scan`.
+
+  Returns:
+    {value: pixels}, numbers before colours, each in ascending order.
+
+  Examples:
+    >>> pixels([Found('', (1, 3), {7: 1, 0: 2}), Found('', (1, 2), {7: 2})])
+    {0: 2, 7: 3}
+  """
   total = {}
   for each in found:
     for value, count in each.pixels.items():
@@ -93,7 +130,19 @@ def pixels(found: Iterable[Found]) -> dict[Value, int]:
 
 
 def unknown(found: Mapping[str, Found], known: Iterable[Value]) -> list[str]:
-  """One line for each value that is not known, with the number of files that hold it and the names of the first."""
+  """Lists the values that have no class, with the files that contain them.
+
+  Args:
+    found: {name of a file: its result of `scan`}.
+    known: values that have a class or are ignored.
+
+  Returns:
+    One line per unknown value, for an error message.
+
+  Examples:
+    >>> unknown({'a.png': Found('', (1, 2), {0: 1, 9: 1})}, known=[0, 7])
+    ['value 9 has no class: a.png']
+  """
   known, holders = set(known), {}
   for name, each in found.items():
     for value in set(each.pixels) - known:
@@ -103,13 +152,21 @@ def unknown(found: Mapping[str, Found], known: Iterable[Value]) -> list[str]:
 
 
 def upright_size(path: str | os.PathLike) -> tuple[int, int]:
-  """Height and width of an image as `decode.picture` gives it, EXIF orientation applied; reads only the header."""
+  """The size of an image as `decode.picture` returns it, with the EXIF orientation applied. It reads only the header.
+
+  Args:
+    path: path of the file.
+
+  Returns:
+    Height and width, pixels.
+  """
   with Image.open(path) as image:
     turned = image.getexif().get(decode.ORIENTATION, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _open(file) -> Image.Image:
+  """Opens a mask. Raises TlxError for a lossy format and for too many pixels."""
   image = Image.open(file, formats=decode.formats())
   limit = Image.MAX_IMAGE_PIXELS
   if image.format in LOSSY:
@@ -120,11 +177,12 @@ def _open(file) -> Image.Image:
 
 
 def _is_grey(image: Image.Image, coloured: bool) -> bool:
-  """Whether the pixels are numbers."""
+  """Whether the pixels are numbers, not colours."""
   return image.mode in ('1', 'L', 'LA', 'I') or image.mode.startswith('I;16') or (image.mode == 'P' and not coloured)
 
 
 def _numbers(image: Image.Image) -> np.ndarray:
+  """The pixels of a mask with numbers: uint8 or uint16 [h, w]."""
   values = np.array(image.getchannel('L') if image.mode == 'LA' else image)
   if values.dtype == bool:
     return values.astype(np.uint8)
@@ -134,10 +192,10 @@ def _numbers(image: Image.Image) -> np.ndarray:
 
 
 def _translate(found: np.ndarray, table: Mapping[int, int] | None, name: Callable[[int], Value] = int) -> np.ndarray:
-  """Each value's entry in the table, uint8 or uint16 [h, w]. Raises TlxError for a value that it lacks."""
+  """Looks up each value in the table: uint8 or uint16 [h, w]. Raises TlxError for a value that the table lacks."""
   if table is None or not found.size:
     return found
-  # np.zeros leaves untouched pages unmapped, so that 2**24 colours cost as little as 256 numbers.
+  # np.zeros maps a page of memory only when it is written, so a table for 2**24 colours is as cheap as one for 256.
   places = np.zeros(1 + max(*table, int(found.max())), np.int32)
   places[list(table)] = np.array(list(table.values())) + 1
   entries = places[found]
@@ -147,7 +205,7 @@ def _translate(found: np.ndarray, table: Mapping[int, int] | None, name: Callabl
 
 
 def _count(image: Image.Image, coloured: bool) -> dict[Value, int]:
-  if image.mode in ('L', 'P') and _is_grey(image, coloured):  # Pillow counts these without an array
+  if image.mode in ('L', 'P') and _is_grey(image, coloured):  # Pillow counts these without a NumPy array
     return {value: count for value, count in enumerate(image.histogram()) if count}
   if _is_grey(image, coloured):
     return dict(zip(*(x.tolist() for x in np.unique(_numbers(image), return_counts=True))))
@@ -171,6 +229,7 @@ def _packed(image: Image.Image) -> np.ndarray:
 
 
 def _colour(packed: int) -> Colour:
+  """Inverts `_packed` for one pixel."""
   return packed & 255, packed >> 8 & 255, packed >> 16
 
 
@@ -179,6 +238,19 @@ def _name(value: Value) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-  """The first names of many, and how many there are."""
+  """Joins names for a message; of many names it states the number and the first `SHOWN`.
+
+  Args:
+    names: names of files.
+
+  Returns:
+    The text.
+
+  Examples:
+    >>> some(['a', 'b'])
+    'a, b'
+    >>> some(['a', 'b', 'c', 'd'])
+    '4 files, such as a, b, c'
+  """
   shown = ', '.join(names[:SHOWN])
   return shown if len(names) <= SHOWN else f'{len(names)} files, such as {shown}'

@@ -1,28 +1,28 @@
-"""Augmentation operations on one picture: resampling, colours and RandAugment, without randomness.
+"""Augmentation operations on one image: resampling, colours and RandAugment, without randomness.
 
-Pictures are float32 [h, w, 3] in [0, 1]. Every function keeps that range, works under jit and vmap, and is pure.
+Images are float32 [h, w, 3] in [0, 1]. Every function keeps that range, works under jit and vmap, and is pure.
 Coordinates are pixel edges, as in Pillow: the first pixel spans 0 to 1, and its centre is 0.5.
 
-`hue` and `solarize` call dm-pix, which is exact there. The other functions are here because dm-pix (and augmax) follow
-other definitions than Pillow, timm and torchvision (contrast per channel, saturation in HSV), or resample all three
-axes, without an antialiasing filter.
+`hue` and `solarize` call dm-pix, whose results are exact for these two. This file defines the other functions, because
+dm-pix and augmax define them differently from Pillow, timm and torchvision (contrast per channel, saturation in HSV),
+or resample all three axes without an antialiasing filter.
 """
 
 import dm_pix
 import jax
 import jax.numpy as jnp
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's grey
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in Pillow's grey (ITU-R 601)
 
 
 def resample(image, box, shape):
   """Crops a box and resizes it with an antialiasing triangle filter, as Pillow's BILINEAR does.
 
-  Beyond the picture it repeats the edge pixels. It is two matrix products, which are fast on every device.
+  Outside the image it repeats the edge pixels. It computes two matrix products, which are fast on every device.
 
   Args:
     image: float32 [h, w, 3].
-    box: float [4], (top, bottom, left, right) in pixels. top > bottom or left > right mirrors the picture at no cost.
+    box: float [4], (top, bottom, left, right) in pixels. top > bottom or left > right mirrors the image at no cost.
     shape: height and width of the result, pixels.
 
   Returns:
@@ -35,7 +35,7 @@ def resample(image, box, shape):
 
 
 def _weights(length, size, start, stop):
-  """Share of each of `length` input pixels in each of `size` output pixels: float32 [size, length], rows sum to one."""
+  """Weight of each of `length` input pixels in each of `size` output pixels: float32 [size, length], rows sum to 1."""
   centres = jnp.clip(start + (stop - start) * (jnp.arange(size) + 0.5) / size, 0, length)
   distance = jnp.abs(centres[:, None] - (jnp.arange(length) + 0.5)) / jnp.maximum(jnp.abs(stop - start) / size, 1)
   weights = jnp.maximum(0, 1 - distance)
@@ -43,14 +43,14 @@ def _weights(length, size, start, stop):
 
 
 def affine(image, matrix, shape=None, fill=None):
-  """Transforms a picture with bilinear interpolation, without antialiasing.
+  """Applies an affine transform with bilinear interpolation, without antialiasing.
 
   Args:
     image: float32 [h, w, 3].
     matrix: float [2, 3] in pixel edges: output pixel (x, y) reads the input at matrix @ (x, y, 1), as in Pillow's
       `Image.transform(AFFINE)`.
     shape: height and width of the result, pixels; the input's by default.
-    fill: value beyond the picture; None repeats the edge pixels.
+    fill: value outside the image; None repeats the edge pixels.
 
   Returns:
     float32 [*shape, 3].
@@ -75,12 +75,12 @@ def affine(image, matrix, shape=None, fill=None):
 
 
 def rotation_matrix(radians, shape, margins=(0, 0)):
-  """Matrix for `affine` that rotates a picture counter-clockwise about its centre.
+  """Matrix for `affine` that rotates an image counter-clockwise about its centre.
 
   Args:
-    radians: angle.
-    shape: height and width of the picture, pixels.
-    margins: rows and columns of the input ahead of the picture, pixels.
+    radians: angle, float [].
+    shape: height and width of the image, pixels.
+    margins: rows above and columns left of the image in the input, pixels.
 
   Returns:
     float [2, 3].
@@ -90,33 +90,72 @@ def rotation_matrix(radians, shape, margins=(0, 0)):
 
 
 def grey(image):
-  """Luminance [h, w, 1] of a picture [h, w, 3] (ITU-R 601)."""
+  """Computes the luminance (ITU-R 601).
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+
+  Returns:
+    float32 [h, w, 1] in [0, 1].
+  """
   return sum(share * image[..., c : c + 1] for c, share in enumerate(LUMA))
 
 
 def _blend(image, degenerate, factor):
+  """Interpolates from `degenerate` (factor 0) to `image` (factor 1), or beyond it, as Pillow's ImageEnhance does."""
   return jnp.clip(degenerate + factor * (image - degenerate), 0, 1)
 
 
 def brightness(image, factor):
-  """Changes the brightness: factor 0 gives black, factor 1 the picture (Pillow's ImageEnhance.Brightness)."""
+  """Changes the brightness: factor 0 gives black, factor 1 the image (Pillow's ImageEnhance.Brightness).
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+    factor: 0 or more; above 1 it strengthens.
+
+  Returns:
+    float32 [h, w, 3] in [0, 1].
+  """
   return jnp.clip(image * factor, 0, 1)
 
 
 def contrast(image, factor):
-  """Changes the contrast: factor 0 gives the mean grey, factor 1 the picture (Pillow's ImageEnhance.Contrast)."""
+  """Changes the contrast: factor 0 gives the mean grey, factor 1 the image (Pillow's ImageEnhance.Contrast).
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+    factor: 0 or more; above 1 it strengthens.
+
+  Returns:
+    float32 [h, w, 3] in [0, 1].
+  """
   return _blend(image, grey(image).mean(), factor)
 
 
 def saturation(image, factor):
-  """Changes the saturation: factor 0 gives a grey picture, factor 1 the picture (Pillow's ImageEnhance.Color)."""
+  """Changes the saturation: factor 0 gives a grey image, factor 1 the image (Pillow's ImageEnhance.Color).
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+    factor: 0 or more; above 1 it strengthens.
+
+  Returns:
+    float32 [h, w, 3] in [0, 1].
+  """
   return _blend(image, grey(image), factor)
 
 
 def sharpness(image, factor):
-  """Changes the sharpness: factor 0 gives a smoothed picture, factor 1 the picture (Pillow's ImageEnhance.Sharpness).
+  """Changes the sharpness: factor 0 gives a smoothed image, factor 1 the image (Pillow's ImageEnhance.Sharpness).
 
-  The 3x3 smoothing kernel is (1 1 1, 1 5 1, 1 1 1) / 13; the outermost pixels stay.
+  The 3x3 smoothing kernel is (1 1 1, 1 5 1, 1 1 1) / 13. Pixels on the border do not change.
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+    factor: 0 or more; above 1 it strengthens.
+
+  Returns:
+    float32 [h, w, 3] in [0, 1].
   """
   rows = image[:-2] + image[1:-1] + image[2:]
   smooth = (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * image[1:-1, 1:-1]) / 13
@@ -124,18 +163,40 @@ def sharpness(image, factor):
 
 
 def hue(image, turns):
-  """Rotates the hue by `turns` of the colour circle."""
+  """Rotates the hue on the colour circle (HSV).
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+    turns: angle, in full turns; 1 returns to the start.
+
+  Returns:
+    float32 [h, w, 3] in [0, 1].
+  """
   return jnp.clip(dm_pix.adjust_hue(image, turns), 0, 1)
 
 
 def autocontrast(image):
-  """Stretches each channel to [0, 1]. A constant channel stays as it is."""
+  """Stretches each channel to [0, 1]. A constant channel does not change.
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+
+  Returns:
+    float32 [h, w, 3] in [0, 1].
+  """
   low, high = image.min(axis=(0, 1)), image.max(axis=(0, 1))
   return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1), image)
 
 
 def equalize(image):
-  """Flattens the 256-bin histogram of each channel, in the integer arithmetic of Pillow's ImageOps.equalize."""
+  """Flattens the 256-bin histogram of each channel, in the integer arithmetic of Pillow's ImageOps.equalize.
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+
+  Returns:
+    float32 [h, w, 3] in [0, 1].
+  """
   levels = _levels(image).reshape(-1, 3)
   channels = jnp.arange(3)
   counts = jnp.zeros((3, 256), jnp.int32).at[channels, levels].add(1)
@@ -147,13 +208,29 @@ def equalize(image):
 
 
 def posterize(image, bits):
-  """Keeps the highest `bits` of the 8 bits of each value."""
+  """Keeps the highest bits of the 8 bits of each value.
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+    bits: number of bits, 1 to 8.
+
+  Returns:
+    float32 [h, w, 3] in [0, 1].
+  """
   step = 2.0 ** (8 - bits)
   return jnp.floor(_levels(image) / step) * step / 255
 
 
 def solarize(image, threshold):
-  """Inverts the values at or above the threshold, which is in [0, 1]."""
+  """Inverts the values at or above a threshold.
+
+  Args:
+    image: float32 [h, w, 3] in [0, 1].
+    threshold: in [0, 1].
+
+  Returns:
+    float32 [h, w, 3] in [0, 1].
+  """
   return dm_pix.solarize(image, threshold)
 
 
@@ -161,7 +238,7 @@ def _levels(image):
   return jnp.round(image * 255).astype(jnp.int32)
 
 
-FILL = 0.5  # mid grey fills the outside in geometric RandAugment operations, as in the paper's code
+FILL = 0.5  # mid grey, outside the image in geometric RandAugment operations, as in the paper's code
 GEOMETRIC = ('rotate', 'shear_x', 'shear_y', 'translate_x', 'translate_y')
 POINTWISE = ('autocontrast', 'posterize', 'solarize', 'color', 'contrast', 'brightness', 'sharpness')
 OPERATIONS = ('identity', 'equalize', *GEOMETRIC, *POINTWISE)
@@ -171,7 +248,7 @@ def operate(image, index, strength, sign):
   """Applies the RandAugment operation OPERATIONS[index] (Cubuk et al. 2020, https://arxiv.org/abs/1909.13719).
 
   The ranges are torchvision's: 30 degrees, shear 0.3, translation by 150/331 of the side, enhancement factors 1 +- 0.9,
-  posterize to 8 - 4 * strength bits, solarize above 1 - strength. The operations form four kinds, not fourteen, because
+  posterize to 8 - 4 * strength bits, solarize above 1 - strength. The switch has four branches, not fourteen, because
   vmap computes every branch of a switch.
 
   Args:

@@ -4,9 +4,10 @@ PATH holds json files and images as `tlx.data.coco_files.find` describes: train.
 COCO's own annotations/instances_train2017.json with train2017/, or train/_annotations.coco.json next to the images.
 Without validation images, 'test' is used for validation. Without both, 20 % of the images are held back.
 
-Objects are polygons or RLE. They are drawn in the order of the file, later ones on top; those of stuff files come
-first. Crowds are ignored where no other object is drawn. Pixels without an object are the class 'background', number 0;
-with a stuff file, which should cover everything, they are ignored.
+Objects are polygons or RLE (run-length encoding). tlx draws them in the order of the file, later ones on top, and draws
+those of stuff files first (stuff: regions such as sky). Pixels of a crowd are ignored, unless another object covers
+them. Pixels without an object have class 0, 'background'. If there is a stuff file, which should cover every pixel,
+they are ignored instead.
 """
 
 import concurrent.futures
@@ -26,21 +27,21 @@ from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
 SHARE = 0.2  # share of the images that is held back for validation
-FULL_CHECK = 20_000  # images; with more, only headers are checked, and pixels are counted in a part of the masks
+FULL_CHECK = 20_000  # images; with more, tlx checks only headers, and counts pixels in a part of the masks
 
-Content = Mapping[str, Any]  # of a json file
-Files = Mapping[str, Sequence[tuple[pathlib.Path, Content]]]  # by split
+Content = Mapping[str, Any]  # content of a json file
+Files = Mapping[str, Sequence[tuple[pathlib.Path, Content]]]  # {split: its json files}
 
 
 class Thing(NamedTuple):
-  """An object to draw."""
+  """One object of an image, to draw."""
 
   index: int  # class index, IGNORE for a crowd
   shape: Any  # list of polygons [x1, y1, x2, y2, ...], or RLE {'size': [h, w], 'counts': list or text}
 
 
 class Photo(NamedTuple):
-  """An image and the objects in it."""
+  """One image and its objects."""
 
   path: pathlib.Path
   size: tuple[int, int]  # height and width, pixels
@@ -48,7 +49,7 @@ class Photo(NamedTuple):
 
 
 class Facts(NamedTuple):
-  """What the check found about an image."""
+  """The result of checking one image."""
 
   problem: str  # what the user must correct; '' if nothing is wrong
   reason: str  # why the image cannot be used; '' if it can
@@ -69,7 +70,17 @@ class CocoSource(DataSource):
     return Example(path.read_bytes(), self.annotation(index), path.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> np.ndarray:
-    """The mask uint8 [h, w]: class indices, or IGNORE for pixels without a class. Raises TlxError if drawing fails."""
+    """Draws the mask of an image.
+
+    Args:
+      index: position in the split.
+
+    Returns:
+      uint8 [h, w]: class indices, or IGNORE for pixels that do not count.
+
+    Raises:
+      TlxError: if an object cannot be drawn.
+    """
     return draw(self.photos[index], self.uncovered)
 
   def size(self, index: int) -> tuple[int, int]:
@@ -83,7 +94,7 @@ class CocoSource(DataSource):
 
 
 def draw(photo: Photo, uncovered: int) -> np.ndarray:
-  """Draws the mask of an image: crowds first, then the other objects in order. Polygons are filled as in pycocotools.
+  """Draws the mask of an image: crowds first, then the other objects in order. It fills polygons as pycocotools does.
 
   Args:
     photo: the image and its objects.
@@ -111,15 +122,15 @@ def load(argument: str, *, seed: int) -> Dataset:
 
   Args:
     argument: path of the folder.
-    seed: of the split, if images are held back.
+    seed: random seed of the split, if images are held back.
 
   Returns:
     The data set.
 
   Raises:
-    UsageError: it lists all problems, one per line: a missing image, an image of another size than its json file
-      states, an object of an unknown class or image, no object with a mask, a class that training lacks, a split
-      without images.
+    UsageError: it lists all problems, one per line: a missing image, an image whose size differs from its json file, an
+      object of an unknown class or image, no object with a mask, a class that training lacks, a split without images.
+      Also if the package hotcoco is not installed.
   """
   root = _root(argument)
   _hotcoco()
@@ -133,7 +144,7 @@ def load(argument: str, *, seed: int) -> Dataset:
   _refuse([f'split {s} has no image that can be used; left out: {rejected[:3]}' for s in photos if not photos[s]])
   photos, note = _with_validation(photos, facts, seed)
   counts = {split: np.stack([facts[photo.path].counts for photo in found]) for split, found in photos.items()}
-  if all(count.any(axis=1).all() for count in counts.values()):  # or the masks were counted in part
+  if all(count.any(axis=1).all() for count in counts.values()):  # false if the masks were counted in part
     names = {split: [photo.path.name for photo in found] for split, found in photos.items()}
     _refuse(dense_split.untrained(class_names, counts, names))
   sizes = [photo.size for found in photos.values() for photo in found]
@@ -151,6 +162,7 @@ def load(argument: str, *, seed: int) -> Dataset:
 
 
 def _hotcoco() -> Any:
+  """The module that draws polygons and RLE. Raises UsageError if it is not installed."""
   try:
     from hotcoco import mask
   except ImportError as error:
@@ -159,6 +171,7 @@ def _hotcoco() -> Any:
 
 
 def _root(argument: str) -> pathlib.Path:
+  """The absolute path of the folder. Raises UsageError if it does not exist."""
   if not argument:
     raise UsageError("data set 'coco_masks' needs a path; write --data coco_masks:PATH")
   root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
@@ -169,7 +182,7 @@ def _root(argument: str) -> pathlib.Path:
 
 
 def _class_names(files: Files) -> tuple[tuple[str, ...], int]:
-  """The classes by name, because ids differ between files, and the class index of pixels without an object."""
+  """The class names, which join the files because ids differ, and the class index of pixels without an object."""
   items = [item for found in files.values() for item in found]
   stuff = any('stuff' in path.stem for path, _ in items)
   names = list(dict.fromkeys(str(category['name']) for _, content in items for category in content['categories']))
@@ -182,7 +195,7 @@ def _class_names(files: Files) -> tuple[tuple[str, ...], int]:
 def _photos(
   root: pathlib.Path, files: Files, class_names: Sequence[str]
 ) -> tuple[dict[str, list[Photo]], list[tuple[str, str]]]:
-  """The images of each split with the objects of all its files, and the objects that are left out."""
+  """The images of each split with the objects of all its json files, and what is left out as (file, reason)."""
   photos, problems, rejected = {}, [], []
   for split, items in files.items():
     found = {}
@@ -210,7 +223,7 @@ def _photos(
 def _things(
   content: Content, class_names: Sequence[str], places: Mapping[Any, pathlib.Path | None]
 ) -> tuple[list[tuple[pathlib.Path, Thing]], Counter]:
-  """(image, object) in the order of the file, and the number of objects that are left out, by reason."""
+  """(image, object) pairs in the order of the file, and the number of objects that are left out, by reason."""
   index = {category['id']: class_names.index(str(category['name'])) for category in content['categories']}
   things, wrong = [], Counter()
   for annotation in content['annotations']:
@@ -234,6 +247,7 @@ def _shape(segmentation: Any) -> Any:
 
 
 def _check(photos: Sequence[Photo], uncovered: int, classes: int) -> dict[pathlib.Path, Facts]:
+  """Checks all images with several threads."""
   every = -(-len(photos) // FULL_CHECK) if photos else 1
   look = lambda item: _look(item[1], uncovered, classes, full=every == 1, count=item[0] % every == 0)
   with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -241,6 +255,7 @@ def _check(photos: Sequence[Photo], uncovered: int, classes: int) -> dict[pathli
 
 
 def _look(photo: Photo, uncovered: int, classes: int, *, full: bool, count: bool) -> Facts:
+  """Checks one image: whether it can be decoded, has the stated size, and has pixels of a class."""
   if reason := decode.inspect(photo.path, full=full).reason:
     return Facts('', reason)
   size = upright_size(photo.path)
@@ -259,6 +274,7 @@ def _look(photo: Photo, uncovered: int, classes: int, *, full: bool, count: bool
 def _with_validation(
   photos: Mapping[str, list[Photo]], facts: Mapping[pathlib.Path, Facts], seed: int
 ) -> tuple[Mapping[str, list[Photo]], str]:
+  """Adds validation images if the splits have none, and says in a note where they come from."""
   if 'validation' in photos:
     return photos, ''
   if 'test' in photos:

@@ -1,18 +1,18 @@
-"""The user's own images with one mask each: masks:PATH, in one of these layouts.
+"""The user's own images with one segmentation mask each: masks:PATH, in one of these layouts.
 
 - PATH/SPLIT/images/* and PATH/SPLIT/masks/*
 - PATH/images/SPLIT/* and PATH/masks/SPLIT/*
-- PATH/images/* and PATH/masks/*; 20 % are held back for validation
+- PATH/images/* and PATH/masks/*, without splits
 - PATH/SPLIT/* with NAME.jpg next to NAME.png or NAME_mask.png; also directly in PATH
 - Pascal VOC: JPEGImages, SegmentationClass and ImageSets/Segmentation/*.txt
 
 SPLIT is train, validation (val, valid, dev) or test. The folder of masks may also be called annotations or labels.
-Without validation images, 'test' is used for validation. Without both, 20 % of the training images are held back,
-seeded, so that every class stays in training.
+Without validation images, 'test' is used for validation. Without both, a random 20 % of the training images are held
+back for validation; every class stays in training.
 
-PATH/classes.json names the classes (`tlx.data.mask_classes.of_file` describes its forms). Without it every value is a
-class, except 255, which is ignored. Images or masks that cannot be decoded, and images without a labelled pixel, are
-left out and listed in `info.rejected`.
+PATH/classes.json names the classes (`tlx.data.mask_classes.of_file` describes its forms). Without it, every value
+is a class, except 255, which is ignored. Files that cannot be decoded, and images without a labelled pixel, are left
+out and listed in `info.rejected`.
 """
 
 import concurrent.futures
@@ -32,13 +32,13 @@ from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
 SHARE = 0.2  # share of the images that is held back for validation
-FULL_CHECK = 20_000  # images; with more, only headers are checked, and pixels are counted in a part of the masks
-VOC = (
+FULL_CHECK = 20_000  # images; with more, tlx checks only headers, and counts pixels in a part of the masks
+VOC = (  # the classes of Pascal VOC
   'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
   'dog', 'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor',
 )  # fmt: skip
 
-Splits = Mapping[str, Sequence[Pair]]
+Splits = Mapping[str, Sequence[Pair]]  # {split: its pairs}
 
 
 class MaskSource(DataSource):
@@ -55,7 +55,17 @@ class MaskSource(DataSource):
     return Example(image.read_bytes(), self.annotation(index), image.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> np.ndarray:
-    """The mask uint8 [h, w]: class indices, or IGNORE for pixels without one. Raises TlxError if it is unreadable."""
+    """Reads the mask of an image.
+
+    Args:
+      index: position in the split.
+
+    Returns:
+      uint8 [h, w]: class indices, or IGNORE for pixels that do not count.
+
+    Raises:
+      TlxError: if the file cannot be read, or contains a value without a class.
+    """
     path = self.pairs[index].mask
     try:
       return self.legend.decode(path.read_bytes())
@@ -72,11 +82,11 @@ class MaskSource(DataSource):
 
 
 class Facts(NamedTuple):
-  """What the check found about a pair."""
+  """The result of checking one pair."""
 
   reason: str  # why the image cannot be used; '' if it can
   size: tuple[int, int]  # height and width of the upright image, pixels
-  mask: masks.Found
+  mask: masks.Found  # the values in the mask
 
 
 def load(argument: str, *, seed: int) -> Dataset:
@@ -84,14 +94,14 @@ def load(argument: str, *, seed: int) -> Dataset:
 
   Args:
     argument: path of the folder.
-    seed: of the split, if images are held back.
+    seed: random seed of the split, if images are held back.
 
   Returns:
     The data set.
 
   Raises:
-    UsageError: it lists all problems, one per line: an image without a mask, a mask without an image, a mask of another
-      size than its image, values or colours that are not a class, a class that training lacks, a split without images.
+    UsageError: it lists all problems, one per line: an image without a mask, a mask without an image, a mask whose size
+      differs from its image, values or colours without a class, a class that training lacks, a split without images.
   """
   root = _root(argument)
   found = mask_folders.find(root)
@@ -101,7 +111,7 @@ def load(argument: str, *, seed: int) -> Dataset:
   _refuse(_without_images(splits, rejected))
   counts = {split: _counts([facts[pair].mask for pair in pairs], legend) for split, pairs in splits.items()}
   splits, counts, note = _with_validation(splits, counts, seed)
-  if all(count.any(axis=1).all() for count in counts.values()):  # or the masks were counted in part
+  if all(count.any(axis=1).all() for count in counts.values()):  # false if the masks were counted in part
     names = {split: [pair.mask.relative_to(root).as_posix() for pair in pairs] for split, pairs in splits.items()}
     _refuse(dense_split.untrained(legend.class_names, counts, names))
   used = [facts[pair] for pairs in splits.values() for pair in pairs]
@@ -120,7 +130,7 @@ def load(argument: str, *, seed: int) -> Dataset:
 
 
 def _survey(root: pathlib.Path, found: mask_folders.Found) -> tuple[Legend, dict[Pair, Facts]]:
-  """What the masks mean and contain. Raises UsageError with all problems of the files."""
+  """Checks all files: the legend of the masks, and a result per pair. Raises UsageError with all problems."""
   file = root / mask_classes.FILE
   legend, problems = mask_classes.of_file(file) if file.is_file() else None, list(found.problems)
   pairs = [pair for pairs in found.pairs.values() for pair in pairs]
@@ -139,6 +149,7 @@ def _survey(root: pathlib.Path, found: mask_folders.Found) -> tuple[Legend, dict
 
 
 def _root(argument: str) -> pathlib.Path:
+  """The absolute path of the folder. Raises UsageError if it does not exist."""
   if not argument:
     raise UsageError("data set 'masks' needs a path; write --data masks:PATH")
   root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
@@ -149,6 +160,7 @@ def _root(argument: str) -> pathlib.Path:
 
 
 def _check(pairs: Sequence[Pair], *, coloured: bool) -> dict[Pair, Facts]:
+  """Checks all images and masks with several threads."""
   every = -(-len(pairs) // FULL_CHECK) if pairs else 1
   found = masks.scan([pair.mask for pair in pairs], coloured=coloured, every=every)
   with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -162,6 +174,7 @@ def _facts(pair: Pair, image: decode.Finding, mask: masks.Found) -> Facts:
 
 
 def _sizes(root: pathlib.Path, facts: Mapping[Pair, Facts]) -> list[str]:
+  """One line for each mask whose size differs from its image."""
   wrong = [(pair, found) for pair, found in facts.items() if not found.reason and found.size != found.mask.size]
   return mask_folders.shortened(
     [
@@ -174,6 +187,7 @@ def _sizes(root: pathlib.Path, facts: Mapping[Pair, Facts]) -> list[str]:
 
 
 def _empty(found: Facts, legend: Legend) -> str:
+  """The reason to leave out an image without a labelled pixel; '' if it has one or was not counted."""
   counted = found.mask.pixels
   return 'all pixels are ignored' if counted and all(legend.index(v) == IGNORE for v in counted) else ''
 
@@ -190,6 +204,7 @@ def _counts(found: Sequence[masks.Found], legend: Legend) -> np.ndarray:
 def _with_validation(
   splits: Splits, counts: Mapping[str, np.ndarray], seed: int
 ) -> tuple[Splits, Mapping[str, np.ndarray], str]:
+  """Adds validation images if the splits have none, and says in a note where they come from."""
   if 'validation' in splits:
     return splits, counts, ''
   if 'test' in splits:
@@ -204,6 +219,7 @@ def _with_validation(
 
 
 def _without_images(splits: Splits, rejected: Mapping[Pair, str]) -> list[str]:
+  """One line for each split without a usable image."""
   some = next(((pair.image.name, reason) for pair, reason in rejected.items()), None)
   such = f', such as {some[0]} ({some[1]})' if some else ''
   return [

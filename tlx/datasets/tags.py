@@ -7,9 +7,9 @@ PATH holds images, in folders of any structure, and tags.csv or tags.json:
   hold train, validation or test.
 - tags.json: {"cats/1.jpg": ["cat", "indoors"], ...} or [{"file": ..., "tags": [...], "split": ...}, ...].
 
-Without splits, 20 % of the images are held back for validation, seeded, so that every tag stays in training. Images
-that cannot be decoded, images without an entry, and entries without an image are left out and listed in
-`info.rejected`.
+Without splits, a random 20 % of the images are held back for validation; every tag stays in training. If there is a
+split test but no validation, 'test' is used for validation. Images that cannot be decoded, images without an entry, and
+entries without an image are left out and listed in `info.rejected`.
 """
 
 import csv
@@ -34,15 +34,15 @@ SHARE = 0.2  # share of the images that is held back for validation
 
 
 class Entry(NamedTuple):
-  """A line of the table."""
+  """One line of the table."""
 
-  file: str  # below PATH, with slashes
+  file: str  # path below PATH, with slashes
   tags: tuple[str, ...]
-  split: str | None = None
+  split: str | None = None  # None = the table does not say
 
 
 class TagSource(DataSource):
-  """One split of encoded files, and the ids of their tags. It reads a file when an example is needed."""
+  """One split of encoded images, and the ids of their tags. It reads a file when an example is needed."""
 
   def __init__(self, root: pathlib.Path, paths: Sequence[pathlib.Path], tags: Sequence[Sequence[int]]):
     self.root, self.paths, self.tags = root, list(paths), [list(ids) for ids in tags]
@@ -55,6 +55,7 @@ class TagSource(DataSource):
     return Example(path.read_bytes(), self.tags[index], path.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> list[int]:
+    """The ids of the tags of an image, in ascending order."""
     return self.tags[index]
 
   def fingerprint(self) -> str | None:
@@ -63,18 +64,18 @@ class TagSource(DataSource):
 
 
 def load(argument: str, *, seed: int) -> Dataset:
-  """Loads the splits 'train' and 'validation', and 'test' if the table has it. The tags are sorted.
+  """Loads the splits 'train' and 'validation', and 'test' if there is one. The tag names are sorted.
 
   Args:
     argument: path of the folder.
-    seed: of the split, if images are held back.
+    seed: random seed of the split, if images are held back.
 
   Returns:
     The data set.
 
   Raises:
-    UsageError: it lists all problems, one per line: no such folder, no table, a table that cannot be read, an unknown
-      split, a tag that training lacks, a split without images.
+    UsageError: it lists the problems, one per line: no such folder, no table, a table that cannot be read, an unknown
+      split, no image with a tag, a tag that training lacks, a split without images, an image without a split.
   """
   root = _root(argument)
   entries = _entries(root)
@@ -107,6 +108,7 @@ def load(argument: str, *, seed: int) -> Dataset:
 
 
 def _root(argument: str) -> pathlib.Path:
+  """The absolute path of the folder. Raises UsageError if it does not exist."""
   if not argument:
     raise UsageError("data set 'tags' needs a path; write --data tags:PATH")
   root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
@@ -117,7 +119,7 @@ def _root(argument: str) -> pathlib.Path:
 
 
 def _entries(root: pathlib.Path) -> list[Entry]:
-  """The lines of the table. Raises UsageError with all problems of the table."""
+  """Reads the table. Raises UsageError with all problems of the table."""
   there = [root / name for name in FILES if (root / name).is_file()]
   if len(there) != 1:
     raise UsageError(f'{root} has {len(there)} of {" and ".join(FILES)}; provide one of them')
@@ -136,6 +138,7 @@ def _entries(root: pathlib.Path) -> list[Entry]:
 
 
 def _of_csv(text: str) -> list[Entry]:
+  """Reads the text of a tags.csv. Raises ValueError without a column 'file'."""
   rows = list(csv.DictReader(io.StringIO(text)))
   columns = list(rows[0]) if rows else []
   if 'file' not in columns:
@@ -151,13 +154,14 @@ def _of_csv(text: str) -> list[Entry]:
 
 
 def _of_json(text: str) -> list[Entry]:
+  """Reads the text of a tags.json."""
   content = json.loads(text)
   rows = [{'file': file, 'tags': tags} for file, tags in content.items()] if isinstance(content, dict) else content
   return [Entry(str(row['file']).replace('\\', '/'), tuple(map(str, row['tags'])), row.get('split')) for row in rows]
 
 
 def _parts(entries: Sequence[Entry], hot: np.ndarray, seed: int) -> tuple[dict[str, np.ndarray], str]:
-  """{split: rows}, and a sentence about the origin of the splits."""
+  """{split: positions in `entries`}, and a note on where the validation images come from."""
   named = {split: np.flatnonzero([e.split == split for e in entries]) for split in ('train', 'validation', 'test')}
   if not any(e.split for e in entries):
     kept, held = dense_split.holdout(hot, share=SHARE, seed=seed)
@@ -171,6 +175,7 @@ def _parts(entries: Sequence[Entry], hot: np.ndarray, seed: int) -> tuple[dict[s
 def _problems(
   parts: Mapping[str, np.ndarray], hot: np.ndarray, names: Sequence[str], entries: Sequence[Entry]
 ) -> list[str]:
+  """One line for each problem of the splits."""
   problems = [f'the split {split} has no image; next: give it some' for split, rows in parts.items() if not len(rows)]
   lacks = np.flatnonzero(hot.sum(axis=0) * (hot[parts['train']].sum(axis=0) == 0))
   problems += [f'no training image has the tag {names[c]!r}; next: move one there, or remove the tag' for c in lacks]
@@ -179,7 +184,7 @@ def _problems(
 
 
 def _left_out(root: pathlib.Path, entries: Sequence[Entry], findings: Mapping) -> tuple[tuple[str, str], ...]:
-  """(file, reason) of every entry that cannot be used and of every image without an entry."""
+  """(file, reason) for every entry that cannot be used and for every image without an entry."""
   gone = [(e.file, findings[e.file].reason if e.file in findings else 'no such file') for e in entries]
   images = [p.relative_to(root).as_posix() for p in sorted(root.rglob('*')) if p.suffix.lower() in decode.extensions()]
   known = {e.file for e in entries}
@@ -188,6 +193,7 @@ def _left_out(root: pathlib.Path, entries: Sequence[Entry], findings: Mapping) -
 
 
 def _twice(files: Sequence[str]) -> list[str]:
+  """The files that occur more than once, sorted."""
   return sorted({file for file in files if files.count(file) > 1}) if len(set(files)) < len(files) else []
 
 

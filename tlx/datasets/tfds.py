@@ -1,11 +1,14 @@
 """TensorFlow Datasets without TensorFlow: tfds:NAME[/CONFIG][@FEATURE][:SPLITS] reads prepared array_record files.
 
-FEATURE is what is learnt: a ClassLabel, or an image of class numbers, such as `tfds:oxford_iiit_pet@segmentation_mask`.
-By default it is `label`; without one, the only image beside `image`.
+FEATURE is what the model learns to predict: a ClassLabel, or a segmentation mask (an image of class numbers), such as
+`tfds:oxford_iiit_pet@segmentation_mask`. The default is the feature `label`. In a data set without `label`, the default
+is the only image besides `image`.
 
-SPLITS is TRAIN,VALIDATION[,TEST] in tfds's slicing language, such as `tfds:cifar10:train[:90%],train[90%:],test`. By
-default it is train and validation; without validation it is train and test; without both, a seeded part of train is
-held back. The data lie in TFDS_DATA_DIR (default ~/tensorflow_datasets). Preparing a data set needs no TensorFlow if
+SPLITS is TRAIN,VALIDATION[,TEST] in tfds's slicing language, such as `tfds:cifar10:train[:90%],train[90%:],test`. The
+default is the splits train, validation and test. Without validation, 'test' is used for validation. Without both, a
+random 20 % of train are held back for validation.
+
+The data are in the folder TFDS_DATA_DIR (default ~/tensorflow_datasets). Preparing a data set needs no TensorFlow if
 its builder yields encoded images, but most builders of the catalogue need it.
 """
 
@@ -24,11 +27,12 @@ from tlx.data.split import Labelled, Subset, class_counts, holdout
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
-CHUNK = 1000  # records to read at once
+CHUNK = 1000  # number of records to read at once
 SHARE = 0.2  # share of train that is held back, if train is the only split
 IMAGE, LABEL = 'image', 'label'
-SHOWN = 20  # problems that a message lists
-MASK_CLASSES = {'oxford_iiit_pet': {'pet': 1, 'background': 2, 'border': 3}}  # names that the builder does not give
+SHOWN = 20  # maximum number of problems in a message
+# {data set: {class: value}}, for builders that do not name the classes of their masks
+MASK_CLASSES = {'oxford_iiit_pet': {'pet': 1, 'background': 2, 'border': 3}}
 GLYPHS = frozenset(
   {'mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot', 'cmaterdb'}
 )  # a mirrored image has another meaning
@@ -36,7 +40,7 @@ PREPARE = 'pip install "tlx[tfds-prepare]"'
 
 
 class TfdsSource(Labelled):
-  """One split. Labels are read once at the start; a worker decodes an image when it is needed."""
+  """One split with class labels. It reads all labels at the start, and an encoded image when an example is needed."""
 
   def __init__(self, records: Any, feature: str, name: str, folder: pathlib.Path):
     self.records, self.name, self.folder = records, name, folder
@@ -53,12 +57,12 @@ class TfdsSource(Labelled):
 
 
 class TfdsMasks(DataSource):
-  """One split with masks, which are counted once at the start."""
+  """One split with masks. It counts their pixels at the start, and reads an example when it is needed."""
 
   def __init__(self, records: Any, feature: str, name: str, folder: pathlib.Path):
     self.records, self.feature, self.name, self.folder = records, feature, name, folder
     self.found = [masks.look(io.BytesIO(encoded)) for encoded in _every(records, feature)]
-    self.legend = Legend((), {})  # known after all splits were counted
+    self.legend = Legend((), {})  # `load` sets it after it has counted all splits
 
   def __len__(self) -> int:
     return len(self.found)
@@ -67,14 +71,25 @@ class TfdsMasks(DataSource):
     return Example(self.records[index][IMAGE], self.annotation(index), f'{self.name}/{index}')
 
   def annotation(self, index: int) -> np.ndarray:
-    """The mask uint8 [h, w]: class indices, or IGNORE for pixels without one."""
+    """Reads the mask of an image.
+
+    Args:
+      index: position in the split.
+
+    Returns:
+      uint8 [h, w]: class indices, or IGNORE for pixels that do not count.
+
+    Raises:
+      TlxError: if the mask contains a value without a class.
+    """
     return self.legend.decode(self.records[index][self.feature])
 
   def size(self, index: int) -> tuple[int, int]:
+    """Height and width of the mask, pixels."""
     return self.found[index].size
 
   def counts(self) -> np.ndarray:
-    """int64 [n, k]: pixels of each class in each mask."""
+    """int64 [n, k]: number of pixels of each class in each mask."""
     counts = np.zeros((len(self), masks.IGNORE + 1), np.int64)
     for row, found in zip(counts, self.found):
       for value, count in found.pixels.items():
@@ -86,12 +101,14 @@ class TfdsMasks(DataSource):
 
 
 def _every(records: Any, feature: str) -> Iterator[Any]:
+  """Yields one feature of every record, in order."""
   for start in range(0, len(records), CHUNK):
     for record in records.__getitems__(list(range(start, min(start + CHUNK, len(records))))):
       yield record[feature]
 
 
 def _fingerprint(folder: pathlib.Path, text: str) -> str | None:
+  """The text and a hash of the names, sizes and times of a prepared data set's files; None if they are not readable."""
   found = fingerprint(folder, sorted(path for path in folder.rglob('*') if path.is_file()))
   return found and f'{text} {found}'
 
@@ -100,15 +117,15 @@ def load(argument: str, *, seed: int) -> Dataset:
   """Loads the splits 'train' and 'validation', and 'test' if there is one.
 
   Args:
-    argument: NAME[/CONFIG][@FEATURE][:SPLITS].
-    seed: of the split, if examples are held back.
+    argument: NAME[/CONFIG][@FEATURE][:SPLITS], see the top of this file.
+    seed: random seed of the split, if examples are held back.
 
   Returns:
     The data set.
 
   Raises:
-    UsageError: if the data set is unknown or not prepared, if it lacks a feature or a split, and for masks that cannot
-      be read or hold values without a class.
+    UsageError: if tensorflow_datasets is not installed, if the data set is unknown or not prepared, if it lacks the
+      feature or a split, and for masks that cannot be read or contain values without a class.
   """
   named, _, spec = argument.partition(':')
   name, _, feature = named.partition('@')
@@ -138,6 +155,7 @@ def load(argument: str, *, seed: int) -> Dataset:
 
 
 def _builder(name: str) -> Any:
+  """The builder of a prepared data set. Raises UsageError if there is none."""
   try:
     import importlib_resources  # noqa: F401 - tfds 4.9.10 needs it and does not declare it
     import tensorflow_datasets as tfds
@@ -161,17 +179,18 @@ def _builder(name: str) -> Any:
 
 
 def _labels(builder: Any) -> list[str]:
-  """The features that are class labels."""
+  """Names of the features that are class labels."""
   features = builder.info.features
   return [key for key in features if hasattr(features[key], 'names') and not _is_image(features[key])]
 
 
 def _is_image(feature: Any) -> bool:
+  """Whether a feature is an encoded image [h, w, c]."""
   return hasattr(feature, 'encoding_format') and len(feature.shape) == 3
 
 
 def _feature(builder: Any, name: str, asked: str) -> str:
-  """The feature that is learnt: the one asked for, or `label`, or the only image beside `image`."""
+  """The feature to predict: the one asked for, or `label`, or the only image besides `image`. Raises UsageError."""
   features = builder.info.features
   others = [key for key in features if key != IMAGE and _is_image(features[key])]
   chosen = asked or (others[0] if LABEL not in features and len(others) == 1 else LABEL)
@@ -189,7 +208,7 @@ def _feature(builder: Any, name: str, asked: str) -> str:
 
 
 def _with_labels(builder: Any, feature: str, splits: dict, seed: int) -> tuple[tuple[str, ...], dict, dict]:
-  """The names of the classes, the splits with validation, and the examples of each class."""
+  """The class names, the splits with validation, and the number of examples of each class."""
   names = tuple(builder.info.features[feature].names)
   if 'validation' not in splits:
     kept, held = holdout(splits['train'].labels, share=SHARE, seed=seed)
@@ -198,7 +217,7 @@ def _with_labels(builder: Any, feature: str, splits: dict, seed: int) -> tuple[t
 
 
 def _with_masks(builder: Any, feature: str, splits: dict, seed: int) -> tuple[tuple[str, ...], dict, dict]:
-  """The names of the classes, the splits with validation, and the pixels of each class."""
+  """The class names, the splits with validation, and the number of pixels of each class."""
   held = {f'{s.name}/{i}': found for s in splits.values() for i, found in enumerate(s.found)}
   problems = [f'mask {name}: {found.reason}' for name, found in held.items() if found.reason]
   legend = _legend(builder, feature, held)
@@ -216,6 +235,7 @@ def _with_masks(builder: Any, feature: str, splits: dict, seed: int) -> tuple[tu
 
 
 def _legend(builder: Any, feature: str, held: Mapping[str, masks.Found]) -> Legend:
+  """The classes of the masks: from `MASK_CLASSES`, or else from their values and the names that the builder knows."""
   classes = MASK_CLASSES.get(builder.name)
   if classes:
     return Legend(tuple(classes), {value: i for i, value in enumerate(classes.values())})
@@ -224,6 +244,7 @@ def _legend(builder: Any, feature: str, held: Mapping[str, masks.Found]) -> Lege
 
 
 def _parts(spec: str, builder: Any, name: str) -> dict[str, str]:
+  """{our split: its part in tfds's slicing language}. Raises UsageError for a split that the data set lacks."""
   available = tuple(builder.info.splits)
   if not spec:
     if 'train' not in available:
@@ -243,6 +264,7 @@ def _parts(spec: str, builder: Any, name: str) -> dict[str, str]:
 
 
 def _read(builder: Any, part: str, name: str, encoded: Sequence[str]) -> Any:
+  """The records of a part; the features `encoded` stay encoded files. Raises UsageError."""
   import tensorflow_datasets as tfds
 
   try:
@@ -258,6 +280,7 @@ def _read(builder: Any, part: str, name: str, encoded: Sequence[str]) -> Any:
 
 
 def _resolution(source: Any, sample: int = 50) -> tuple[int, int]:
+  """Median height and width of a sample of the images, pixels; (0, 0) if none can be decoded."""
   from tlx.data import decode
 
   shapes = []

@@ -1,1 +1,1 @@
-"""Heads: what turns the features of a backbone into outputs; one kind a file."""
+"""Heads: the layers that turn the features of a backbone into outputs. Each file defines one kind of head."""

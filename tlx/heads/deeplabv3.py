@@ -1,6 +1,7 @@
-"""DeepLab v3 (Chen et al. 2017, https://arxiv.org/abs/1706.05587): dilated convolutions (ASPP) on the last map.
+"""DeepLab v3 (Chen et al. 2017, https://arxiv.org/abs/1706.05587): dilated convolutions on the last map.
 
-The backbone should dilate too: give its config an `output_stride` of 8 or 16.
+The convolutions run in parallel. The paper calls them atrous spatial pyramid pooling (ASPP). The backbone should dilate
+too: give its config an `output_stride` of 8 or 16.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,22 +21,37 @@ from tlx.weights import rules, tflite
 
 
 class Head(nn.Module):
-  """The last map [b, h, w, c] -> logits float32 [b, h, w, num_classes].
+  """ASPP on the last map of the backbone, then logits at the resolution of that map.
 
-  Raises UsageError where the backbone lacks a map that it reads.
+  The default dilations depend on the stride of that map:
+
+  >>> Head(21, levels=(Level('stage3', 16, 2048),)).dilations()
+  (6, 12, 18)
   """
 
   num_classes: int
-  levels: tuple[Level, ...] = ()
-  channels: int = 256
-  rates: tuple[int, ...] | None = None  # of the 3x3 branches; None = the paper's, 12, 24 and 36 at stride 8
-  dropout: float = 0.5
-  refine: bool = True  # a 3x3 convolution ahead of the logits
-  aux: bool = False  # a second classifier learns on an earlier map: `segmentation.sow_auxiliary`
-  aux_layer: str = ''
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  channels: int = 256  # of each branch and of the layers after the branches
+  rates: tuple[int, ...] | None = None  # dilations of the 3x3 branches; None = see `dilations`
+  dropout: float = 0.5  # rate, after the branches are joined
+  refine: bool = True  # whether a 3x3 convolution comes before the logits
+  aux: bool = False  # whether a second classifier learns on an earlier map: see `segmentation.sow_auxiliary`
+  aux_layer: str = ''  # the layer that the second classifier reads; '' = the last layer of the stage before the last
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name; the last map is float [b, h, w, c].
+      train: whether dropout is on and batch norms use the statistics of the batch.
+
+    Returns:
+      Logits float32 [b, h, w, num_classes].
+
+    Raises:
+      UsageError: if the backbone returns no map, or lacks `aux_layer`.
+    """
     segmentation.sow_auxiliary(self, features, train)
     x = self._pyramid(read(features, segmentation.last(self.levels)), train)
     x = Dropout(self.dropout)(ConvNorm(self.channels, 1, name='project')(x, train), train)
@@ -43,12 +59,15 @@ class Head(nn.Module):
     return segmentation.logits(x, self.num_classes)
 
   def dilations(self) -> tuple[int, ...]:
-    """Of the 3x3 branches. At half the resolution the paper's are half as large."""
+    """Returns the dilation of each 3x3 branch.
+
+    By default these are the paper's: 12, 24 and 36 at stride 8, and half as large at stride 16.
+    """
     unit = max(1, 96 // segmentation.last(self.levels).stride) if self.rates is None else 0
     return (unit, 2 * unit, 3 * unit) if self.rates is None else tuple(self.rates)
 
   def _pyramid(self, x: jax.Array, train: bool) -> jax.Array:
-    """All branches, joined along the channels: 1x1, 3x3 at each rate, and the mean of the whole map."""
+    """Joins all branches along the channels: a 1x1 convolution, the 3x3 ones, and the mean of the whole map."""
     branches = [ConvNorm(self.channels, 1, name='aspp0')(x, train)]
     for i, rate in enumerate(self.dilations(), 1):
       branches.append(ConvNorm(self.channels, 3, dilation=rate, name=f'aspp{i}')(x, train))
@@ -73,9 +92,9 @@ def torchvision(head: Head) -> Iterator[rules.Rule]:
 
 
 def of_tflite(head: Head) -> Iterator[rules.Rule]:
-  """Names of TensorFlow's DeepLab in a TensorFlow Lite file: aspp0/Conv2D_Fold, concat_projection/BatchNorm_Fold/bias.
+  """TensorFlow's names in a TensorFlow Lite file: aspp0/Conv2D_Fold, concat_projection/BatchNorm_Fold/bias.
 
-  Its mobile networks have the 1x1 branch and the pooled one, which comes first where they are joined.
+  TensorFlow's mobile networks have only the 1x1 branch and the pooled branch, and join them with the pooled one first.
   """
   if head.dilations() or head.refine or head.aux:
     raise rules.NoLayoutError("TensorFlow's mobile DeepLab has no 3x3 convolutions and no second head")
@@ -85,7 +104,7 @@ def of_tflite(head: Head) -> Iterator[rules.Rule]:
   yield from tflite.unit('image_pooling', 'head/pool')
   yield from tflite.unit('concat_projection', 'head/project', transform=swapped)
   yield from tflite.logits('logits/semantic', 'head/logits', tflite.CONV)
-  for name in ('strided_slice_4', 'ResizeBilinear/size', 'ArgMax/dimension'):  # sizes of what follows the logits
+  for name in ('strided_slice_4', 'ResizeBilinear/size', 'ArgMax/dimension'):  # constants of the steps after the logits
     yield rules.Rule(name, None)
 
 
@@ -110,7 +129,7 @@ MODELS['tf_deeplabv3_mobilenetv2_100'] = WholeModel(
   backbone_options={'output_stride': 16, 'final': 0},
   checkpoint=Checkpoint(
     'tf_deeplabv3_mobilenetv2_100',
-    '',  # published as a quantised .tflite; its constants, dequantised into an .npz, are read
+    '',  # published as a quantised .tflite file; tlx reads an .npz of its dequantised constants
     'tflite',
     Preprocess(513, 1.0, 'bilinear', _HALF, _HALF, 'squash'),
     'apache-2.0',

@@ -1,7 +1,8 @@
-"""DeepLabV3+ (Chen et al. 2018, https://arxiv.org/abs/1802.02611) as segmentation-models-pytorch has it.
+"""DeepLabV3+ (Chen et al. 2018, https://arxiv.org/abs/1802.02611), as segmentation-models-pytorch (smp) builds it.
 
-Convolutions of several dilations side by side see the coarsest map; their result is enlarged and joined to a map of
-stride 4. The authors' backbones keep stride 16 by dilation.
+Parallel convolutions of several dilations read the coarsest map. The head enlarges their result to the size of a map of
+stride 4, joins the two and classifies each position. The authors' backbones dilate so that the coarsest map has stride
+16.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,29 +21,41 @@ from tlx.nn.stochastic import Dropout
 from tlx.types import WholeModel
 from tlx.weights import rules, smp
 
-REDUCED = 48  # channels that the finer map is reduced to (Sec. 4.1)
+REDUCED = 48  # channels of the finer map after its 1x1 convolution (Sec. 4.1)
 
 
 class Head(nn.Module):
-  """Two of a backbone's maps -> logits float32 [b, h, w, num_classes], which fit the image where strides divide it."""
+  """DeepLabV3+: dilated convolutions on a coarse map, joined to a fine map, then enlarged logits."""
 
   num_classes: int
-  levels: tuple[Level, ...] = ()  # all that the backbone has
-  layers: tuple[str, str] | tuple[()] = ()  # to read, fine and coarse; () = of stride 4 and of the largest
-  width: int = 256  # channels
-  rates: tuple[int, ...] = (12, 24, 36)  # dilations
-  separable: bool = True  # the dilated convolutions are depthwise, with a pointwise one behind
-  dropout: float = 0.5  # behind the dilated convolutions
-  upsampling: int = 0  # factor by which the logits are enlarged; 0 = the stride of the finer map
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  layers: tuple[str, str] | tuple[()] = ()  # the fine and the coarse one to read; () = of stride 4, and the coarsest
+  width: int = 256  # channels of the convolutions
+  rates: tuple[int, ...] = (12, 24, 36)  # dilations of the parallel 3x3 convolutions
+  separable: bool = True  # whether the dilated convolutions are depthwise, each with a pointwise one after it
+  dropout: float = 0.5  # rate, after the dilated convolutions
+  upsampling: int = 0  # factor by which the head enlarges the logits; 0 = the stride of the finer map
 
   @property
   def reads(self) -> tuple[Level, Level]:
-    """The two levels that it reads, fine and coarse. Raises UsageError where the backbone has too few."""
+    """The fine and the coarse level that the head reads. Raises UsageError if the backbone has too few."""
     *finer, coarsest = choose(self.levels, self.layers, head='deeplabv3plus')
     return next((level for level in reversed(finer) if level.stride <= 4), finer[0]), coarsest
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
+      train: whether dropout is on and batch norms use the statistics of the batch.
+
+    Returns:
+      Logits float32 [b, h, w, num_classes]; by default of the image's size, if the backbone's strides divide it.
+
+    Raises:
+      UsageError: for layers that the backbone lacks, strides that do not grow, or too few levels.
+    """
     fine, coarse = (read(features, level) for level in self.reads)
     x = Dilations(self.width, self.rates, self.separable, self.dropout, name='aspp')(coarse, train)
     x = Separable(self.width, name='context')(x, train)
@@ -54,7 +67,10 @@ class Head(nn.Module):
 
 
 class Dilations(nn.Module):
-  """Atrous spatial pyramid pooling (Chen et al. 2017, https://arxiv.org/abs/1706.05587): [b, h, w, c] -> width."""
+  """Atrous spatial pyramid pooling (Chen et al. 2017, https://arxiv.org/abs/1706.05587).
+
+  [b, h, w, c] -> [b, h, w, width].
+  """
 
   width: int
   rates: tuple[int, ...]
@@ -76,14 +92,14 @@ class Dilations(nn.Module):
 
 
 class Separable(nn.Module):
-  """A depthwise 3x3 and a pointwise convolution, batch norm and ReLU: [b, h, w, c] -> [b, h, w, width]."""
+  """A depthwise 3x3 convolution, a pointwise one, batch norm and ReLU: [b, h, w, c] -> [b, h, w, width]."""
 
   width: int
   rate: int = 1  # dilation
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    # The library's start for kernels divides by the outputs of all groups, which would make these vanish.
+    # Conv's default initializer counts the outputs of all groups as fan-out, so depthwise kernels would nearly vanish.
     start = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
     c = x.shape[-1]
     x = Conv(c, 3, groups=c, dilation=self.rate, kernel_init=start, name='depthwise')(x)
@@ -98,7 +114,7 @@ def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
   for i in range(len(head.rates)):
     source, target = f'{aspp}.convs.{i + 1}', f'head/aspp/rate{i}'
     yield from _separable(f'{source}.0', f'{source}.1', target) if head.separable else smp.unit(source, target)
-  yield from rules.conv(f'{aspp}.convs.{last}.1', 'head/aspp/mean/conv')  # .0 is the pool
+  yield from rules.conv(f'{aspp}.convs.{last}.1', 'head/aspp/mean/conv')  # .0 is the pool, which has no parameters
   yield from rules.norm(f'{aspp}.convs.{last}.2', 'head/aspp/mean/norm')
   yield from smp.unit(f'{aspp}.project', 'head/aspp/project')
   yield from _separable('decoder.aspp.1', 'decoder.aspp.2', 'head/context')
@@ -114,7 +130,17 @@ def _separable(source: str, norm: str, target: str) -> Iterator[rules.Rule]:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """The model that smp's config.json of a DeepLabV3Plus describes. Raises UsageError listing all that tlx lacks."""
+  """Makes the model that a config.json of smp's DeepLabV3Plus describes.
+
+  Args:
+    config: arguments of smp's class by name; smp's defaults fill in the others.
+
+  Returns:
+    The row of the model, without a checkpoint.
+
+  Raises:
+    UsageError: it lists all arguments that tlx does not support.
+  """
   fields = {
     'encoder_output_stride': smp.Field(smp.OUTPUT_STRIDE, 16, smp.one_of(8, 16)),
     'decoder_channels': smp.Field('width', 256, smp.number),

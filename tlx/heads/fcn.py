@@ -1,6 +1,6 @@
 """Fully convolutional network (Long et al. 2015, https://arxiv.org/abs/1411.4038), as torchvision builds it.
 
-A 3x3 convolution and a classifier on the last map, whose resolution the logits have.
+A 3x3 convolution and a classifier read the last map. The logits have the resolution of that map.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,19 +14,28 @@ from tlx.weights import rules
 
 
 class Head(nn.Module):
-  """The last map [b, h, w, c] -> logits float32 [b, h, w, num_classes].
-
-  Raises UsageError where the backbone lacks a map that it reads.
-  """
+  """The classifier `segmentation.FCN` on the last map of the backbone."""
 
   num_classes: int
-  levels: tuple[Level, ...] = ()
-  dropout: float = 0.1
-  aux: bool = False  # a second classifier learns on an earlier map: `segmentation.sow_auxiliary`
-  aux_layer: str = ''
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  dropout: float = 0.1  # rate, before the classifier
+  aux: bool = False  # whether a second classifier learns on an earlier map: see `segmentation.sow_auxiliary`
+  aux_layer: str = ''  # the layer that the second classifier reads; '' = the last layer of the stage before the last
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name; the last map is float [b, h, w, c].
+      train: whether dropout is on and batch norms use the statistics of the batch.
+
+    Returns:
+      Logits float32 [b, h, w, num_classes].
+
+    Raises:
+      UsageError: if the backbone returns no map, or lacks `aux_layer`.
+    """
     segmentation.sow_auxiliary(self, features, train)
     x = read(features, segmentation.last(self.levels))
     return segmentation.FCN(self.num_classes, self.dropout, name='classifier')(x, train)

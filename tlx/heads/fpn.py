@@ -1,8 +1,8 @@
 """The semantic head of feature pyramid networks (Lin et al. 2016, https://arxiv.org/abs/1612.03144; Kirillov et al.
-2019, https://arxiv.org/abs/1901.02446) as segmentation-models-pytorch has it.
+2019, https://arxiv.org/abs/1901.02446), as segmentation-models-pytorch (smp) builds it.
 
-A pyramid of equal width runs from the coarsest level to the finest; each of its maps is convolved and enlarged step by
-step to the finest size, and their sum is classified.
+The head builds a pyramid of maps with the same number of channels, from the coarsest level to the finest. It convolves
+each map and enlarges it step by step to the finest size. Then it merges the maps and classifies each position.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,29 +20,41 @@ from tlx.nn.stochastic import ChannelDropout
 from tlx.types import UsageError, WholeModel
 from tlx.weights import rules, smp
 
-GROUPS = 32  # of the group norms
+GROUPS = 32  # channel groups of each group norm
 
 
 class Head(nn.Module):
-  """A backbone's maps -> logits float32 [b, h, w, num_classes], which fit the image where its strides divide it."""
+  """A feature pyramid over the levels of the backbone, then enlarged logits."""
 
   num_classes: int
-  levels: tuple[Level, ...] = ()  # all that the backbone has
-  layers: tuple[str, ...] = ()  # to read, from fine to coarse; () = the last at each stride from 4 on
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  layers: tuple[str, ...] = ()  # to read, from fine to coarse; () = the last layer at each stride of 4 and more
   width: int = 256  # channels of the pyramid
-  inner: int = 128  # channels of the convolutions on it, a multiple of 32
-  merge: str = 'add'  # or 'cat': how the pyramid's maps become one
-  interpolation: str = 'nearest'  # or 'bilinear': of the pyramid
-  dropout: float = 0.2  # of whole channels
-  upsampling: int = 0  # factor by which the logits are enlarged; 0 = the stride of the finest level
+  inner: int = 128  # channels of the convolutions on the pyramid, a multiple of 32
+  merge: str = 'add'  # how the maps of the pyramid become one: 'add' or 'cat'
+  interpolation: str = 'nearest'  # 'nearest' or 'bilinear', inside the pyramid
+  dropout: float = 0.2  # rate, for whole channels
+  upsampling: int = 0  # factor by which the head enlarges the logits; 0 = the stride of the finest level
 
   @property
   def reads(self) -> tuple[Level, ...]:
-    """The levels that it reads, from fine to coarse. Raises UsageError where the backbone has too few."""
+    """The levels that the head reads, from fine to coarse. Raises UsageError if the backbone has too few."""
     return choose(self.levels, self.layers, head='fpn', finest=4)
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
+      train: whether dropout is on.
+
+    Returns:
+      Logits float32 [b, h, w, num_classes]; by default of the image's size, if the backbone's strides divide it.
+
+    Raises:
+      UsageError: for layers that the backbone lacks, strides that do not grow, too few levels, or a wrong option.
+    """
     self._check()
     maps = [read(features, level) for level in self.reads]
     sizes = [x.shape[1:3] for x in maps]
@@ -57,7 +69,10 @@ class Head(nn.Module):
     return resize.bilinear_corners(x, tuple(factor * side for side in x.shape[1:3]))
 
   def _enlarged(self, x: jax.Array, i: int, sizes: list[tuple[int, int]]) -> jax.Array:
-    """Map i of the pyramid, enlarged to each of `sizes` in turn; a convolution comes ahead of each, or of none."""
+    """Enlarges map i of the pyramid to each of `sizes` in turn, with a convolution before each.
+
+    The finest map has no sizes; one convolution reads it.
+    """
     for j, size in enumerate(sizes or [x.shape[1:3]]):
       x = Conv(self.inner, 3, name=f'segment{i}_conv{j}')(x)
       x = nn.relu(GroupNorm(GROUPS, name=f'segment{i}_norm{j}')(x))
@@ -86,7 +101,17 @@ def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """The model that smp's config.json of an FPN describes. Raises UsageError listing all that tlx lacks."""
+  """Makes the model that a config.json of smp's FPN describes.
+
+  Args:
+    config: arguments of smp's class by name; smp's defaults fill in the others.
+
+  Returns:
+    The row of the model, without a checkpoint.
+
+  Raises:
+    UsageError: it lists all arguments that tlx does not support.
+  """
   fields = {
     'decoder_pyramid_channels': smp.Field('width', 256, smp.number),
     'decoder_segmentation_channels': smp.Field('inner', 128, smp.number),

@@ -1,4 +1,4 @@
-"""One linear layer on what the backbone pools: the head of a linear probe, and of the published classifiers."""
+"""One linear layer on the pooled features: the head of a linear probe, and of the published classifiers."""
 
 from collections.abc import Mapping
 
@@ -13,26 +13,38 @@ from tlx.nn.stochastic import Dropout
 
 
 class Head(nn.Module):
-  """Dropout and one linear layer, in float32: -> logits float32 [b, k]; with k = 0 what is pooled passes through.
+  """Dropout and one linear layer, both in float32.
 
-  pool: avg (the backbone's own), max or flatten. spatial: the layer sees every place of the last map, and the rectified
-  logits of all places are averaged (SqueezeNet).
+  With `spatial` the linear layer reads every position of the last map, and the head averages the logits of all
+  positions after a ReLU (SqueezeNet, https://arxiv.org/abs/1602.07360).
   """
 
-  num_classes: int
-  levels: tuple[Level, ...] = ()
-  dropout: float = 0.0
-  pool: str = 'avg'
+  num_classes: int  # 0 = no linear layer: the head returns the pooled features
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  dropout: float = 0.0  # rate
+  pool: str = 'avg'  # 'avg' (the backbone's own pooling), 'max' or 'flatten'
   spatial: bool = False
 
   @property
   def needs(self) -> tuple[str, ...]:
-    """The features that it reads."""
+    """Names of the features that the head reads."""
     maps = (self.spatial and self.num_classes) or self.pool != 'avg'
     return (self.levels[-1].layer,) if maps else ('pooled',)
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name, and 'pooled' [b, d].
+      train: whether dropout is on.
+
+    Returns:
+      Logits float32 [b, num_classes]; for num_classes = 0, the pooled features float32 [b, d].
+
+    Raises:
+      UsageError: for an unknown pool, or if a pool needs a map and the backbone returns none.
+    """
     spatial = self.spatial and self.num_classes
     x = features[self.levels[-1].layer] if spatial else pooled(features, self.levels, self.pool)
     x = Dropout(self.dropout, name='dropout')(widened(x), train)

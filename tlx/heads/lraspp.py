@@ -1,6 +1,7 @@
-"""Lite R-ASPP (Howard et al. 2019, https://arxiv.org/abs/1905.02244, Sec. 6.4): a gate instead of a pyramid of rates.
+"""Lite R-ASPP (Howard et al. 2019, https://arxiv.org/abs/1905.02244, Sec. 6.4): a gate instead of ASPP's dilations.
 
-The last map, its channels weighed by a gate that sees the whole image, is joined with a finer one as logits.
+A gate that reads the mean of the whole image weighs the channels of the last map. The head classifies this map and a
+finer one, and adds the two logits.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,18 +19,27 @@ from tlx.weights import rules
 
 
 class Head(nn.Module):
-  """Two maps -> logits float32 [b, h, w, num_classes] at the resolution of the finer one.
-
-  Raises UsageError where the backbone lacks a map that it reads.
-  """
+  """Logits from the last map, with a gate on its channels, and from a finer map."""
 
   num_classes: int
-  levels: tuple[Level, ...] = ()
-  channels: int = 128
-  fine: str = ''  # the layer of the finer map; by default the last one at stride 8: `segmentation.at_stride`
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  channels: int = 128  # of the last map behind its 1x1 convolution, and of the gate
+  fine: str = ''  # the layer of the finer map; '' = the last one at stride 8, see `segmentation.at_stride`
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name; maps are float [b, h_i, w_i, c_i].
+      train: whether batch norms use the statistics of the batch.
+
+    Returns:
+      Logits float32 [b, h, w, num_classes], at the resolution of the finer map.
+
+    Raises:
+      UsageError: if the backbone returns no map, or lacks the layer `fine`.
+    """
     levels = self.levels
     high = read(features, segmentation.last(levels))
     low = read(features, segmentation.named(levels, self.fine) if self.fine else segmentation.at_stride(levels, 8))
@@ -40,7 +50,7 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module):
-  """Logits float32 [b, h, w, num_classes] at each place."""
+  """A 1x1 convolution: [b, h, w, c] -> logits float32 [b, h, w, num_classes]."""
 
   num_classes: int
 

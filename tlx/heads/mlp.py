@@ -1,4 +1,4 @@
-"""Hidden layers and a linear one on what the backbone pools: the head of most Keras tutorials."""
+"""A multilayer perceptron on the pooled features: the head of most Keras tutorials."""
 
 from collections.abc import Mapping
 
@@ -14,17 +14,18 @@ from tlx.types import UsageError
 
 
 class Head(nn.Module):
-  """`depth` dense layers of `hidden` units, each with ReLU and dropout, then one to the classes: float32 [b, k].
+  """Hidden dense layers, each followed by ReLU and dropout, then a linear layer; all in float32.
 
-  pool: avg (the backbone's own), max or flatten. Raises UsageError for sizes below 1.
+  Raises:
+    UsageError: if `hidden` or `depth` is below 1.
   """
 
   num_classes: int
-  levels: tuple[Level, ...] = ()
-  hidden: int = 256
-  depth: int = 1
-  dropout: float = 0.5
-  pool: str = 'avg'
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  hidden: int = 256  # units of each hidden layer
+  depth: int = 1  # hidden layers
+  dropout: float = 0.5  # rate, after each hidden layer
+  pool: str = 'avg'  # 'avg' (the backbone's own pooling), 'max' or 'flatten'
 
   def __post_init__(self):
     if self.hidden < 1 or self.depth < 1:
@@ -33,6 +34,18 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name, and 'pooled' [b, d].
+      train: whether dropout is on.
+
+    Returns:
+      Logits float32 [b, num_classes].
+
+    Raises:
+      UsageError: for an unknown pool, or if a pool needs a map and the backbone returns none.
+    """
     x = widened(pooled(features, self.levels, self.pool))
     for i in range(self.depth):
       x = nn.relu(Dense(self.hidden, name=f'hidden{i}')(x))

@@ -1,11 +1,11 @@
 """The all-MLP decoder of SegFormer (Xie et al. 2021, https://arxiv.org/abs/2105.15203, Sec. 3.2).
 
-The published head projects every level to one width, enlarges the results to stride 4 and joins them; a 1x1 convolution
-over all of it follows, then batch norm, ReLU and the classifier. No activation lies between projection and convolution,
-so this file multiplies their kernels first, convolves each level at its own size and adds up the enlarged results: the
-same function of the same parameters. For SegFormer-B2 at 512 pixels the head takes 6 instead of 42 billion
-multiply-adds, and on two busy cores 1.6 instead of 5.4 seconds. segmentation-models-pytorch (smp) has the same head,
-which also enlarges the logits.
+The published head projects every level to the same number of channels, enlarges the results to stride 4 and joins them.
+A 1x1 convolution, batch norm, ReLU and the classifier follow. There is no activation between the projections and the
+convolution. So this file multiplies their kernels first, applies the product to each level at its own size, and adds up
+the enlarged results. This is the same function of the same parameters, at a lower cost: for SegFormer-B2 at 512 pixels
+the head takes 6 instead of 42 billion multiply-adds, and on two busy cores 1.6 instead of 5.4 seconds.
+segmentation-models-pytorch (smp) has the same head, and also enlarges the logits.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,30 +24,40 @@ from tlx.nn.stochastic import Dropout
 from tlx.types import Checkpoint, Preprocess, WholeLayout, WholeModel
 from tlx.weights import records, rules, segformer, smp
 
-FINEST = 4  # stride of the logits
+FINEST = 4  # stride of the logits, pixels
 kernel_init = nn.initializers.lecun_normal()
 
 
 class Head(nn.Module):
-  """A backbone's maps -> logits float32 [b, h, w, num_classes] of the size of its map of stride 4.
-
-  A backbone without one gives them the size of its finest map that is read.
-  """
+  """SegFormer's decoder: it fuses the levels of the backbone at stride 4, then classifies each position."""
 
   num_classes: int
-  levels: tuple[Level, ...] = ()  # all that the backbone has
-  layers: tuple[str, ...] = ()  # to read, from fine to coarse; () = the last at each stride from 4 on
-  width: int = 256  # channels that every level is projected to
-  dropout: float = 0.1  # before the classifier
-  upsampling: int = 1  # factor by which the logits are enlarged
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  layers: tuple[str, ...] = ()  # to read, from fine to coarse; () = the last layer at each stride of 4 and more
+  width: int = 256  # channels of every level after its projection
+  dropout: float = 0.1  # rate, before the classifier
+  upsampling: int = 1  # factor by which the head enlarges the logits
 
   @property
   def reads(self) -> tuple[Level, ...]:
-    """The levels that it reads, from fine to coarse. Raises UsageError where the backbone has too few."""
+    """The levels that the head reads, from fine to coarse. Raises UsageError if the backbone has too few."""
     return choose(self.levels, self.layers, head='segformer', finest=FINEST)
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
+      train: whether dropout is on and batch norms use the statistics of the batch.
+
+    Returns:
+      Logits float32 [b, h, w, num_classes]. h and w are `upsampling` times those of the finest map of stride 4 or
+      more, or those of the finest map if there is none.
+
+    Raises:
+      UsageError: for layers that the backbone lacks, strides that do not grow, or too few levels.
+    """
     maps = [read(features, level) for level in self.reads]
     size = next((x.shape[1:3] for level, x in zip(self.reads, maps) if level.stride >= FINEST), maps[0].shape[1:3])
     x = Fuse(self.width, name='fuse')(maps, size)
@@ -58,10 +68,10 @@ class Head(nn.Module):
 
 
 class Fuse(nn.Module):
-  """Maps [b, h_i, w_i, c_i], from fine to coarse -> [b, *size, width].
+  """Projects maps [b, h_i, w_i, c_i], from fine to coarse, enlarges them and convolves their join: [b, *size, width].
 
-  `kernel` float32 [levels * width, width] is that of the 1x1 convolution, whose input begins with the coarsest level;
-  `project0`, ... are the projections of the levels, the finest first.
+  The parameter `kernel` float32 [levels * width, width] is the kernel of the 1x1 convolution, whose input starts with
+  the coarsest level. The modules `project0`, `project1`, ... project the levels, from fine to coarse.
   """
 
   width: int
@@ -79,7 +89,7 @@ class Fuse(nn.Module):
 
 
 class Projection(nn.Module):
-  """The parameters of a linear layer, which the caller applies: `kernel` float32 [channels, width], `bias` [width]."""
+  """The parameters of a linear layer, for the caller to apply: `kernel` float32 [channels, width], `bias` [width]."""
 
   width: int
 
@@ -90,7 +100,7 @@ class Projection(nn.Module):
 
 
 def _layout(head: Head, projection: str, fuse: str, norm: str, logits: str, coarse_first: bool) -> Iterator[rules.Rule]:
-  """projection: a template for a level's place; coarse_first: whether places count from the coarsest level."""
+  """The rules of the head; `projection` has {} for a level's number, which is 0 for the coarsest if `coarse_first`."""
   count = len(head.reads)
   for i in range(count):
     yield from rules.dense(projection.format(count - 1 - i if coarse_first else i), f'head/fuse/project{i}')
@@ -112,10 +122,16 @@ def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
 
 
 def of_config(config: Mapping[str, Any]) -> WholeModel | None:
-  """The model that a config.json of transformers describes; None where it describes no whole SegFormer.
+  """Makes the model that a config.json of transformers describes.
+
+  Args:
+    config: content of the file.
+
+  Returns:
+    The row of the model, without a checkpoint; None if the file does not describe a SegFormer for segmentation.
 
   Raises:
-    UsageError: naming every setting that tlx lacks.
+    UsageError: it names every setting that tlx does not support.
     TlxError: without the package transformers, which knows the defaults that a config.json leaves out.
   """
   if 'SegformerForSemanticSegmentation' not in (config.get('architectures') or ()):
@@ -128,29 +144,39 @@ def of_config(config: Mapping[str, Any]) -> WholeModel | None:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """The model that smp's config.json of a Segformer describes. Raises UsageError listing all that tlx lacks."""
+  """Makes the model that a config.json of smp's Segformer describes.
+
+  Args:
+    config: arguments of smp's class by name; smp's defaults fill in the others.
+
+  Returns:
+    The row of the model, without a checkpoint.
+
+  Raises:
+    UsageError: it lists all arguments that tlx does not support.
+  """
   fields = {
     'decoder_segmentation_channels': smp.Field('width', 256, smp.number),
     'upsampling': smp.Field('upsampling', 4, smp.number),
   }
   found = smp.whole(config, fields, depths=(3, 4, 5), reads=lambda maps: tuple(filter(None, maps)))
-  return found._replace(options={**found.options, 'dropout': 0.0})  # it has none
+  return found._replace(options={**found.options, 'dropout': 0.0})  # smp's decoder has no dropout
 
 
 def _published(size: str, width: int, pixels: int = 512) -> WholeModel:
-  """Trained on ADE20K, 150 classes, by the paper's authors."""
+  """The row of a model that the paper's authors trained on ADE20K, 150 classes."""
   checkpoint = Checkpoint(
     f'mit_{size}',
     f'hf-hub:nvidia/segformer-{size}-finetuned-ade-{pixels}-{pixels}',
     'transformers',
     Preprocess(pixels, 1.0, 'bilinear', mode='squash'),
-    license='other',  # the hub's word; NVIDIA's source code licence allows research and evaluation, no commercial use
+    license='other',  # the hub's word; NVIDIA's source code licence allows research and evaluation only
     source='https://arxiv.org/abs/2105.15203',
   )
   return WholeModel(f'mit_{size}', 150, options={'width': width}, checkpoint=checkpoint)
 
 
-_SIZES = {  # blocks a stage, channels of the first
+_SIZES = {  # blocks of each stage, channels of the first stage
   'b0': ((2, 2, 2, 2), 32),
   'b1': ((2, 2, 2, 2), 64),
   'b2': ((3, 4, 6, 3), 64),

@@ -1,7 +1,8 @@
-"""U-Net's decoder (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) as segmentation-models-pytorch has it.
+"""U-Net's decoder (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597), as smp builds it.
 
-Each block enlarges the map to the next finer level, joins that level's channels and applies two 3x3 convolutions. After
-the finest level, blocks double the map until it has the image's size.
+smp is segmentation-models-pytorch. Each block enlarges the map to the size of the next finer level, joins the two along
+the channels and applies two 3x3 convolutions. After the finest level, each further block doubles the map, until it has
+the size of the image.
 """
 
 import math
@@ -22,19 +23,19 @@ from tlx.weights import rules, smp
 
 
 class Head(nn.Module):
-  """A backbone's maps -> logits float32 [b, h, w, num_classes], which fit the image where its strides divide it."""
+  """U-Net's decoder over the levels of the backbone, then logits."""
 
   num_classes: int
-  levels: tuple[Level, ...] = ()  # all that the backbone has
-  layers: tuple[str, ...] = ()  # to read, from fine to coarse; () = the last at each stride
-  widths: tuple[int, ...] = (256, 128, 64, 32, 16)  # channels of the last blocks; those before have widths[0]
-  interpolation: str = 'nearest'  # or 'bilinear'
-  norm: bool = True  # batch norm behind each convolution
-  center: bool = False  # two more convolutions on the coarsest map
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  layers: tuple[str, ...] = ()  # to read, from fine to coarse; () = the last layer at each stride
+  widths: tuple[int, ...] = (256, 128, 64, 32, 16)  # channels of the last blocks; earlier blocks have widths[0]
+  interpolation: str = 'nearest'  # 'nearest' or 'bilinear'
+  norm: bool = True  # whether a batch norm follows each convolution
+  center: bool = False  # whether two more convolutions read the coarsest map
 
   @property
   def reads(self) -> tuple[Level, ...]:
-    """The levels that it reads, from fine to coarse. Raises UsageError where the backbone has too few."""
+    """The levels that the head reads, from fine to coarse. Raises UsageError if the backbone has too few."""
     return choose(self.levels, self.layers, head='unet')
 
   @property
@@ -46,6 +47,19 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
+      train: whether batch norms use the statistics of the batch.
+
+    Returns:
+      Logits float32 [b, h, w, num_classes]. h and w are those of the image if the backbone's strides divide them and
+      the finest one is a power of two.
+
+    Raises:
+      UsageError: for layers that the backbone lacks, strides that do not grow, or too few levels.
+    """
     x, *skips = (read(features, level) for level in reversed(self.reads))
     for i in (1, 2) if self.center else ():
       x = ConvNorm(x.shape[-1], 3, norm=self.norm, name=f'center{i}')(x, train)
@@ -58,7 +72,10 @@ class Head(nn.Module):
 
 
 class Block(nn.Module):
-  """A map [b, h, w, c] and a finer one [b, h', w', d] -> [b, h', w', width]; without a finer one the map doubles."""
+  """Joins a map [b, h, w, c] to a finer one [b, h', w', d]: -> [b, h', w', width].
+
+  If `skip`, the finer map, is None, the block doubles the height and width of the map.
+  """
 
   width: int
   interpolation: str
@@ -85,7 +102,17 @@ def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """The model that smp's config.json of a Unet describes. Raises UsageError listing all that tlx lacks."""
+  """Makes the model that a config.json of smp's Unet describes.
+
+  Args:
+    config: arguments of smp's class by name; smp's defaults fill in the others.
+
+  Returns:
+    The row of the model, without a checkpoint.
+
+  Raises:
+    UsageError: it lists all arguments that tlx does not support.
+  """
   fields = {
     'decoder_channels': smp.Field('widths', (256, 128, 64, 32, 16), smp.numbers),
     'decoder_use_norm': smp.Field('norm', 'batchnorm', smp.norm),
@@ -93,7 +120,7 @@ def of_smp(config: Mapping[str, Any]) -> WholeModel:
     'decoder_attention_type': smp.Field('', None, smp.one_of(None)),
   }
   found = smp.whole(config, fields, depths=(1, 2, 3, 4, 5), reads=lambda maps: tuple(filter(None, maps)))
-  center = config.get('encoder_name', '').startswith('vgg')  # smp's own rule
+  center = config.get('encoder_name', '').startswith('vgg')  # smp has this rule too
   return found._replace(options={**found.options, 'center': center})
 
 

@@ -1,7 +1,8 @@
-"""UPerNet (Xiao et al. 2018, https://arxiv.org/abs/1807.10221) as segmentation-models-pytorch has it.
+"""UPerNet (Xiao et al. 2018, https://arxiv.org/abs/1807.10221), as segmentation-models-pytorch (smp) builds it.
 
-Averages over cells of four sizes are joined to the coarsest map, a pyramid carries the result to the finest level, and
-all its maps are fused there.
+The head averages the coarsest map over grids of four sizes and joins the averages to that map. A feature pyramid
+carries the result to the finest level. The head then enlarges all maps of the pyramid to the finest size and fuses
+them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,26 +21,38 @@ from tlx.nn.pool import adaptive_avg_pool
 from tlx.types import Checkpoint, Preprocess, WholeModel
 from tlx.weights import rules, smp
 
-CELLS = (1, 2, 3, 6)  # along each side of the pooled maps
+CELLS = (1, 2, 3, 6)  # height and width of each pooled map
 
 
 class Head(nn.Module):
-  """A backbone's maps -> logits float32 [b, h, w, num_classes], which fit the image where its strides divide it."""
+  """Pyramid pooling and a feature pyramid over the levels of the backbone, then enlarged logits."""
 
   num_classes: int
-  levels: tuple[Level, ...] = ()  # all that the backbone has
-  layers: tuple[str, ...] = ()  # to read, from fine to coarse; () = the last at each stride from 4 on
-  width: int = 256  # channels
-  norm: bool = True  # batch norm behind each convolution; the one behind the pools has it in any case
-  upsampling: int = 0  # factor by which the logits are enlarged; 0 = the stride of the finest level
+  levels: tuple[Level, ...] = ()  # all levels of the backbone
+  layers: tuple[str, ...] = ()  # to read, from fine to coarse; () = the last layer at each stride of 4 and more
+  width: int = 256  # channels of the convolutions
+  norm: bool = True  # whether a batch norm follows each convolution; the one that joins the pools always has one
+  upsampling: int = 0  # factor by which the head enlarges the logits; 0 = the stride of the finest level
 
   @property
   def reads(self) -> tuple[Level, ...]:
-    """The levels that it reads, from fine to coarse. Raises UsageError where the backbone has too few."""
+    """The levels that the head reads, from fine to coarse. Raises UsageError if the backbone has too few."""
     return choose(self.levels, self.layers, head='upernet', finest=4)
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
+    """Computes the logits.
+
+    Args:
+      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
+      train: whether batch norms use the statistics of the batch.
+
+    Returns:
+      Logits float32 [b, h, w, num_classes]; by default of the image's size, if the backbone's strides divide it.
+
+    Raises:
+      UsageError: for layers that the backbone lacks, strides that do not grow, or too few levels.
+    """
     unit = partial(ConvNorm, self.width, norm=self.norm)
     maps = [LayerNorm(name=f'norm{i}')(read(features, level)) for i, level in enumerate(self.reads)]
     x = Pools(self.width, self.norm, name='pools')(maps[-1], train)
@@ -83,7 +96,17 @@ def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """The model that smp's config.json of a UPerNet describes. Raises UsageError listing all that tlx lacks."""
+  """Makes the model that a config.json of smp's UPerNet describes.
+
+  Args:
+    config: arguments of smp's class by name; smp's defaults fill in the others.
+
+  Returns:
+    The row of the model, without a checkpoint.
+
+  Raises:
+    UsageError: it lists all arguments that tlx does not support.
+  """
   fields = {
     'decoder_channels': smp.Field('width', 256, smp.number),
     'decoder_use_norm': smp.Field('norm', 'batchnorm', smp.norm),
@@ -93,7 +116,7 @@ def of_smp(config: Mapping[str, Any]) -> WholeModel:
 
 
 def _published(name: str, encoder: str, **more: int) -> WholeModel:
-  """Trained on ADE20K by OpenMMLab, converted by smp's authors: 150 classes, 512 pixels."""
+  """The row of a model that OpenMMLab trained on ADE20K (150 classes, 512 pixels) and smp's authors converted."""
   found = of_smp({'encoder_name': f'tu-{encoder}', 'decoder_channels': 512, 'classes': 150, **more})
   record = Preprocess(512, 1.0, 'bilinear', mode='squash')
   location = f'hf-hub:smp-hub/upernet-{name}'
