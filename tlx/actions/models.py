@@ -47,7 +47,7 @@ def model_table(
 
 def layer_table(name: str) -> list[dict[str, Any]]:
   """Lists the layers of a model in order, the head last: output shape and cost for one image of the native size."""
-  if name in catalog.wholes():  # its head is not counted yet
+  if name in catalog.wholes():  # the table does not count the cost of such heads
     return []
   variant = catalog.variant(name)
   costs = flops.layers(pretrained.build(variant, 1000), _model_row(variant)['size'])
