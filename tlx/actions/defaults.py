@@ -265,7 +265,15 @@ def check_task(e: Experiment, task: Task, chosen: augment.Augment | None, lackin
 
 
 def check_views(e: Experiment, chosen: augment.Augment | None) -> None:
-  """Raises UsageError if --cache-views does not fit the augmentation `chosen` or --cache."""
+  """Checks --cache-views.
+
+  Args:
+    e: the experiment.
+    chosen: its augmentation.
+
+  Raises:
+    UsageError: if --cache-views does not fit the augmentation or --cache.
+  """
   if not e.cache_views:
     return
   option, mixing = f'--cache-views {e.cache_views}', [n for n in ('mixup', 'cutmix') if chosen and getattr(chosen, n)]
@@ -284,7 +292,15 @@ def least_micro_batches(e: Experiment) -> int:
 
 
 def check_batch(e: Experiment, devices: int) -> None:
-  """Raises UsageError unless the batch size divides by devices x micro-batches."""
+  """Checks the batch size.
+
+  Args:
+    e: the experiment, with a batch size.
+    devices: over all processes.
+
+  Raises:
+    UsageError: unless the batch size divides by devices x micro-batches.
+  """
   micro_batches = least_micro_batches(e)
   parts = devices * micro_batches
   if e.batch_size % parts:

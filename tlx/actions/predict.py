@@ -87,7 +87,15 @@ def _by_windows(
 
 
 def check_windows(task: Task, scales: Sequence[float]) -> None:
-  """Raises UsageError for scales that are not above 0, and for a task without windows."""
+  """Checks the scales of sliding windows.
+
+  Args:
+    task: of the model.
+    scales: factors of the photograph's size.
+
+  Raises:
+    UsageError: for scales that are not above 0, and for a task without windows.
+  """
   problems = [f'--scales {scale:g}: must be above 0' for scale in scales if not scale > 0]
   if not hasattr(task, 'whole'):
     problems.append(f'--scales: {tasks.name_of(task)} judges the whole picture at once; leave it out')

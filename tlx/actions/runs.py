@@ -110,7 +110,12 @@ def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
 
 
 def check_classes(data: Dataset, name: str | Path, model: Pretrained) -> None:
-  """Checks that a data set has the same classes as a model, in the same order. `name` is the model's, for the message.
+  """Checks that a data set has the same classes as a model, in the same order.
+
+  Args:
+    data: the data set.
+    name: of the model, for the message.
+    model: has the classes.
 
   Raises:
     UsageError: if they differ.

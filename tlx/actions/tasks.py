@@ -148,7 +148,16 @@ def trained_for(task: Task, loaded: Pretrained, info: DatasetInfo) -> Pretrained
 
 
 def check_size(task: Task, module: TransferModel, shape: tuple[int, int]) -> None:
-  """Raises UsageError if the task is dense and a side of the picture is smaller than the backbone's largest stride."""
+  """Checks the size of the input.
+
+  Args:
+    task: of the run.
+    module: the model.
+    shape: height and width of its input, pixels.
+
+  Raises:
+    UsageError: if the task is dense and a side is smaller than the backbone's largest stride.
+  """
   strides = [level.stride for level in levels(module.backbone)] if task.dense else []
   if strides and min(shape) < max(strides):
     raise UsageError(

@@ -78,7 +78,15 @@ def merge(a: Any, b: Any) -> Any:
 
 
 def write(path: Path, evaluation: Evaluation) -> None:
-  """Writes the arrays that the task keeps of an evaluation to an .npz file. Raises TlxError if it cannot."""
+  """Writes the arrays that the task keeps of an evaluation to an .npz file.
+
+  Args:
+    path: of the file.
+    evaluation: of a split.
+
+  Raises:
+    TlxError: if the file cannot be written.
+  """
   encoded = io.BytesIO()
   np.savez_compressed(encoded, **evaluation.task.arrays(evaluation.sums, evaluation.records))
   folder.write_bytes(path, encoded.getvalue())

@@ -112,7 +112,15 @@ def of_backbone(table: Iterable[rules.Rule], prefix: str = '', rename: Callable[
 
 
 def own_table(table: Iterable[rules.Rule], module: TransferModel) -> Rules:
-  """The rules for a backbone by `table`, with a head whose tensors have the names of their own paths in tlx."""
+  """Makes the rules for a backbone by a table and a head by the names of its own paths in tlx.
+
+  Args:
+    table: rules of the whole model.
+    module: backbone and head.
+
+  Returns:
+    The rules.
+  """
   paths = trees.flatten(abstract(module))
   return (*of_backbone(table), *rules.own(path for path in paths if path.split('/')[1] == HEAD))
 
@@ -142,7 +150,16 @@ def sees_map(module: TransferModel) -> bool:
 
 
 def whole_table(variant: catalog.Variant, module: TransferModel, layout: WholeLayout) -> Rules:
-  """The rules for a backbone and a head that another library stores in one file."""
+  """Makes the rules for a backbone and a head that another library stores in one file.
+
+  Args:
+    variant: of the backbone.
+    module: backbone and head.
+    layout: the other library's.
+
+  Returns:
+    The rules.
+  """
   backbone = variant.family.LAYOUTS[layout.backbone](module.backbone.config)
   return (*of_backbone(backbone, layout.prefix, layout.rename), *layout.head(module.head))
 

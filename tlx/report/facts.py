@@ -105,7 +105,15 @@ def in_text(metric: str) -> str:
 
 
 def phase_borders(metrics: Sequence[Mapping], phases: Sequence[Mapping]) -> list[tuple[float, str]]:
-  """(first step, name) of each phase, from the plan; without one, from the steps at which the logged phase changes."""
+  """Finds the first step of each phase.
+
+  Args:
+    metrics: records of metrics.jsonl.
+    phases: the 'learning' part of experiment.json; [] if it is missing.
+
+  Returns:
+    (first step, name) of each phase; without `phases`, from the steps at which the logged phase changes.
+  """
   steps = [phase.get('steps') for phase in phases]
   if phases and all(isinstance(count, int) for count in steps):
     starts = np.cumsum([0, *steps[:-1]]).tolist()
@@ -119,7 +127,15 @@ def phase_borders(metrics: Sequence[Mapping], phases: Sequence[Mapping]) -> list
 
 
 def best(metrics: Sequence[Mapping], primary: str) -> tuple[float, int, float] | None:
-  """(best value of the primary metric on validation, its step, last value); None without a validation."""
+  """Finds the best value of a metric on validation.
+
+  Args:
+    metrics: records of metrics.jsonl.
+    primary: name of the metric.
+
+  Returns:
+    (best value, its step, last value); None without a validation.
+  """
   steps, values = _series(metrics, primary, ('validation',)).get('validation', ((), ()))
   return (max(values), steps[int(np.argmax(values))], values[-1]) if values else None
 

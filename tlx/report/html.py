@@ -28,7 +28,16 @@ def render(package: str, page: str, script: str, context: Mapping[str, Any]) -> 
 
 
 def fragment(package: str, template: str, context: Mapping[str, Any]) -> str:
-  """Renders a part of a page from a package's template. All values are escaped."""
+  """Renders a part of a page. All values are escaped.
+
+  Args:
+    package: that contains the template.
+    template: its file name.
+    context: {name: value} for the template.
+
+  Returns:
+    HTML.
+  """
   return _environment(package).get_template(template).render(context)
 
 

@@ -34,7 +34,15 @@ def write_report(run_folder: str | os.PathLike, task: Task) -> pathlib.Path:
 
 
 def context(folder: pathlib.Path, task: Task) -> dict[str, Any]:
-  """Collects the values that the page's template shows."""
+  """Collects the values that the page's template shows.
+
+  Args:
+    folder: of the run.
+    task: of the run.
+
+  Returns:
+    {name: value} for the template.
+  """
   run = read.load(folder)
   experiment, result, metrics, evaluation = (run[key] for key in ('experiment', 'result', 'metrics', 'evaluation'))
   data, model, environment = (experiment[key] for key in ('data', 'model', 'environment'))

@@ -82,7 +82,15 @@ def mistakes(folder: pathlib.Path, records: Sequence, names: Sequence[str]) -> l
 
 
 def class_names(data: Mapping, evaluation: Mapping) -> list[str]:
-  """Names of the evaluated classes. A class without a name is called 'class 3', for example."""
+  """Names the evaluated classes.
+
+  Args:
+    data: the 'data' part of experiment.json.
+    evaluation: the arrays of evaluation.npz; the confusion matrix gives the number of classes.
+
+  Returns:
+    The names; a class without a name is called 'class 3', for example.
+  """
   names = data.get('class_names', [])
   count = len(evaluation['confusion']) if 'confusion' in evaluation else len(names)
   return [*names, *(f'class {i}' for i in range(len(names), count))][:count]
@@ -134,7 +142,15 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def picture(folder: pathlib.Path, name: Any) -> str | None:
-  """Reads a picture as a data URL; a large one is made smaller. None unless it is a picture inside the run folder."""
+  """Reads a picture as a data URL. A large picture is made smaller.
+
+  Args:
+    folder: of the run.
+    name: file name, relative to the folder or to its 'mistakes'.
+
+  Returns:
+    The URL; None unless it is a picture inside the run folder.
+  """
   name = name if isinstance(name, str) else ''
   candidates = [folder / 'mistakes' / name, folder / name]
   path = next((p for p in candidates if name and p.is_file() and p.resolve().is_relative_to(folder.resolve())), None)

@@ -33,9 +33,11 @@ class Console:
     self.quiet = quiet
 
   def line(self, text: str) -> None:
+    """Prints a line."""
     self.rich.print(escape(text))
 
   def warn(self, text: str) -> None:
+    """Prints a warning, even with `quiet`."""
     print(f'warning: {text}', file=sys.stderr, flush=True)
 
   def data(self, info: DatasetInfo) -> None:

@@ -71,6 +71,7 @@ class Plan(NamedTuple):
 
   @property
   def steps(self) -> int:
+    """Number of steps of the run."""
     return self.stretches[-1].end
 
 

@@ -93,16 +93,20 @@ class Pmap:
   devices: Sequence[jax.Device]
 
   def put_state(self, state: Any) -> Any:
+    """Copies a pytree to every device: leaves get the axis [devices, ...]."""
     copies = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (len(self.devices), *np.shape(x))), state)
     return jax.pmap(lambda x: x, AXIS, devices=self.devices)(copies)
 
   def put_batch(self, batch: Any) -> Any:
+    """Splits a batch: [b, ...] -> [devices, b / devices, ...]."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(len(self.devices), -1, *np.shape(x)[1:]), batch)
 
   def train(self, step: Callable, state: Any, batch: Any) -> Callable:
+    """Wraps a training step with pmap, which compiles it at the first call."""
     return jax.pmap(step, AXIS, donate_argnums=0, devices=self.devices)
 
   def evaluate(self, step: Callable) -> Callable:
+    """Wraps (variables, batch) -> (sums, records) with pmap. Records get the shape [b, ...] again."""
     compiled = jax.pmap(step, AXIS, devices=self.devices)
 
     def run(variables: Any, batch: Any):
@@ -112,6 +116,7 @@ class Pmap:
     return run
 
   def one(self, tree: Any) -> Any:
+    """Takes the copy of the first device."""
     return jax.tree.map(lambda x: x[0], tree)
 
 

@@ -17,7 +17,15 @@ NAMES = ('Confusion', 'Calibration', 'Classes', 'Mistakes')
 
 
 def cards(result: Mapping[str, Any], evaluation: Mapping[str, np.ndarray]) -> list[Card]:
-  """The cards: accuracy with its interval (also on test), macro F1 and loss."""
+  """Makes the cards: accuracy with its 95 % interval (also on test), macro F1 and loss.
+
+  Args:
+    result: the content of result.json.
+    evaluation: the arrays of evaluation.npz.
+
+  Returns:
+    The cards, in order.
+  """
   count, accuracy, matrix = result.get('count'), result.get('accuracy'), evaluation.get('confusion')
   notes = [f'{charts.number(count)} images'] if count is not None else []
   if accuracy is not None and 0 <= accuracy <= 1 <= (count or 0):
@@ -93,7 +101,16 @@ def classes(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def confused(matrix: np.ndarray, names: Sequence[str], most: int = 12) -> list[dict[str, Any]]:
-  """The `most` pairs of label and prediction with the most mistakes: {'label', 'prediction', 'count', 'share'} each."""
+  """Finds the pairs of label and prediction with the most mistakes.
+
+  Args:
+    matrix: int [k, k], rows are labels, columns are predictions.
+    names: of the classes.
+    most: maximum number of pairs.
+
+  Returns:
+    {'label', 'prediction', 'count', 'share'} of each pair; 'share' is the share of the label's examples.
+  """
   wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
   order = np.argsort(-wrong, axis=None, kind='stable')[:most]
   pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]

@@ -21,6 +21,8 @@ from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Secti
 class Task:
   """The classification task. It is hashable, so that it can be a static argument of jit.
 
+  `types.Task` describes the methods.
+
   Raises:
     UsageError: for values out of range, one line for each.
   """

@@ -60,7 +60,15 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
-  """The score that gives the highest F1 as a threshold; nan if nothing is true. Arguments as in `average_precision`."""
+  """Finds the threshold with the highest F1.
+
+  Args:
+    truth: bool [n].
+    scores: float [n].
+
+  Returns:
+    One of the scores; nan if nothing is true.
+  """
   if not truth.any():
     return float('nan')
   precision, recall, at = _curve(truth, scores)

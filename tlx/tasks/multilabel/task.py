@@ -28,6 +28,8 @@ class Sums:
 class Task:
   """The multi-label task. It is hashable, so that it can be a static argument of jit.
 
+  `types.Task` describes the methods.
+
   Attributes:
     class_names: the tags.
     threshold: minimum probability of a predicted tag, in (0, 1).

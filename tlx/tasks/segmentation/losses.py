@@ -21,7 +21,15 @@ BUCKETS = 4096  # number of intervals of errors in [0, 1], see `lovasz`
 
 
 def labelled(labels, mask):
-  """Number of labelled pixels of each image, float32 [b]; 0 for padding."""
+  """Counts the labelled pixels of each image.
+
+  Args:
+    labels: int [b, h, w].
+    mask: bool [b], False = padding.
+
+  Returns:
+    float32 [b]; 0 for padding.
+  """
   return _counts(labels, mask).sum(axis=(1, 2), dtype=jnp.float32)
 
 
@@ -32,7 +40,9 @@ def cross_entropy(logits, labels, mask, weights=None, smoothing=0.0):
   the pixels' weights. This one divides by their number, so that the gradient does not depend on how a batch is split.
 
   Args:
-    logits, labels, mask: as above.
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
     weights: float [k], one per class; None = 1 for all.
     smoothing: share of each label that is spread evenly over all classes, in [0, 1].
 
@@ -55,7 +65,9 @@ def focal(logits, labels, mask, weights=None, gamma=FOCAL_GAMMA):
   `sigmoid_focal` is the paper's own form.
 
   Args:
-    logits, labels, mask: as above.
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
     weights: float [k], one per class; None = 1 for all.
     gamma: exponent, 0 or more; 0 gives the cross-entropy.
 
@@ -77,7 +89,9 @@ def sigmoid_focal(logits, labels, mask, weights=None, gamma=FOCAL_GAMMA):
   It equals `FocalLoss('multiclass')` of segmentation_models_pytorch. On a CPU it takes ten times as long as `focal`.
 
   Args:
-    logits, labels, mask: as above.
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
     weights: float [k], factors of the classes' terms; None = 1 for all.
     gamma: exponent, 0 or more.
 
@@ -99,7 +113,9 @@ def dice(logits, labels, mask):
   number of all classes, where absent ones add 0: for one image it gives present / k times this value.
 
   Args:
-    logits, labels, mask: as above.
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
 
   Returns:
     float32 [b].
@@ -118,7 +134,9 @@ def lovasz(logits, labels, mask):
   2.8 s for 8 x 240 x 320 x 11, and the value differs by less than 1 / BUCKETS.
 
   Args:
-    logits, labels, mask: as above.
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
 
   Returns:
     float32 [b].

@@ -56,7 +56,15 @@ def sections(run: Mapping[str, Any], class_names: Sequence[str]) -> list[Section
 
 
 def classes(evaluation: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Any]]:
-  """The metrics and the colour of each class, from the arrays of evaluation.npz; [] if these are incomplete."""
+  """Makes the table of classes: metrics and colour.
+
+  Args:
+    evaluation: the arrays of evaluation.npz.
+    names: of the classes.
+
+  Returns:
+    One dict per class, nan for values of absent classes; [] if arrays are missing.
+  """
   known = Sums.__dataclass_fields__
   if not all(name in evaluation for name in known):
     return []

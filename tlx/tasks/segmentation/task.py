@@ -24,6 +24,8 @@ STRIP = 256  # rows of a photograph per step of `decode`, so that a large one fi
 class Task:
   """The segmentation task. It is hashable, so that it can be a static argument of jit.
 
+  `types.Task` describes the methods.
+
   Attributes:
     class_names: of the data set.
     losses: a sum of ce, dice, focal and lovasz, such as 'ce' or '0.5*ce+dice'; `losses.py` defines them.
