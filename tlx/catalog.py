@@ -69,10 +69,16 @@ def wholes() -> dict[str, tuple[str, WholeModel]]:
 
 
 def whole_of_config(config: Mapping[str, Any]) -> tuple[str, WholeModel] | None:
-  """(head, row) of the whole model that another library's config.json describes; None where it describes none.
+  """Finds the whole model (backbone and head) that another library's config.json describes.
+
+  Args:
+    config: the content of config.json.
+
+  Returns:
+    (head, row); None if it does not describe a whole model.
 
   Raises:
-    UsageError: it describes one that tlx lacks.
+    UsageError: if tlx does not have the model.
   """
   files = {folder: find('heads', folder) for folder in names('heads')}
   if smp.CLASS in config:
@@ -124,9 +130,10 @@ def _readers(folder: str) -> Mapping[str, Callable[[Mapping[str, Any]], Config]]
 
 
 def options(config: Config) -> dict[str, Any]:
-  """Fields in which a backbone may differ from its variant: how it dilates, and last layers that are left out.
+  """The fields in which a backbone may differ from its variant, with their values.
 
-  The momentum of batch norms is another library's, where that library keeps the same weights.
+  These are the dilation, the last layers if they are left out, and the momentum of batch norms, because another library
+  may use the same weights with another momentum.
   """
   known = {field.name for field in dataclasses.fields(config)}
   loose = {'output_stride', 'dilate_early', 'momentum'} & known

@@ -1,4 +1,4 @@
-"""The nouns every other file speaks of; no logic lives here."""
+"""The types that all other files share. It contains no algorithms."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -8,23 +8,23 @@ import numpy as np
 
 Params = Mapping[str, Any]  # nested dict of arrays; leaves are named 'backbone/stem/conv/kernel'
 Variables = Mapping[str, Params]  # {'params': ..., 'batch_stats': ...}
-# image uint8 [b, h, w, 3] (or features {layer: array}), mask bool [b]: False = padding, geometry float32 [b, 6]: the
-# fields of a Geometry, target: what the task makes of the annotations
+# image: uint8 [b, h, w, 3], or features {layer: array}; mask: bool [b], False = padding; geometry: float32 [b, 6], the
+# fields of a Geometry; target: the task's arrays, see `Task.encode`
 Batch = Mapping[str, Any]
 Target = Mapping[str, Any]  # arrays of fixed shapes, [b, ...] in a batch
 Size = int | tuple[int, int]  # pixels: the side of a square, or height and width
 
 
 class TlxError(Exception):
-  """A problem the user can mend: one clear line, shown without a traceback."""
+  """A problem that the user can solve. The command line prints the message without a traceback."""
 
 
 class UsageError(TlxError, ValueError):
-  """The command or its options are wrong; the command line exits with 2."""
+  """A wrong command or option. The command line exits with status 2."""
 
 
 class Preprocess(NamedTuple):
-  """What a checkpoint expects of its input, as timm's `pretrained_cfg` records it."""
+  """How to prepare images for a checkpoint. The fields are those of timm's `pretrained_cfg`."""
 
   size: Size = 224  # pixels
   crop: float = 0.875  # share of the resized image that the centre crop keeps
@@ -56,26 +56,30 @@ class Preprocess(NamedTuple):
 
 
 def shape_of(size: Size) -> tuple[int, int]:
-  """224 -> (224, 224); (240, 320) stays."""
+  """Height and width of a size.
+
+  >>> shape_of(224), shape_of((240, 320))
+  ((224, 224), (240, 320))
+  """
   return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class Geometry(NamedTuple):
-  """Which part of a photograph an array shows; all in the photograph's pixels."""
+  """The part of a photograph that an array shows, in pixels of the photograph."""
 
   height: float  # of the photograph
   width: float
-  top: float  # edges of the part that the array shows, which may lie outside the photograph
+  top: float  # edges of the part; they may lie outside the photograph
   left: float
   bottom: float
   right: float
 
 
 class Checkpoint(NamedTuple):
-  """A named pretrained artefact: where it is, what it expects, and on which terms."""
+  """A pretrained model with a name: where its weights are, its preprocessing and its licence."""
 
-  variant: str  # the variant that it fits, which may differ from the name a user asks for
-  location: str  # 'package:MODULE/FILE', 'hf-hub:OWNER/NAME', a URL or a path; '' = in no form that tlx reads
+  variant: str  # the variant that the weights fit; it may differ from the name that the user gave
+  location: str  # 'package:MODULE/FILE', 'hf-hub:OWNER/NAME', a URL or a path; '' = tlx cannot read them
   layout: str  # key of the family's LAYOUTS
   preprocess: Preprocess = Preprocess()
   license: str = 'unknown'
@@ -94,28 +98,28 @@ class Level(NamedTuple):
 
 
 class WholeLayout(NamedTuple):
-  """How another library names a backbone and a head in one file: an entry of LAYOUTS in a file of `tlx/heads`."""
+  """Another library's names for a backbone and a head in one file: an entry of LAYOUTS in a file of `tlx/heads`."""
 
   backbone: str  # key of the LAYOUTS of the backbone's family
-  prefix: str  # ahead of the backbone's names, such as 'encoder.'
-  head: Callable[[Any], Iterable[Any]]  # the head's module -> its rules (weights.rules.Rule), targets below 'head/'
-  rename: Callable[[str], str] = str  # the backbone's names in that layout -> theirs, behind the prefix
+  prefix: str  # before the backbone's names, such as 'encoder.'
+  head: Callable[[Any], Iterable[Any]]  # the head's module -> its weights.rules.Rule's, with targets below 'head/'
+  rename: Callable[[str], str] = str  # name in the backbone's layout -> name after the prefix
 
 
 class WholeModel(NamedTuple):
-  """A backbone with a head that were trained together: an entry of MODELS in a file of `tlx/heads`."""
+  """A backbone and a head that were trained together: an entry of MODELS in a file of `tlx/heads`."""
 
-  backbone: str  # a variant
+  backbone: str  # name of a variant
   num_classes: int
   task: str = 'segmentation'
-  options: Mapping[str, Any] = {}  # of the head: its fields
+  options: Mapping[str, Any] = {}  # fields of the head
   backbone_options: Mapping[str, Any] = {}  # fields of the backbone's config, such as {'output_stride': 8}
   checkpoint: Checkpoint | None = None  # None: no published weights that we know of
   class_names: tuple[str, ...] = ()
 
 
 class Figures(NamedTuple):
-  """What is known of a variant without building it."""
+  """Figures of a variant, known without building it."""
 
   parameters: int  # with the published head
   gmacs: float  # 1e9 multiply-adds of one forward pass at `size`
@@ -124,33 +128,33 @@ class Figures(NamedTuple):
 
 
 class Source(NamedTuple):
-  """Where loaded weights came from, and what writing them back needs."""
+  """Where weights came from, and what `tlx.save` needs to write them back."""
 
   variant: str
-  layout: str = 'timm'
+  layout: str = 'timm'  # key of LAYOUTS: how the file names its tensors
   location: str = 'random'
   license: str = 'unknown'
   config: Mapping[str, Any] = {}  # the source's own config.json
-  processor: Mapping[str, Any] = {}  # its preprocessor_config.json, where it has one
-  dropped: Mapping[str, np.ndarray] = {}  # tensors that the model has no use for, kept for export
-  dtypes: Mapping[str, str] = {}  # of the tensors that are not float32
-  task: str = 'classification'  # what its head is for: a file of `tlx/tasks`, perhaps with options
+  processor: Mapping[str, Any] = {}  # its preprocessor_config.json; {} if it has none
+  dropped: Mapping[str, np.ndarray] = {}  # tensors that the model does not use, kept for export
+  dtypes: Mapping[str, str] = {}  # tensors that were not float32: name -> dtype
+  task: str = 'classification'  # of the head: a file of `tlx/tasks`, with options if any
 
 
 class Pretrained(NamedTuple):
-  """What `tlx.load` returns."""
+  """A model with its weights, as `tlx.load` returns it."""
 
   module: Any  # TransferModel
   variables: Variables
   preprocess: Preprocess
-  class_names: Sequence[str]
+  class_names: Sequence[str]  # of the outputs; () if unknown
   source: Source
 
 
 class Phase(NamedTuple):
-  """A stretch of training with one answer to the question what learns.
+  """A part of training in which the same layers learn.
 
-  rates maps a layer's name to its learning rate relative to the peak; a layer that it leaves out is frozen.
+  `rates` maps a layer's name to its share of the peak learning rate. Layers that it does not contain are frozen.
   """
 
   name: str
@@ -159,7 +163,7 @@ class Phase(NamedTuple):
 
 
 class Strategy(Protocol):
-  """What learns, and when: base of the dataclass `Strategy` in each file of `tlx/strategies`.
+  """Decides which layers learn, and when. Base of the dataclass `Strategy` in each file of `tlx/strategies`.
 
   The fields of a strategy are its options.
   """
@@ -167,40 +171,41 @@ class Strategy(Protocol):
   pretrained: bool = True  # False: the run starts from random weights
 
   def phases(self, layers: Sequence[str]) -> tuple[Phase, ...]:
-    """The phases of a run, for a backbone with these layers from input to output."""
+    """The phases of a run. `layers` names the backbone's layers, from input to output."""
 
 
 class Example(NamedTuple):
   """One record of a data set, before any transform."""
 
   image: np.ndarray | bytes  # uint8 RGB [h, w, 3], or the encoded file
-  annotation: Any  # what the data set's task reads: a class id, a row of tags, a mask
-  name: str  # what a message or a report calls it: a path, or 'chelsea/3'
+  annotation: Any  # in the form that the task reads: a class id, ids of tags, or a mask
+  name: str  # for messages and reports: a path, or 'chelsea/3'
 
 
 class DataSource(Protocol):
-  """Base of every split: random access to examples, and to their annotations without reading a single image."""
+  """A split: random access to examples, and to their annotations without reading images."""
 
-  labels: np.ndarray | None = None  # int32 [n]: the class of each image; None: an image has not exactly one
+  labels: np.ndarray | None = None  # int32 [n], the class of each image; None if images do not have exactly one class
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int) -> Example: ...
-  def annotation(self, index: int) -> Any: ...
+  def annotation(self, index: int) -> Any:
+    """The annotation of an example, without reading its image."""
 
   def size(self, index: int) -> tuple[int, int]:
-    """Height and width of an image in pixels, without reading it. Only dense tasks ask."""
+    """Height and width of an image in pixels, without reading it. Only dense tasks need it."""
     raise TypeError(f'{type(self).__name__} has no size()')
 
   def fingerprint(self) -> str | None:
-    """A text that changes whenever an image, an annotation or the order may have changed; None: it cannot tell.
+    """A text that changes if an image, an annotation or the order may have changed; None if the source has none.
 
-    tlx keeps what it computes from a source for later runs only if the source has a fingerprint.
+    tlx stores features for later runs only if the source has a fingerprint.
     """
     return None
 
 
 class DatasetInfo(NamedTuple):
-  """What is known of a data set before training on it."""
+  """Facts about a data set."""
 
   name: str
   class_names: tuple[str, ...]
@@ -209,17 +214,17 @@ class DatasetInfo(NamedTuple):
   source: str = ''
   license: str = 'unknown'
   rejected: tuple[tuple[str, str], ...] = ()  # (file, why it was left out)
-  augment: str = 'photo'  # which augmentation fits: 'photo', or 'glyph' where a mirror image means something else
+  augment: str = 'photo'  # suitable augmentation: 'photo', or 'glyph' if mirroring changes the meaning
   task: str = 'classification'  # the file of `tlx/tasks` that reads the annotations
-  images: Mapping[str, int] = {}  # split -> images, where `counts` does not add up to them
+  images: Mapping[str, int] = {}  # split -> images, if `counts` does not add up to them
 
   def examples(self, split: str) -> int:
-    """Images of a split."""
+    """Number of images of a split."""
     return self.images[split] if split in self.images else sum(self.counts[split])
 
 
 class Dataset(NamedTuple):
-  """Splits by name: 'train' and 'validation' always, 'test' where there is one."""
+  """A data set. `splits` always has 'train' and 'validation', and 'test' if there is one."""
 
   info: DatasetInfo
   splits: Mapping[str, DataSource]
@@ -228,13 +233,13 @@ class Dataset(NamedTuple):
 class Section(NamedTuple):
   """A part of the report that a task writes."""
 
-  name: str  # of the anchor and in the table of contents: 'Mistakes'
+  name: str  # in the anchor and the table of contents: 'Mistakes'
   html: str  # escaped already
-  title: str = ''  # the heading, where it is longer: 'Most confident mistakes'
+  title: str = ''  # the heading, if it differs from the name: 'Most confident mistakes'
 
 
 class Card(NamedTuple):
-  """A number at the top of the report."""
+  """A number at the top of the report, with notes below it."""
 
   title: str
   value: str
@@ -242,64 +247,82 @@ class Card(NamedTuple):
 
 
 class Task(Protocol):
-  """What a run does with annotations: one file, or one folder, of `tlx/tasks`, with a class `Task`.
+  """Defines targets, loss, metrics and predictions: the class `Task` of a file or folder in `tlx/tasks`.
 
-  A frozen dataclass, hashable, whose fields are its options; `class_names` comes from the data by `bind`. Nothing
-  outside the task knows what a target or an output is.
+  A task is a frozen, hashable dataclass. Its fields are its options; `bind` sets `class_names`. No code outside the
+  task depends on the contents of targets and outputs.
   """
 
-  primary: ClassVar[str]  # the metric that selects and is shown first: 'accuracy', 'miou'
-  metrics: ClassVar[tuple[str, ...]]  # what `summary` gives, in the order in which it is shown
-  percents: ClassVar[tuple[str, ...]]  # those of them that are shares
-  dense: ClassVar[bool]  # the target has places in the picture, so that the whole picture counts and moves it
-  default_head: ClassVar[str]  # the file of `tlx/heads`
+  primary: ClassVar[str]  # the main metric, shown first: 'accuracy', 'miou'
+  metrics: ClassVar[tuple[str, ...]]  # names of numbers in `summary`, in the order of display
+  percents: ClassVar[tuple[str, ...]]  # those metrics that are shares in [0, 1]
+  dense: ClassVar[bool]  # labels belong to pixels: the whole picture counts, and warps move the labels
+  default_head: ClassVar[str]  # a file of `tlx/heads`
   class_names: tuple[str, ...]
 
   def bind(self, info: DatasetInfo) -> 'Task':
-    """The task with what it takes from a data set. Raises UsageError where the two do not fit."""
+    """The task with the classes of a data set. Raises UsageError if the two do not fit."""
 
-  # On the host, with NumPy.
+  # These methods run on the host, with NumPy.
   def encode(self, annotation: Any, geometry: Geometry, shape: tuple[int, int]) -> Target:
-    """One annotation as arrays for a picture of that shape that shows that part of the photograph."""
+    """Converts an annotation to arrays.
 
-  def blank(self, shape: tuple[int, int]) -> Target:
-    """The same of nothing: padding, and the shapes for compilation and cost."""
+    Args:
+      annotation: of one example.
+      geometry: the part of the photograph that the picture shows.
+      shape: height and width of the picture, pixels.
 
-  def summary(self, sums: Any, records: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Numbers, and tables under other names, of one pass over a split; sums and records are on the host."""
-
-  def arrays(self, sums: Any, records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `evaluation.npz` keeps of the pass for the report."""
-
-  def decode(self, outputs: np.ndarray, geometry: Geometry, top: int) -> Mapping[str, Any]:
-    """The outputs of one picture as a prediction in the photograph's own pixels.
-
-    What JSON can hold, and arrays uint8 [h, w] or [h, w, 3], which `tlx predict` writes as PNG files under their names.
+    Returns:
+      {name: array}, with the same shapes for every example.
     """
 
-  # A dense task may have `whole(run, photograph, shape, scales) -> outputs` of every pixel of a photograph, by windows.
+  def blank(self, shape: tuple[int, int]) -> Target:
+    """A target for padding. It also gives the shapes and dtypes of targets."""
+
+  def summary(self, sums: Any, records: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The metrics and tables of one pass over a split. Sums and records are on the host."""
+
+  def arrays(self, sums: Any, records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of the pass to write to `evaluation.npz`, which the report reads."""
+
+  def decode(self, outputs: np.ndarray, geometry: Geometry, top: int) -> Mapping[str, Any]:
+    """Converts the outputs of one picture to a prediction, in pixels of the photograph.
+
+    Args:
+      outputs: of the model, without the batch axis.
+      geometry: the part of the photograph that the picture shows.
+      top: maximum number of classes to list.
+
+    Returns:
+      JSON values, and arrays uint8 [h, w] or [h, w, 3], which `tlx predict` writes as PNG files under their names.
+    """
+
+  # A dense task may have `whole(run, photograph, shape, scales)`: outputs for each pixel of a photograph, by windows.
 
   def draw(self, image: np.ndarray, prediction: Mapping[str, Any]) -> np.ndarray | None:
-    """uint8 [h, w, 3]: the photograph with its prediction; None where words say all."""
+    """Draws a prediction over the photograph: uint8 [h, w, 3]; None for tasks that do not draw."""
 
   def pictures(self, out: Path, records: Mapping[str, np.ndarray], source: DataSource, model: Pretrained) -> None:
-    """Writes into the run folder what a person should look at, the worst first."""
+    """Writes pictures of the worst mistakes into the run folder."""
 
-  def cards(self, result: Mapping[str, Any], evaluation: Mapping[str, np.ndarray]) -> list[Card]: ...
-  def sections(self, run: Mapping[str, Any]) -> list[Section]: ...
+  def cards(self, result: Mapping[str, Any], evaluation: Mapping[str, np.ndarray]) -> list[Card]:
+    """The numbers at the top of the report, from result.json and evaluation.npz."""
 
-  # On the device; pure.
+  def sections(self, run: Mapping[str, Any]) -> list[Section]:
+    """The task's parts of the report, from the content of the run folder (`report.read.load`)."""
+
+  # These methods run on the device and are pure.
   def warp(self, target: Target, warp: Any) -> Target:
-    """The target moved as the pixels of the batch were: `warp` is a `data.geometry.Warp`."""
+    """Moves a batch of targets as the augmentation moved the pixels. `warp` is a `data.geometry.Warp`."""
 
   def mix(self, target: Target, share: Any) -> Target | None:
-    """The target of pictures mixed with their neighbour's by `share` float [b]; None where a task cannot be mixed."""
+    """The targets of pictures mixed with a partner. `share` float [b] is the own part. None if they cannot be mixed."""
 
   def loss(self, outputs: Any, target: Target, mask: Any) -> tuple[Any, Any]:
-    """(sum, weight), float32 []: divided once, over all micro-batches and devices. Padding counts for nothing."""
+    """(sum of losses, sum of weights), both float32 []. The step divides their totals once. Padding does not count."""
 
   def hits(self, outputs: Any, target: Target, mask: Any) -> dict[str, Any]:
-    """Sums that are logged while training, divided by the weight of the loss."""
+    """Sums to log during training. The step divides them by the weight of the loss."""
 
   def evaluate(self, outputs: Any, target: Target, mask: Any) -> tuple[Any, dict[str, Any]]:
-    """(sums that merge by +, a small row an image)."""
+    """(sums, records): sums of several batches are added; records have one row per image."""

@@ -1,4 +1,4 @@
-"""What an experiment's options may be, and what they become when left open: by the data, and saying why."""
+"""Checks the options of an experiment, and chooses those left open from the data, with a reason for each."""
 
 import dataclasses
 import math
@@ -13,43 +13,52 @@ from tlx.data import augment, pipeline
 from tlx.experiment import Experiment
 from tlx.types import DatasetInfo, Phase, Preprocess, Task, UsageError
 
-# Training images below which batch norms keep their stored statistics. On sets of 201 and 244 images, fine-tuning from
-# the same probe ended at 0.959 and 0.928 with stored statistics, at 0.939 and 0.882 with those of the batches.
+# With fewer training images, batch norms keep their stored statistics. On sets of 201 and 244 images, fine-tuning from
+# the same probe reached accuracies of 0.959 and 0.928 with stored statistics, 0.939 and 0.882 with batch statistics.
 FEW = 2000
 STATISTICS = ('frozen', 'batch')
 OF_TASK = ('label_smoothing',)  # options that only some tasks have
-LONGEST = 512  # pixels of a picture whose places are labelled, where nothing is said
+LONGEST = 512  # pixels; default maximum of the longer side for dense tasks
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What the defaults depend on."""
+  """The facts that the defaults depend on."""
 
   info: DatasetInfo
   preprocess: Preprocess
   phases: Sequence[Phase]
-  pretrained: bool
+  pretrained: bool  # False: random weights
   task: Task
   head: str | nn.Module | None = None  # None = one linear layer
-  square: bool = False  # the model takes square pictures only
+  square: bool = False  # whether the model takes only square pictures
 
   @property
   def examples(self) -> int:
+    """Number of training images."""
     return self.info.examples('train')
 
   @property
   def linear(self) -> bool:
-    """Whether the head is a linear layer on what the backbone pools."""
+    """Whether the head is a linear layer on the pooled features."""
     return self.head is None
 
   @property
   def probe(self) -> bool:
-    """Only the head learns, in every phase."""
+    """Whether only the head learns, in every phase."""
     return all(len(phase.rates) == 1 for phase in self.phases)
 
 
 def resolve(experiment: Experiment, facts: Facts) -> tuple[Experiment, dict[str, str]]:
-  """The experiment with nothing left open, and {option: 'value (why)'} for what was filled in."""
+  """Fills in the options that are None.
+
+  Args:
+    experiment: the user's options.
+    facts: about data, model and strategy.
+
+  Returns:
+    The complete experiment, and {option: 'value (reason)'} for each option filled in.
+  """
   filled, why = {}, {}
   for name, choose in CHOICES.items():
     if getattr(experiment, name) is None and (name not in OF_TASK or hasattr(facts.task, name)):
@@ -58,7 +67,9 @@ def resolve(experiment: Experiment, facts: Facts) -> tuple[Experiment, dict[str,
   return dataclasses.replace(experiment, **filled), why
 
 
+# Each function returns (value, reason); CHOICES lists them.
 def image_size(facts: Facts) -> tuple[int | str, str]:
+  """The checkpoint's size, or less if the images are at most half as large."""
   if facts.task.dense:
     return _whole_picture(facts)
   native, seen = facts.preprocess.size, max(facts.info.resolution)
@@ -69,18 +80,32 @@ def image_size(facts: Facts) -> tuple[int | str, str]:
 
 
 def _whole_picture(facts: Facts) -> tuple[int | str, str]:
-  """The pictures' own shape, made smaller until its longer side is LONGEST, in steps of 32 pixels."""
+  """The pictures' own shape in steps of 32 pixels, reduced to a longer side of at most LONGEST."""
   height, width = facts.info.resolution
   shrink = min(1, LONGEST / max(height, width))
   rows, columns = (max(32, round(side * shrink / 32) * 32) for side in (height, width))
-  if facts.square:  # a table of positions
+  if facts.square:  # its position table is square
     rows = columns = max(rows, columns)
   reason = f'pictures of {height} x {width}, in steps of 32 pixels, the longer side at most {LONGEST}'
   return (rows if rows == columns else f'{rows}x{columns}'), reason
 
 
 def shape(image_size: int | str | Sequence[int]) -> tuple[int, int]:
-  """224, '224', '240x320' or (240, 320) -> height and width. Raises UsageError for anything else."""
+  """Height and width of an image size.
+
+  Args:
+    image_size: 224, '224', '240x320' or (240, 320).
+
+  Returns:
+    (height, width) in pixels.
+
+  Raises:
+    UsageError: for any other form, and for sides below 1.
+
+  Examples:
+    >>> shape('240x320'), shape(224)
+    ((240, 320), (224, 224))
+  """
   if isinstance(image_size, str):
     sides = image_size.lower().split('x')
     if not all(side.isdecimal() for side in sides):
@@ -93,6 +118,7 @@ def shape(image_size: int | str | Sequence[int]) -> tuple[int, int]:
 
 
 def batch_size(facts: Facts) -> tuple[int, str]:
+  """A power of two from 8 to 64 with at least 10 steps per epoch; 8 for dense tasks."""
   if facts.task.dense:
     return 8, 'every picture has thousands of labels'
   size = 8
@@ -102,7 +128,7 @@ def batch_size(facts: Facts) -> tuple[int, str]:
 
 
 def epochs(facts: Facts) -> tuple[int, str]:
-  """Small sets want many passes, a head alone more than a backbone, and what starts from nothing the most."""
+  """More epochs for small data sets and for a probe, four times as many for random weights."""
   base = 30 if facts.probe else 24
   if facts.examples >= 10_000:
     base //= 3
@@ -112,28 +138,34 @@ def epochs(facts: Facts) -> tuple[int, str]:
 
 
 def lr(facts: Facts) -> tuple[float, str]:
+  """The peak learning rate of the head."""
   return 3e-3, "of the head; the strategy scales each layer's"
 
 
 def weight_decay(facts: Facts) -> tuple[float, str]:
+  """Less for a probe than for fine-tuning."""
   return (0.01, 'frozen features overfit slowly') if facts.probe else (0.05, 'usual for fine-tuning')
 
 
 def label_smoothing(facts: Facts) -> tuple[float, str]:
+  """None for a probe, 0.1 for fine-tuning."""
   return (0.0, 'a probe is calibrated without') if facts.probe else (0.1, 'usual for fine-tuning')
 
 
 def dropout(facts: Facts) -> tuple[float | None, str]:
+  """Dropout of the linear head; other heads keep their own."""
   if not facts.linear:
     return None, "the head's own"
   return (0.0, 'a probe needs none') if facts.probe else (0.2, 'usual for fine-tuning')
 
 
 def drop_path(facts: Facts) -> tuple[float, str]:
+  """Stochastic depth; none for a probe."""
   return (0.0, 'no block learns') if facts.probe else (0.1, 'usual for fine-tuning')
 
 
 def norm_statistics(facts: Facts) -> tuple[str, str]:
+  """Stored statistics of batch norms for pretrained weights and fewer than FEW images."""
   if not facts.pretrained:
     return 'batch', 'random weights have no statistics worth keeping'
   if facts.examples < FEW:
@@ -142,6 +174,7 @@ def norm_statistics(facts: Facts) -> tuple[str, str]:
 
 
 def augmentation(facts: Facts) -> tuple[str, str]:
+  """The augmentation preset that suits the task and the data set."""
   if facts.task.dense:
     return 'light', 'crops and mirror images move the labels along'
   if facts.info.augment != 'photo':
@@ -152,6 +185,7 @@ def augmentation(facts: Facts) -> tuple[str, str]:
 
 
 def workers(facts: Facts) -> tuple[int, str]:
+  """Threads that decode images."""
   return pipeline.cores(), 'processor cores that this process may use, at most 16'
 
 
@@ -171,7 +205,7 @@ CHOICES = {
 
 
 def check(e: Experiment) -> None:
-  """All problems of the options at once, before anything slow."""
+  """Checks the values of all options, without loading anything. Raises UsageError with one line per problem."""
   positive = ('epochs', 'batch_size', 'lr', 'head_hidden', 'micro_batches', 'log_every', 'eval_every', 'save_every')
   shares = ('warmup', 'ema', 'label_smoothing', 'dropout', 'head_dropout', 'drop_path', 'erasing')
   atleast0 = ('weight_decay', 'momentum', 'clip_norm', 'focal_gamma', 'mixup', 'cutmix', 'randaugment')
@@ -194,6 +228,7 @@ def check(e: Experiment) -> None:
 
 
 def problems_of_size(image_size: int | str | None) -> list[str]:
+  """Problems of an image size, one line each; None has none."""
   try:
     shape(1 if image_size is None else image_size)
   except UsageError as error:
@@ -202,7 +237,17 @@ def problems_of_size(image_size: int | str | None) -> list[str]:
 
 
 def check_task(e: Experiment, task: Task, chosen: augment.Augment | None, lacking: Sequence[str] = ()) -> None:
-  """Raises UsageError for what the options ask of a task that it cannot do, after the lines of `lacking`."""
+  """Checks the options that depend on the task.
+
+  Args:
+    e: the experiment.
+    task: of the experiment.
+    chosen: its augmentation.
+    lacking: lines of other problems, to report first.
+
+  Raises:
+    UsageError: if the task cannot do what an option asks for, or `lacking` is not empty.
+  """
   called, problems = tasks.name_of(task), list(lacking)
   mixing = [f'--{n} {getattr(chosen, n):g}' for n in ('mixup', 'cutmix') if chosen and getattr(chosen, n)]
   two = {option: np.stack([x, x]) for option, x in task.blank((32, 32)).items()}
@@ -220,7 +265,15 @@ def check_task(e: Experiment, task: Task, chosen: augment.Augment | None, lackin
 
 
 def check_views(e: Experiment, chosen: augment.Augment | None) -> None:
-  """Raises UsageError where there cannot be --cache-views of what the experiment's augmentation draws."""
+  """Checks --cache-views.
+
+  Args:
+    e: the experiment.
+    chosen: its augmentation.
+
+  Raises:
+    UsageError: if --cache-views does not fit the augmentation or --cache.
+  """
   if not e.cache_views:
     return
   option, mixing = f'--cache-views {e.cache_views}', [n for n in ('mixup', 'cutmix') if chosen and getattr(chosen, n)]
@@ -234,12 +287,20 @@ def check_views(e: Experiment, chosen: augment.Augment | None) -> None:
 
 
 def least_micro_batches(e: Experiment) -> int:
-  """The number given; 1 where the fewest that fit in memory are to be found."""
+  """The number of micro-batches that the user gave; 1 for 'auto', where the search for a number that fits begins."""
   return 1 if e.micro_batches == 'auto' else e.micro_batches
 
 
 def check_batch(e: Experiment, devices: int) -> None:
-  """Raises UsageError unless the batch divides into the devices' micro-batches."""
+  """Checks the batch size.
+
+  Args:
+    e: the experiment, with a batch size.
+    devices: over all processes.
+
+  Raises:
+    UsageError: unless the batch size divides by devices x micro-batches.
+  """
   micro_batches = least_micro_batches(e)
   parts = devices * micro_batches
   if e.batch_size % parts:

@@ -1,4 +1,4 @@
-"""`tlx evaluate`: the numbers of a finished run on a split."""
+"""`tlx evaluate`: computes the metrics of a finished run on a split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,18 +26,22 @@ def evaluate(
   batch_size: int | None = None,
   scales: Sequence[float] = (),
 ) -> dict[str, Any]:
-  """The numbers of result.json for a run on a split of its own data set or of another with the same classes.
+  """Computes the metrics of a run on a split of its own data set, or of another one with the same classes.
 
   Args:
     run: the folder of a finished run.
     data: another data set with the same classes; None is the run's own.
     split: train, validation or test.
     batch_size: images per step; None is the run's own.
-    scales: of a segmenter: windows slide over the photographs at these factors of their own size, and every pixel of a
-      photograph counts (mmsegmentation's protocol); () resizes photographs and masks to the model's input.
+    scales: for segmentation: photographs are resized by these factors, windows of the model's input size slide over
+      them, and every pixel of a photograph counts (mmsegmentation's protocol). () resizes photographs and masks to the
+      model's input instead.
+
+  Returns:
+    {metric: number}, as in result.json.
 
   Raises:
-    UsageError: for what is not a finished run, another set of classes, and scales that the task has no use for.
+    UsageError: if the run is not finished, the classes differ, or the task does not use scales.
   """
   if batch_size is not None and batch_size < 1:
     raise UsageError(f'--batch-size {batch_size}: must be above 0')
@@ -58,7 +62,7 @@ def evaluate(
 
 
 def _by_windows(model: Pretrained, task: Task, source: DataSource, scales: Sequence[float]) -> exact.Evaluation:
-  """One pass over a split, photograph by photograph; those that cannot be read are left out."""
+  """Evaluates a split by sliding windows, one photograph at a time. It leaves out unreadable ones."""
   check_windows(task, scales)
   forward = forward_of(model)
   judge, total, rows = jax.jit(task.evaluate), None, []

@@ -1,4 +1,4 @@
-"""Fine-tuning, whole: weights -> what learns -> data -> step -> loop -> evaluate -> export -> report."""
+"""`tlx finetune`: loads data and weights, trains, evaluates, exports the model and writes the report."""
 
 import dataclasses
 import functools
@@ -28,10 +28,10 @@ from tlx.types import Dataset, Phase, Pretrained, Strategy, Task
 
 
 class Prepared(NamedTuple):
-  """An experiment with everything loaded and nothing left open."""
+  """An experiment with all options chosen, and its data and weights loaded."""
 
   experiment: Experiment
-  why: Mapping[str, str]
+  why: Mapping[str, str]  # {option: 'value (reason)'} of the options that were left open
   data: Dataset
   task: Task
   pretrained: Pretrained
@@ -42,17 +42,27 @@ class Prepared(NamedTuple):
 
 
 class Result(NamedTuple):
-  """What `tlx.finetune` returns: the numbers of result.json, the trained model, and where all of it lies."""
+  """The result of `tlx.finetune`."""
 
-  metrics: Mapping[str, Any]
-  pretrained: Pretrained
-  folder: Path
+  metrics: Mapping[str, Any]  # the content of result.json
+  pretrained: Pretrained  # the trained model
+  folder: Path  # of the run
 
 
 def run(experiment: Experiment, *, quiet: bool = False) -> Result:
-  """Trains, evaluates, exports and reports; resumes what an earlier call with the same run folder left unfinished.
+  """Trains, evaluates, exports and reports. It resumes an unfinished run in the same folder.
 
-  Raises: UsageError for what the experiment gets wrong, TlxError for what the machine does, loop.Stopped after SIGTERM.
+  Args:
+    experiment: the options.
+    quiet: whether to print warnings only.
+
+  Returns:
+    The result; that of the earlier call if the run is complete already.
+
+  Raises:
+    UsageError: for wrong options.
+    TlxError: for problems of the machine, such as a full disk or too little memory.
+    loop.Stopped: after SIGTERM or Ctrl-C, when the state is saved.
   """
   started = time.time()
   programs.keep()
@@ -60,7 +70,7 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   prepared = prepare(experiment, show)
   out = Path(prepared.experiment.out)
   run_record.claim(out, prepared.experiment)
-  processes.wait('claimed')  # so that nobody finds the first process's files before it has looked
+  processes.wait('claimed')  # each process must look at the folder before the first one writes to it
   if (out / 'result.json').exists():
     show.line(f'{out} is complete; choose another --out to train again')
     metrics = folder.read_json(out / 'result.json')
@@ -77,19 +87,31 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
 
 
 def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
-  """Loads what the experiment names and fills in what it leaves open; prints the data set and the defaults."""
+  """Loads the data set and the weights, and chooses the options that were left open.
+
+  Args:
+    experiment: the user's options.
+    show: prints the data set and the defaults.
+
+  Returns:
+    The experiment, ready to train.
+
+  Raises:
+    UsageError: for wrong options.
+    TlxError: if the weights are not available.
+  """
   strategy = _strategy(experiment)
   place = sharding.make(experiment.compile)
   defaults.check(experiment)
   from_pretrained = strategy.pretrained
-  found = pretrained.resolve(experiment.model)  # a misspelt model is found before a data set is read
+  found = pretrained.resolve(experiment.model)  # before the data set, so that a misspelt name fails fast
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)
   task = tasks.of_experiment(experiment, data.info)
   head, lacking = tasks.head_of(experiment, task, found), tasks.lacking(experiment, task, found)
   if from_pretrained:
     found = pretrained.locate(found, experiment.weights)
-  # All that the defaults depend on is known before the weights, which are read once, at the size that was chosen.
+  # The defaults do not depend on the weights. So the weights are read once, at the chosen size.
   phases = strategy.phases([layer.name for layer in found.variant.config.layers()])
   facts = defaults.Facts(data.info, found.preprocess, phases, from_pretrained, task, head, _square(found))
   experiment, why = defaults.resolve(
@@ -113,7 +135,7 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
     seed=experiment.seed,
   )
   loaded = tasks.trained_for(task, loaded, data.info)
-  phases = strategy.phases(loaded.module.backbone.names)  # weights of one variant are published with and without `aux`
+  phases = strategy.phases(loaded.module.backbone.names)  # the weights decide whether there is an `aux` layer
   tasks.check_size(task, loaded.module, shape)
   steps = schedules.steps(experiment.epochs, facts.examples, experiment.batch_size)
   return Prepared(experiment, why, data, task, loaded, phases, place, loop.stretches(phases, steps), steps)
@@ -128,7 +150,7 @@ def _strategy(experiment: Experiment) -> Strategy:
 
 
 def recipe(prepared: Prepared) -> Recipe:
-  """The part of the experiment that the pure step needs."""
+  """Makes the static inputs of the step."""
   e = prepared.experiment
   return Recipe(
     prepared.pretrained.module,
@@ -144,7 +166,7 @@ def recipe(prepared: Prepared) -> Recipe:
 
 
 def augmentation(e: Experiment) -> augment.Augment | None:
-  """The preset with what the options override; None where nothing is random."""
+  """The augmentation preset, with the options that override it. None if nothing is random."""
   names = {'mixup': 'mixup', 'cutmix': 'cutmix', 'erasing': 'erasing', 'randaugment': 'randaugment_layers'}
   changes = {field: getattr(e, option) for option, field in names.items() if getattr(e, option) is not None}
   chosen = dataclasses.replace(augment.PRESETS[e.augment], **changes)
@@ -152,12 +174,13 @@ def augmentation(e: Experiment) -> augment.Augment | None:
 
 
 def rates(prepared: Prepared) -> optimizer.Optimizer:
+  """Makes the optimizer from the experiment's options."""
   e = prepared.experiment
   return optimizer.Optimizer(e.optimizer, e.lr, e.weight_decay, e.momentum, e.clip_norm, e.schedule, e.warmup)
 
 
 def _train(prepared: Prepared, out: Path, show: terminal.Console):
-  """The loop with its log, event files, progress bar and checkpoints."""
+  """Runs the loop with its log, event files, progress bar and checkpoints."""
   e = prepared.experiment
   whole = recipe(prepared)
   settings = Settings(e.batch_size, e.seed, e.workers, e.cache, e.cache_views, e.sampling, e.compile)
@@ -206,7 +229,7 @@ def _train(prepared: Prepared, out: Path, show: terminal.Console):
 def _finish(
   prepared: Prepared, trained: Pretrained, outcome: loop.Outcome, inputs: phase_inputs.Inputs, out: Path, started: float
 ) -> dict[str, Any]:
-  """Evaluates, exports and reports what the loop left; nothing of it touches the checkpoints."""
+  """Evaluates and exports the trained model and writes the report. It does not touch the checkpoints."""
   variables = prepared.placement.put_state(trained.variables)
   evaluation = inputs.evaluator('validation')(variables)
   learning = {name for phase in prepared.phases for name in phase.rates}
@@ -235,16 +258,16 @@ def _finish(
 
 
 def _write_evaluation(prepared: Prepared, trained: Pretrained, evaluation: exact.Evaluation, out: Path) -> None:
-  """evaluation.npz, and the pictures that a person should look at."""
+  """Writes evaluation.npz and the pictures of the worst mistakes."""
   exact.write(out / 'evaluation.npz', evaluation)
   try:
     prepared.task.pictures(out, evaluation.records, prepared.data.splits['validation'], trained)
-  except Exception as error:  # no memory for a gradient, say: a trained model is worth more than its pictures
+  except Exception as error:  # such as too little memory for Grad-CAM: the run must still finish
     terminal.Console().warn(f'the report has no pictures of the mistakes: {error}')
 
 
 def _learning(prepared: Prepared) -> list[tuple[str, int, list[optimizer.Row]]]:
-  """(phase, steps, table) of every phase."""
+  """(phase, steps, table of what learns) of each phase."""
   params, names = prepared.pretrained.variables['params'], prepared.pretrained.module.backbone.names
   return [
     (s.phase.name, s.end - s.start, optimizer.describe(params, s.phase, prepared.experiment.lr, names))

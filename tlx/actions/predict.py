@@ -1,4 +1,4 @@
-"""`tlx predict`: what a model sees in image files."""
+"""`tlx predict`: predicts the classes, tags or masks of image files."""
 
 import io
 import os
@@ -25,17 +25,23 @@ def predict(
   out: Path | None = None,
   scales: Sequence[float] = (),
 ) -> Iterator[dict[str, Any]]:
-  """One prediction an image, as its task makes it: {'image', 'classes', ...}, or {'image', 'error'}.
+  """Predicts image files.
 
   Args:
-    run: a run folder, or a model by its name, hub id or folder.
-    images: files, and folders of them.
-    top: how many classes a classifier names.
-    batch_size: images at once.
-    scales: of a segmenter, the sizes of the photograph that windows of the model's input slide over, as factors of its
-      own; () resizes the whole photograph to the model's input.
-    out: the folder for the pictures of tasks that draw; their paths come in place of them. None writes none.
-  Raises: UsageError for what is not a run, a model or a file.
+    run: a run folder, or a model's name, hub id or folder.
+    images: files, and folders to search for images.
+    top: number of classes that a classifier names.
+    batch_size: images per step.
+    out: folder for the pictures of tasks that draw; None writes none.
+    scales: for segmentation: photographs are resized by these factors, and windows of the model's input size slide over
+      them. () resizes the whole photograph to the model's input instead.
+
+  Yields:
+    One dict per image: 'image' and the task's prediction, such as 'classes', with paths in place of pictures; or
+    'image' and 'error'.
+
+  Raises:
+    UsageError: if there is no such run, model or file, and for wrong options.
   """
   if top < 1:
     raise UsageError(f'--top {top}: must be 1 or more')
@@ -81,7 +87,15 @@ def _by_windows(
 
 
 def check_windows(task: Task, scales: Sequence[float]) -> None:
-  """Raises UsageError for scales that are not above 0, and for a task that has no use for windows."""
+  """Checks the scales of sliding windows.
+
+  Args:
+    task: of the model.
+    scales: factors of the photograph's size.
+
+  Raises:
+    UsageError: for scales that are not above 0, and for a task without windows.
+  """
   problems = [f'--scales {scale:g}: must be above 0' for scale in scales if not scale > 0]
   if not hasattr(task, 'whole'):
     problems.append(f'--scales: {tasks.name_of(task)} judges the whole picture at once; leave it out')
@@ -90,7 +104,7 @@ def check_windows(task: Task, scales: Sequence[float]) -> None:
 
 
 def _written(task, photograph: np.ndarray, prediction: dict[str, Any], file: Path, out: Path | None) -> dict[str, Any]:
-  """The prediction with the paths of its pictures in place of them."""
+  """Writes the pictures of a prediction, and replaces them by their paths. Without `out` it drops them."""
   pictures = {name: value for name, value in prediction.items() if isinstance(value, np.ndarray)}
   plain = {name: value for name, value in prediction.items() if name not in pictures}
   if out is None:
@@ -110,7 +124,7 @@ def _png(picture: np.ndarray) -> bytes:
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-  """The images named, and those in folders named."""
+  """The given files, and the images in the given folders."""
   if not paths:
     raise UsageError('no images: name files or folders')
   if missing := [str(path) for path in paths if not path.exists()]:
@@ -133,7 +147,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _decode(file: Path, transform: transforms.Evaluation) -> tuple[np.ndarray, np.ndarray, Geometry] | str:
-  """(the photograph, what the model sees, its geometry), or why there is none."""
+  """(photograph, input of the model, geometry), or the reason if the file cannot be read."""
   try:
     picture = decode.picture(file.read_bytes())
     return np.asarray(picture), transform(picture), transform.geometry(picture.height, picture.width)

@@ -128,12 +128,14 @@ class Log:
       self._events = events.EventWriter(self._out / 'events', purge_step=step + 1 if step else None)
 
   def append(self, record: Mapping[str, Any]) -> None:
+    """Writes a record: 'step', 'split' and the metrics."""
     if self._lines:
       self._lines.append(record)
       numbers = {f'{record["split"]}/{k}': v for k, v in record.items() if isinstance(v, float | int) and k != 'step'}
       self._events.scalars(record['step'], numbers)
 
   def close(self) -> None:
+    """Closes the event file."""
     if self._events:
       self._events.close()
 

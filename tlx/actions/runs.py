@@ -1,4 +1,4 @@
-"""A finished run, or a pretrained model by its name: its folder, model, options and data set."""
+"""Opens a finished run or a pretrained model: its folder, model, options, task and data set."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,17 @@ from tlx.types import Dataset, Pretrained, Task, UsageError
 
 
 def run_folder(path: str | Path) -> Path:
-  """The folder of a finished run. Raises UsageError for what is none, saying what it is instead."""
+  """Checks that a folder has a finished run.
+
+  Args:
+    path: of the folder.
+
+  Returns:
+    The path.
+
+  Raises:
+    UsageError: if the folder does not exist, is not a run, or the run is not finished.
+  """
   path = Path(path)
   if not path.is_dir():
     near = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
@@ -24,18 +34,29 @@ def run_folder(path: str | Path) -> Path:
 
 
 def load_run(path: str | Path) -> Pretrained:
-  """The trained model of a run, with its preprocessing and class names."""
+  """Loads the trained model of a run. Raises UsageError as `run_folder` does."""
   return pretrained.load(str((run_folder(path) / 'model').absolute()))
 
 
 def first_at_hand(*names: str) -> str:
-  """The first of these variants whose weights are on this machine; the last where none is."""
+  """The first of these variants whose weights are on this machine; the last one if none are."""
   known = [(name, catalog.variant(name).checkpoint) for name in names]
   return next((name for name, at in known if at and weights.at_hand(at.location, at.revision)), names[-1])
 
 
 def load_any(name: str) -> Pretrained:
-  """A run's model, or a pretrained one by its name, hub id or folder; a folder that has its own run record is a run."""
+  """Loads the model of a run, or a pretrained model.
+
+  Args:
+    name: a run folder, a variant, 'hf-hub:OWNER/NAME', or a folder with config.json. A folder with experiment.json
+      counts as a run.
+
+  Returns:
+    The model.
+
+  Raises:
+    UsageError: if there is no such run or model.
+  """
   folder = Path(name)
   if name in catalog.variants() or name.startswith('hf-hub:'):
     return pretrained.load(name)
@@ -48,24 +69,36 @@ def load_any(name: str) -> Pretrained:
 
 
 def options(run: str | Path) -> dict[str, Any]:
-  """The options of a finished run, none of them open."""
+  """Reads the options of a finished run; defaults are filled in. Raises UsageError as `run_folder` does."""
   return json.loads((run_folder(run) / 'experiment.json').read_text())['experiment']
 
 
 def task_of_run(run: str | Path) -> Task:
-  """The task of a run with its classes, by its record alone."""
+  """Makes the task of a run, with its classes, from experiment.json only."""
   record = json.loads((run_folder(run) / 'experiment.json').read_text())
   return tasks.of_record(record.get('task'), record['data']['class_names'])
 
 
 def task_of(model: Pretrained) -> Task:
-  """The task that a model's head is for, with its classes."""
+  """Makes the task of a model's head, with its classes; without names, they are called 'class 0' and so on."""
   names = model.class_names or [f'class {i}' for i in range(getattr(model.module.head, 'num_classes', 0))]
   return tasks.of_record(model.source.task, names)
 
 
 def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
-  """The data set of that name, or of a run its own; raises UsageError where there is none, or no such split."""
+  """Loads a data set.
+
+  Args:
+    name: a run folder or a model's name.
+    data: text of the data set, such as 'folder:PATH'; None is the run's own.
+    split: that the data set must have.
+
+  Returns:
+    The data set.
+
+  Raises:
+    UsageError: if a model is given without `data`, or the data set or split does not exist.
+  """
   is_run = (Path(name) / 'experiment.json').exists()
   if data is None and not is_run:
     raise UsageError(f'{name} has no data set of its own: name one with --data')
@@ -77,7 +110,16 @@ def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
 
 
 def check_classes(data: Dataset, name: str | Path, model: Pretrained) -> None:
-  """Raises UsageError where a data set's classes are not the model's, in the same order."""
+  """Checks that a data set has the same classes as a model, in the same order.
+
+  Args:
+    data: the data set.
+    name: of the model, for the message.
+    model: has the classes.
+
+  Raises:
+    UsageError: if they differ.
+  """
   there, here = list(data.info.class_names), list(model.class_names)
   only = lambda a, b: ', '.join(sorted(set(a) - set(b))[:10]) or 'none'
   if there != here:

@@ -1,4 +1,4 @@
-"""Which task and which head a run has: by its options, its data set and its model."""
+"""Chooses the task and the head of a run from its options, data set and model."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,24 @@ from tlx.nn.model import TransferModel
 from tlx.pretrained import Found
 from tlx.types import DatasetInfo, Pretrained, Task, UsageError
 
-OPTIONS = ('label_smoothing', 'focal_gamma', 'class_weights')  # of an experiment that are fields of some tasks
-HEAD_OPTIONS = {'hidden': 'head_hidden', 'dropout': 'head_dropout', 'pool': 'pool'}  # field of heads: of an experiment
+OPTIONS = ('label_smoothing', 'focal_gamma', 'class_weights')  # options of an experiment that some tasks have as fields
+HEAD_OPTIONS = {'hidden': 'head_hidden', 'dropout': 'head_dropout', 'pool': 'pool'}  # field: option
 
 
 def of_experiment(e: Experiment, info: DatasetInfo) -> Task:
-  """The task asked for, or else the data set's own, with the data set's classes.
+  """Makes the task of an experiment: the one in its options, or else the data set's own.
 
-  Raises UsageError for one that does not exist or does not read this data set. `lacking` names the options that it does
-  not have.
+  Options that the task does not have are ignored here; `lacking` reports them.
+
+  Args:
+    e: the experiment.
+    info: gives the classes.
+
+  Returns:
+    The task.
+
+  Raises:
+    UsageError: for an unknown task, and for a task that cannot read this data set.
   """
   if not isinstance(e.task, str | None):
     return e.task.bind(info)
@@ -31,7 +40,16 @@ def of_experiment(e: Experiment, info: DatasetInfo) -> Task:
 
 
 def lacking(e: Experiment, task: Task, found: Found) -> list[str]:
-  """A line for each option given that the task or the head does not have."""
+  """Lists the given options that the task or the head does not have.
+
+  Args:
+    e: the experiment.
+    task: of the experiment.
+    found: the model.
+
+  Returns:
+    One line per option.
+  """
   problems = []
   if isinstance(e.task, str | None):
     known = {field.name for field in dataclasses.fields(task)}
@@ -58,32 +76,52 @@ def _head_spec(e: Experiment, task: Task, found: Found) -> str:
 
 
 def with_defaults(task: Task, e: Experiment) -> Task:
-  """With the options that were filled in since."""
+  """The task with the defaults that `defaults.resolve` chose."""
   known = {field.name for field in dataclasses.fields(task)}
   return dataclasses.replace(task, label_smoothing=e.label_smoothing) if 'label_smoothing' in known else task
 
 
 def of_record(spec: str | None, class_names: Sequence[str]) -> Task:
-  """The task of a finished run or of a model, with its classes."""
+  """Makes the task of a finished run or a model from its record.
+
+  Args:
+    spec: the task with its options as text; None is classification.
+    class_names: of the model.
+
+  Returns:
+    The task.
+
+  Raises:
+    UsageError: for an unknown task or option.
+  """
   return dataclasses.replace(catalog.task(spec or 'classification'), class_names=tuple(class_names))
 
 
 def name_of(task: Task) -> str:
-  """The file of `tlx/tasks`, or the class where the task is of the user's own."""
+  """The file of `tlx/tasks` that the task is from; the class's full name for a task of the user."""
   parts = type(task).__module__.split('.')
   return parts[2] if parts[:2] == ['tlx', 'tasks'] else f'{type(task).__module__}.{type(task).__qualname__}'
 
 
 def spec_of(task: Task) -> str:
-  """The task with its options as text, as `of_record` reads it."""
+  """The task with its options as text, which `of_record` reads."""
   own = name_of(task)
   return own if '.' in own else words.text(own, task, leave_out=('class_names', 'class_weights'))
 
 
 def head_of(e: Experiment, task: Task, found: Found) -> str | nn.Module | None:
-  """The head asked for, with its options; else the model's own where it has one for this task, else the task's default.
+  """Chooses the head: the one in the options, else the model's own if it is for this task, else the task's default.
 
-  None is the linear head, whose weights the model's file may have. `lacking` names the options that it does not have.
+  Options that the head does not have are ignored here; `lacking` reports them.
+
+  Args:
+    e: the experiment.
+    task: of the experiment.
+    found: the model.
+
+  Returns:
+    The head with its options as text, or the user's module. None is the linear head without options: the model's file
+    may have its weights.
   """
   if not isinstance(e.head, str | None):
     return e.head
@@ -94,9 +132,15 @@ def head_of(e: Experiment, task: Task, found: Found) -> str | nn.Module | None:
 
 
 def trained_for(task: Task, loaded: Pretrained, info: DatasetInfo) -> Pretrained:
-  """The model with the classes of a data set, and with the task that its head is for.
+  """Sets a model's classes and task. For dense tasks the model then sees the whole picture, not a centre crop.
 
-  Where the task's labels have places, the model sees the whole picture, not its centre.
+  Args:
+    task: that the head is for.
+    loaded: the model.
+    info: of the data set.
+
+  Returns:
+    The model with new records and the same weights.
   """
   whole = loaded.preprocess._replace(crop=1.0, mode='squash') if task.dense else loaded.preprocess
   source = loaded.source._replace(task=spec_of(task))
@@ -104,7 +148,16 @@ def trained_for(task: Task, loaded: Pretrained, info: DatasetInfo) -> Pretrained
 
 
 def check_size(task: Task, module: TransferModel, shape: tuple[int, int]) -> None:
-  """Raises UsageError where a task whose labels have places sees pictures smaller than a stride of the backbone."""
+  """Checks the size of the input.
+
+  Args:
+    task: of the run.
+    module: the model.
+    shape: height and width of its input, pixels.
+
+  Raises:
+    UsageError: if the task is dense and a side is smaller than the backbone's largest stride.
+  """
   strides = [level.stride for level in levels(module.backbone)] if task.dense else []
   if strides and min(shape) < max(strides):
     raise UsageError(
@@ -114,7 +167,11 @@ def check_size(task: Task, module: TransferModel, shape: tuple[int, int]) -> Non
 
 
 def flag(option: str) -> str:
-  """'head_hidden' -> '--head-hidden'."""
+  """The command-line flag of an option.
+
+  >>> flag('head_hidden')
+  '--head-hidden'
+  """
   return f'--{option.replace("_", "-")}'
 
 

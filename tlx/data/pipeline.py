@@ -1,9 +1,9 @@
-"""Batches from a source: shuffle, shard, decode, transform, batch, prefetch; built on grain.
+"""Makes batches of a source: shuffle, shard, decode, transform, batch and prefetch, built on grain.
 
-A batch is a pure function of (seed, step). Shards take slices of the same global batch, workers only change when it is
-made, and starting at any step costs nothing, so a resumed run sees the pixels that it would have seen.
-Parallelism is by threads, which share the pictures of a batch: Pillow decodes and resizes outside Python's global lock,
-and nothing is forked beside JAX.
+A batch is a pure function of (seed, step). Shards take slices of the same global batch, the number of workers does not
+change a batch, and an iterator starts at any step without cost. So a resumed run sees the same pixels.
+Threads share the work of a batch. Pillow decodes and resizes outside Python's global lock, and forked processes do not
+work well with JAX.
 """
 
 import concurrent.futures
@@ -24,8 +24,8 @@ from tlx.types import Batch, DataSource, Geometry, Target, Task, TlxError, Usage
 
 log = logging.getLogger(__name__)
 
-POLL = 0.005  # seconds between two looks whether the device is still busy
-AHEAD = 2  # batches in the making at once, so that no thread is idle while the last pictures of one are made
+POLL = 0.005  # seconds between two checks whether the device is busy
+AHEAD = 2  # batches made at once, so that no thread is idle while the last pictures of a batch are decoded
 
 
 def train_batches(
@@ -42,30 +42,36 @@ def train_batches(
   workers: int = 0,
   shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-  """Endless shuffled batches; every epoch has its own order, and a batch may cross the border of two epochs.
+  """Makes endless shuffled batches. Every epoch has its own order, and a batch may contain the end of one epoch.
 
   Args:
-    task: what makes targets of the annotations; None = class ids alone, as target label int32 [b].
+    source: the training split.
+    task: makes targets of the annotations; None = class ids only, as target label int32 [b].
     batch_size: of the global batch, over all shards.
+    seed: random seed.
     transform: `transforms.evaluation(...)` or `transforms.canvas(...)`.
-    load: positions in the split, -1 for padding -> their part of a batch; in place of `transform`.
-    views: of each example, for `load`: it is given position * views + one of them, drawn anew in every step.
-    start_step: step of the first batch.
-    class_balanced: draw the class uniformly, then one of its examples, both with replacement.
-    workers: threads that make pictures ahead; 0 makes each batch when it is asked for.
-    shard: (index, count); this iterator gives the index-th slice of every global batch.
-  Returns: an iterator with get_state() and set_state() (a dict that JSON can hold) over dicts of image uint8
-    [b, h, w, 3], mask bool [b] (False, zero pixels and a blank target where an image could not be decoded), geometry
-    float32 [b, 6] (the fields of a `Geometry`) and target.
-  Raises: UsageError for an empty split, for a batch size that the shards do not divide, and for balanced classes where
-    an image has not one class.
+    load: makes a batch of positions in the split (-1 = padding); it replaces `transform`.
+    views: of each example, for `load`: it gets position * views + v with a new random v in every step.
+    start_step: number of steps to skip.
+    class_balanced: draws a class uniformly, then one of its examples, both with replacement.
+    workers: threads that decode ahead; 0 makes each batch on request.
+    shard: (index, count); the iterator gives the index-th slice of every global batch.
+
+  Returns:
+    An iterator with get_state() and set_state() (a dict of JSON values). A batch has image uint8 [b, h, w, 3], mask
+    bool [b], geometry float32 [b, 6] (the fields of a `Geometry`) and target. An image that cannot be decoded has mask
+    False, zero pixels and a blank target.
+
+  Raises:
+    UsageError: for an empty split, a batch size that does not divide by the shards, and `class_balanced` if images do
+      not have exactly one class.
   """
   import grain
 
   part = _slice(batch_size, shard)
   if not len(source):
     raise UsageError('the training split is empty')
-  # grain adds the epoch to its seed: hashed, or epoch 1 of seed 0 would be epoch 0 of seed 1.
+  # grain adds the epoch to its seed. Without the hash, epoch 1 of seed 0 would equal epoch 0 of seed 1.
   grain_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
   positions = grain.MapDataset.range(len(source)).seed(grain_seed)
   if class_balanced and source.labels is None:
@@ -95,11 +101,20 @@ def eval_batches(
   workers: int | None = None,
   shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-  """Every example once and in order; the last batch is filled with zeros and mask False.
+  """Makes batches with every example once, in order. The last batch is padded with zeros and mask False.
 
-  Batches are those of `train_batches` and also have index int32 [b]: the position in the split, -1 for padding. An
-  image that cannot be decoded has mask False and its own index. Every shard gives the same number of batches.
-  task: as there. workers: as there; None = `cores()`.
+  Args:
+    source: the split.
+    task: as in `train_batches`.
+    batch_size: of the global batch, over all shards.
+    transform: as in `train_batches`.
+    load: as in `train_batches`.
+    workers: as in `train_batches`; None = `cores()`.
+    shard: as in `train_batches`. Every shard gives the same number of batches.
+
+  Returns:
+    An iterator. Batches are those of `train_batches`, and also have index int32 [b]: the position in the split, -1 for
+    padding. An image that cannot be decoded has mask False and its own index.
   """
   import grain
 
@@ -116,11 +131,17 @@ def eval_batches(
 
 
 class Prefetch:
-  """Runs `put` (host -> device) on the batches of an iterator in a background thread, `depth` batches ahead.
+  """An iterator that moves batches to the device in a background thread, ahead of their use.
 
-  An exception of the iterator or of `put` is raised by the `next` that would have given the batch. `waited` is the time
-  in seconds that the consumer spent waiting; with `after`, only that in which the device had nothing to do.
-  `get_state` is the iterator's state after the last batch consumed, not after the last one fetched.
+  `next` raises an exception of the iterator or of `put` in place of the batch.
+
+  Args:
+    iterator: of batches.
+    put: host batch -> device batch.
+    depth: number of batches ahead.
+
+  Attributes:
+    waited: seconds that the consumer waited; with `after`, only those in which the device was idle.
   """
 
   def __init__(self, iterator: Iterable, put: Callable[[Any], Any] = lambda batch: batch, depth: int = 2):
@@ -139,9 +160,9 @@ class Prefetch:
     return self.after(())
 
   def after(self, running: Any) -> Any:
-    """`next`, when the arrays of the pytree `running` are perhaps still being computed.
+    """The next batch. Time in which the device still computes the arrays of `running` does not count as waiting.
 
-    A loop that sends steps to the device ahead of time is here long before the device has come to need the batch.
+    JAX runs asynchronously, so that the loop asks for a batch long before the device needs it.
     """
     if self._stop.is_set():
       raise StopIteration
@@ -153,17 +174,18 @@ class Prefetch:
     return item
 
   def get_state(self) -> dict:
+    """The iterator's state after the last batch that was consumed, not after the last one fetched ahead."""
     return self._state
 
   def close(self) -> None:
-    """Stops the thread, frees what it fetched and closes the iterator; may be called twice."""
+    """Stops the thread, frees its batches and closes the iterator. A second call does nothing more."""
     self._stop.set()
     while self._thread.is_alive():
       self._drain()
       self._thread.join(0.01)
     self._drain()
     if hasattr(self._iterator, 'close'):
-      self._iterator.close()  # or batches would be made ahead for nobody, beside an evaluation
+      self._iterator.close()  # otherwise its threads make more batches during an evaluation
 
   def __enter__(self):
     return self
@@ -189,7 +211,7 @@ class Prefetch:
         if not self._offer((self._put(batch), self._read_state(), None)):
           return
       self._offer((None, None, StopIteration()))
-    except BaseException as error:  # it belongs to the consumer
+    except BaseException as error:  # `next` raises it
       self._offer((None, None, error))
 
   def _offer(self, entry) -> bool:
@@ -210,12 +232,12 @@ class Prefetch:
 
 
 def device_prefetch(iterator: Iterable, put: Callable[[Any], Any], depth: int = 2) -> Prefetch:
-  """`Prefetch` by its usual name."""
+  """Makes a `Prefetch`, under the name that other libraries use."""
   return Prefetch(iterator, put, depth)
 
 
 class ClassIds:
-  """Stands for a task where a tool wants nothing but class ids; -1 where an image has not one class."""
+  """A minimal task for tools that need only class ids. The id is -1 if an image does not have exactly one class."""
 
   dense = False
 
@@ -227,7 +249,7 @@ class ClassIds:
 
 
 class Targets:
-  """Positions in a split -> their targets alone, [b, ...] each, without reading an image; -1 is padding."""
+  """Makes the targets of positions in a split without reading images: {name: [b, ...]}. Position -1 is padding."""
 
   def __init__(self, source: DataSource, task: Task, transform: Callable):
     self.source, self.task, self.transform = source, task, transform
@@ -237,25 +259,27 @@ class Targets:
     return self.stack([self.of(i) if i >= 0 else self.blank for i in positions])
 
   def held(self) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """The same, with the targets of all positions made at once and kept in memory."""
-    everything = self([*range(len(self.source)), -1])  # the last one is the padding's
+    """Makes the targets of all positions now and keeps them in memory. Returns a function of positions."""
+    everything = self([*range(len(self.source)), -1])  # position -1 selects the last one, which is padding
     return lambda positions: {name: x[positions] for name, x in everything.items()}
 
   def of(self, index: int) -> Target:
+    """The target of one example."""
     size = self.source.size(index) if self.task.dense else self.transform.shape
     return self.task.encode(self.source.annotation(index), self.transform.geometry(*size), self.transform.shape)
 
   def stack(self, targets: Sequence[Target]) -> dict[str, np.ndarray]:
+    """Stacks the targets of a batch, in the dtypes of the blank target."""
     return {name: np.stack([target[name] for target in targets]).astype(x.dtype) for name, x in self.blank.items()}
 
 
 class _Loader:
-  """Positions in a split -> one batch; a position of -1 is padding."""
+  """Makes a batch of positions in a split; -1 is padding."""
 
   def __init__(self, source: DataSource, task: Task, transform: Callable, workers: int):
     self.source, self.transform = source, transform
     self.targets = Targets(source, task, transform)
-    self.failed = set()  # positions already reported
+    self.failed = set()  # positions with a warning already
     self.map = concurrent.futures.ThreadPoolExecutor(workers, 'tlx-load').map if workers > 1 else map
 
   def __call__(self, indices: np.ndarray) -> dict[str, Any]:
@@ -286,7 +310,7 @@ class _Loader:
       geometry = self.transform.geometry(height, width)
       target = self.targets.task.encode(example.annotation, geometry, self.transform.shape)
       return self.transform(image), geometry, target
-    except (TlxError, OSError) as error:  # one bad file must not end a run of hours
+    except (TlxError, OSError) as error:  # one bad file must not end a long run
       if index not in self.failed:
         self.failed.add(index)
         log.warning('example %d is left out: %s', index, error)
@@ -309,10 +333,10 @@ def _iterate(batches, workers: int):
 
 
 def cores() -> int:
-  """Threads that a process should have for its pictures: one a core that it may run on, at most 16.
+  """Number of threads to decode pictures: the cores that this process may use, at most 16.
 
-  A job may be given few of a machine's cores. Opening a file holds Python's lock for 0.13 ms and a photograph of 500 x
-  375 takes 2.2 ms in all, by processor time, so that more than 17 threads would wait for one another.
+  A job may use only some of a machine's cores. A photograph of 500 x 375 pixels takes 2.2 ms of processor time, of
+  which opening the file holds Python's lock for 0.13 ms. So more than 17 threads would wait for each other.
   """
   may_run = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count() or 1)
   return min(16, len(may_run))

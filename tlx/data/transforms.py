@@ -1,9 +1,9 @@
-"""Host transforms: uint8 RGB [h, w, 3] or an RGB picture of Pillow, of any size -> a picture that a batch can hold.
+"""Transforms on the host: a picture of any size (uint8 RGB [h, w, 3], or Pillow's RGB) to uint8 of a fixed shape.
 
-Each is called with a picture, and tells by `geometry(height, width)` which part of a photograph its result shows.
+A transform is called with a picture. Its `geometry(height, width)` is the part of a photograph that the result shows.
 
-`evaluation` is what the checkpoint's record says, equal to timm's evaluation transform before normalisation. `canvas`
-keeps the whole image for random crops on the device.
+`evaluation` does what the checkpoint's record says; it equals timm's evaluation transform before normalisation.
+`canvas` keeps the whole image for random crops on the device.
 """
 
 import dataclasses
@@ -21,33 +21,34 @@ INTERPOLATIONS = {
   'lanczos': Image.Resampling.LANCZOS,
 }
 MODES = ('center', 'squash')
-# A canvas is made from a JPEG of at least so many times its side. Against the whole decode, on photographs of 0.2 to 12
-# megapixels and canvases of 110 and 256: 2 differs by 0.3 levels of 255 on average and by 7 at most, 1 by 2.5 and 70.
+# A JPEG is decoded at a reduced size of at least DRAFT times the canvas. Compared with full decoding, on photographs of
+# 0.2 to 12 megapixels and canvases of 110 and 256: 2 differs by 0.3 of 255 levels on average, 7 at most; 1 by 2.5, 70.
 DRAFT = 2
-LONGEST = 16  # a strip more than this many times longer than wide is cut around its centre before it is resized
+LONGEST = 16  # maximum aspect ratio; longer strips are cropped around their centre before the resize
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """Resize the shorter side (mode 'squash': both) to floor(size / crop), then crop the centre; see `evaluation`."""
+  """Resizes the shorter side (mode 'squash': both) to floor(size / crop), then crops the centre. See `evaluation`."""
 
   shape: tuple[int, int]  # height and width of the result, pixels
-  crop: float
-  interpolation: str
-  mode: str = 'center'
-  min_size: None = None  # decode every pixel
+  crop: float  # share of the resized image that the crop keeps, in (0, 1]
+  interpolation: str  # a key of INTERPOLATIONS
+  mode: str = 'center'  # one of MODES
+  min_size: None = None  # JPEGs are decoded at full size
 
   def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
     image = _picture(image) if self.mode == 'squash' else _centre_of_strip(_picture(image))
     (height, width), (top, left) = self._resized(image.height, image.width)
     rows, columns = self.shape
-    # Pillow resizes across, then down: the same pixels in two calls, which spares the second what the crop drops.
+    # Pillow resizes rows, then columns. Two calls give the same pixels and skip columns that the crop removes.
     image = image.resize((width, image.height), INTERPOLATIONS[self.interpolation])
     image = image.crop((left, 0, left + columns, image.height))
     image = image.resize((columns, height), INTERPOLATIONS[self.interpolation])
     return np.array(image.crop((0, top, columns, top + rows)))
 
   def geometry(self, height: int, width: int) -> Geometry:
+    """The part of a photograph of this height and width, in pixels, that the result shows."""
     skip = (0, 0) if self.mode == 'squash' else _strip(height, width)
     seen = height - 2 * skip[0], width - 2 * skip[1]
     resized, (top, left) = self._resized(*seen)
@@ -56,9 +57,9 @@ class Evaluation:
     return Geometry(height, width, top, left, top + self.shape[0] * down, left + self.shape[1] * across)
 
   def _resized(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(height, width) after the resize, and (top, left) of the crop in it."""
+    """((height, width) after the resize, (top, left) of the crop)."""
     rows, columns = (math.floor(side / self.crop) for side in self.shape)
-    if self.mode != 'squash':  # so that the crop fits in along both axes
+    if self.mode != 'squash':  # the crop must fit along both axes
       if width * rows <= height * columns:
         rows = int(columns * height / width)
       else:
@@ -68,27 +69,38 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-  """The whole image squashed to one shape; see `canvas`."""
+  """Resizes the whole image to one shape, without keeping the aspect ratio. See `canvas`."""
 
   shape: tuple[int, int]  # height and width of the result, pixels
 
   @property
   def min_size(self) -> int:
-    """Pixels that a draft decode must keep on both sides."""
+    """Minimum height and width, pixels, at which a JPEG may be decoded."""
     return DRAFT * max(self.shape)
 
   def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
     return np.array(_picture(image).resize(self.shape[::-1], Image.Resampling.BICUBIC))
 
   def geometry(self, height: int, width: int) -> Geometry:
+    """The whole photograph of this height and width, in pixels."""
     return Geometry(height, width, 0, 0, height, width)
 
 
 def evaluation(preprocess: Preprocess) -> Evaluation:
-  """uint8 [h, w, 3] -> uint8 of the shape that `preprocess` says; mean and std are applied on the device.
+  """Makes the transform of a checkpoint's record. It does not apply mean and std; the device does.
 
-  Raises: UsageError for an interpolation that is not one of INTERPOLATIONS, a mode that is not one of MODES, or a crop
-    outside (0, 1].
+  Args:
+    preprocess: the record.
+
+  Returns:
+    A transform to uint8 [h, w, 3] of the record's shape.
+
+  Raises:
+    UsageError: for an unknown interpolation or mode, and a crop outside (0, 1].
+
+  Examples:
+    >>> evaluation(Preprocess(size=224, crop=0.875))(np.zeros((300, 400, 3), np.uint8)).shape
+    (224, 224, 3)
   """
   if preprocess.interpolation not in INTERPOLATIONS:
     raise UsageError(f'unknown interpolation {preprocess.interpolation!r}; available: {", ".join(INTERPOLATIONS)}')
@@ -102,7 +114,7 @@ def evaluation(preprocess: Preprocess) -> Evaluation:
 
 
 def canvas(size: Size) -> Canvas:
-  """uint8 [h, w, 3] -> uint8 of that side, or height and width, for augmentation on the device."""
+  """Makes the transform to a canvas of this size, from which the device takes random crops."""
   return Canvas(shape_of(size))
 
 
@@ -111,12 +123,12 @@ def _picture(image: np.ndarray | Image.Image) -> Image.Image:
 
 
 def _centre_of_strip(image: Image.Image) -> Image.Image:
-  # Resizing all of a 20,000 x 1 strip so that its shorter side is 256 would take 4 GB, nearly all cropped away again.
+  # Resizing a whole strip of 20,000 x 1 to a shorter side of 256 would take 4 GB, and the crop would remove most of it.
   top, left = _strip(image.height, image.width)
   return image.crop((left, top, image.width - left, image.height - top)) if top or left else image
 
 
 def _strip(height: int, width: int) -> tuple[int, int]:
-  """How much of a strip is left out at its top (and bottom) and at its left (and right)."""
+  """Pixels to crop from a strip at its top (and bottom) and at its left (and right)."""
   keep = LONGEST * min(height, width)
   return max(0, height - keep) // 2, max(0, width - keep) // 2

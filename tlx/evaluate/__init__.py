@@ -1,1 +1,1 @@
-"""What a model is worth: exact passes over a split."""
+"""Evaluation: exact passes over a split."""

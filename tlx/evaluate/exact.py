@@ -1,4 +1,4 @@
-"""One exact pass over a split: every example counted once, padding never."""
+"""Evaluates a split in one exact pass: every example counts once, and padding does not count."""
 
 import io
 import itertools
@@ -14,13 +14,14 @@ from tlx.types import Batch, Task, TlxError, Variables
 
 
 class Evaluation(NamedTuple):
-  """Metrics of a split, and one record an example in the order of the split."""
+  """The sums of a split, and one record per example in the order of the split."""
 
   task: Task
   sums: Any  # the task's, on the host
   records: Mapping[str, np.ndarray]  # the task's rows [n], and index int32 [n]
 
   def summary(self) -> dict[str, Any]:
+    """The task's metrics: numbers, and tables such as 'per_class'."""
     return self.task.summary(self.sums, self.records)
 
   def numbers(self) -> dict[str, float]:
@@ -31,17 +32,28 @@ class Evaluation(NamedTuple):
 def evaluate(
   task: Task, step: Callable, variables: Variables, batches: Iterable[Batch], put: Callable, *, size: int
 ) -> Evaluation:
-  """Runs the compiled `eval_step` over `batches`, placed on the devices by `put`.
+  """Evaluates a split.
 
-  size: the examples the split has; unreadable ones are masked, and come out as fewer records.
-  Raises TlxError if an example was counted twice or more are counted than there are.
+  Args:
+    task: gives the metrics.
+    step: the compiled `eval_step`.
+    variables: of the model, placed on the devices.
+    batches: of `pipeline.eval_batches`.
+    put: places a batch on the devices.
+    size: number of examples of the split. An unreadable image is masked and has no record.
+
+  Returns:
+    Sums and records, on the host.
+
+  Raises:
+    TlxError: if an example is counted twice, or more examples are counted than the split has.
   """
   total, parts, running = None, [], None
   for batch in itertools.chain(batches, [None]):
-    # The next batch is on its way before the last one's numbers are fetched, so that the device never waits for us.
+    # The next step is sent before the results of the last one are fetched, so that the device never waits for us.
     done, running = running, step(variables, put(batch)) if batch is not None else None
     if done is not None:
-      sums, records = jax.device_get(done)  # merged on the host, in float64
+      sums, records = jax.device_get(done)  # `merge` adds them in float64
       total = sums if total is None else merge(total, sums)
       parts.append(records)
   records = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -56,13 +68,25 @@ def evaluate(
 
 
 def merge(a: Any, b: Any) -> Any:
-  """The sums of both, on the host: counts as int64, all others as float64."""
+  """Adds two pytrees of sums on the host: integers as int64, all others as float64.
+
+  >>> merge({'count': np.int32(2), 'loss': np.float32(0.5)}, {'count': np.int32(1), 'loss': np.float32(0.25)})
+  {'count': np.int64(3), 'loss': np.float64(0.75)}
+  """
   widest = lambda x: np.asarray(x, np.int64 if np.issubdtype(np.asarray(x).dtype, np.integer) else np.float64)
   return jax.tree.map(lambda x, y: widest(x) + widest(y), a, b)
 
 
 def write(path: Path, evaluation: Evaluation) -> None:
-  """What the task keeps of an evaluation, as one .npz."""
+  """Writes the arrays that the task keeps of an evaluation to an .npz file.
+
+  Args:
+    path: of the file.
+    evaluation: of a split.
+
+  Raises:
+    TlxError: if the file cannot be written.
+  """
   encoded = io.BytesIO()
   np.savez_compressed(encoded, **evaluation.task.arrays(evaluation.sums, evaluation.records))
   folder.write_bytes(path, encoded.getvalue())

@@ -1,1 +1,1 @@
-"""The frozen prefix of a backbone: where it ends, its features, their cache, and the inputs of a phase."""
+"""The frozen prefix of a backbone: its last layer, its features, their cache, and the input of each phase."""

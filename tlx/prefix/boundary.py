@@ -1,6 +1,6 @@
-"""The frozen prefix: where it ends, which of its features a phase needs, and the step that computes them.
+"""The frozen prefix: its last layer, which of its features a phase needs, and the step that computes them.
 
-Every example's features come from the same program in the same batches, so a resumed run finds the same bits.
+Every run computes an example's features with the same program in the same batch, so a resumed run gets the same bits.
 """
 
 import shutil
@@ -18,21 +18,31 @@ from tlx.train import memory
 from tlx.train.step import Recipe
 from tlx.types import Batch, Phase, Target, Variables
 
-SHARE = 4  # features may take this part of the memory that is free
-STREAM = 0x76696577  # of random numbers: not those of the steps, which fold in their number
+SHARE = 4  # features may take 1 / SHARE of the free memory or disk
+STREAM = 0x76696577  # folded into the random key; training steps fold in their number, which is smaller
 Values = Mapping[str, np.ndarray]  # {layer or tap: float [n, ...]}
 
 
 class Features(NamedTuple):
-  """The features of one split, in its order; the views of an image stand one after the other."""
+  """The features of one split, in its order. The views of an image are neighbours.
 
-  values: Values  # n counts the views
-  mask: np.ndarray  # bool [n]; False where an image could not be read
+  A view is one augmented version of an image.
+  """
+
+  values: Values  # n = images x views
+  mask: np.ndarray  # bool [n]; False if the image could not be read
   targets: Callable[[np.ndarray], Target]  # positions of images, -1 for padding -> their targets
   views: int = 1  # of each image
 
   def load(self, positions: np.ndarray) -> Batch:
-    """The part of a batch at these positions; -1 is padding."""
+    """Makes a batch from features.
+
+    Args:
+      positions: int [b], of views; -1 is padding.
+
+    Returns:
+      image: {layer or tap: float [b, ...]}, mask bool [b], and target.
+    """
     found = np.maximum(positions, 0)
     return {
       'image': {name: values[found] for name, values in self.values.items()},
@@ -42,9 +52,15 @@ class Features(NamedTuple):
 
 
 def boundary(module: TransferModel, phase: Phase) -> str | None:
-  """The last layer before the first trainable one; None where the first layer learns.
+  """Finds the last layer before the first trainable one.
 
-  Where only the head learns: 'pooled' if it reads nothing else, and the last layer if it does.
+  Args:
+    module: the model.
+    phase: names the layers that learn.
+
+  Returns:
+    The layer's name; None if the first layer learns. If only the head learns, it is 'pooled' if the head reads nothing
+    else, and the last layer otherwise.
   """
   names = module.backbone.names
   learning = [i for i, name in enumerate(names) if name in phase.rates]
@@ -54,7 +70,15 @@ def boundary(module: TransferModel, phase: Phase) -> str | None:
 
 
 def kept(module: TransferModel, layer: str) -> tuple[str, ...]:
-  """The features up to `layer` that the rest of the model needs: its output, and the earlier ones that heads read."""
+  """Names the features that the rest of the model needs: the output of `layer`, and earlier ones that the head reads.
+
+  Args:
+    module: the model.
+    layer: the last layer of the prefix, or 'pooled'.
+
+  Returns:
+    Names of layers and taps.
+  """
   names = module.backbone.names
   if layer in (POOLED, names[-1]):
     return module.reads()
@@ -64,7 +88,16 @@ def kept(module: TransferModel, layer: str) -> tuple[str, ...]:
 
 
 def leaves(module: TransferModel, layer: str, variables: Variables) -> dict[str, Any]:
-  """{collection and path: array} of what the prefix up to `layer` is made of."""
+  """Selects the variables of the prefix.
+
+  Args:
+    module: the model.
+    layer: the last layer of the prefix, or 'pooled' for the whole backbone.
+    variables: of the model.
+
+  Returns:
+    {path: array}; paths begin with the collection, such as 'params/backbone/stem/conv/kernel'.
+  """
   names = module.backbone.names
   inside = set(names if layer == POOLED else names[: names.index(layer) + 1])
   return {
@@ -76,10 +109,17 @@ def leaves(module: TransferModel, layer: str, variables: Variables) -> dict[str,
 
 
 def prefix_step(recipe: Recipe, layer: str, seed: int = 0) -> Callable:
-  """(variables, batch of eval_batches) -> ((), {'index', 'mask', 'features'}), for a placement's `evaluate`.
+  """Builds the step that computes features. Compile it with the `evaluate` method of a sharding.
 
-  Where the recipe augments, the batch is of canvases and has draw int32 [b]: image i's pixels are a function of the
-  seed and draw[i] alone.
+  Args:
+    recipe: of the whole model, on images.
+    layer: the last layer of the prefix, or 'pooled'.
+    seed: of the augmentation.
+
+  Returns:
+    (variables, batch) -> ((), {'index', 'mask', 'features'}). A batch is one of `pipeline.eval_batches`. If the recipe
+    augments, its images are canvases, and it also has draw int32 [b]: the pixels of image i depend only on the image,
+    the seed and draw[i].
   """
   backbone, names = recipe.model.backbone, kept(recipe.model, layer)
   last = backbone.names[-1] if layer == POOLED else layer
@@ -103,23 +143,40 @@ def prefix_step(recipe: Recipe, layer: str, seed: int = 0) -> Callable:
 def parts(
   step: Callable, variables: Variables, batches: Iterable[Batch], put: Callable, examples: int, views: int = 1
 ) -> Iterator[tuple[Values, np.ndarray]]:
-  """(values, mask) of every batch of a whole split, in its order, the views of an image one after the other.
+  """Computes the features of a split, batch by batch. The views of an image are neighbours.
 
-  step: the compiled `prefix_step`, which runs `views` times on each batch. put: the placement's `put_batch`.
+  Args:
+    step: the compiled `prefix_step`. It runs `views` times on each batch.
+    variables: of the model, placed on the devices.
+    batches: of the split, in order.
+    put: places a batch on the devices.
+    examples: size of the split.
+    views: of each image.
+
+  Yields:
+    (values, mask) of each batch, without padding, in the order of the split.
   """
   for batch in batches:
     seen = {name: batch[name] for name in ('image', 'mask', 'geometry', 'index')}
     placed, first = put(seen), batch['index']
     draws = [put({'draw': first + np.int32(view * examples)}) for view in range(views)]
     found = jax.device_get([step(variables, {**placed, **draw})[1] for draw in draws])
-    order = np.argsort(index := found[0]['index'])[(index < 0).sum() :]  # devices may hold it in another one
+    order = np.argsort(index := found[0]['index'])[(index < 0).sum() :]  # devices may return examples in another order
     stacked = jax.tree.map(lambda *each: np.stack(each, axis=1), *found)
     joined = jax.tree.map(lambda x, order=order: x[order].reshape(-1, *x.shape[2:]), stacked)
     yield joined['features'], joined['mask']
 
 
 def gather(parts: Iterable[tuple[Values, np.ndarray]], total: int) -> tuple[Values, np.ndarray]:
-  """The (values, mask) of `total` views in memory."""
+  """Concatenates features in memory.
+
+  Args:
+    parts: (values, mask), in order.
+    total: number of views.
+
+  Returns:
+    (values, mask) of the whole split.
+  """
   values, mask, done = {}, np.zeros(total, bool), 0
   for part, seen in parts:
     values = values or {name: np.empty((total, *x.shape[1:]), x.dtype) for name, x in part.items()}
@@ -131,13 +188,22 @@ def gather(parts: Iterable[tuple[Values, np.ndarray]], total: int) -> tuple[Valu
 
 
 def size_in_bytes(step: Callable, variables: Variables, batch: Batch) -> int:
-  """Of the features of one example."""
+  """Bytes of the features of `batch`, from shapes alone; a batch of one gives the bytes of one example."""
   _, found = jax.eval_shape(step, variables, batch)
   return trees.size_in_bytes(found['features'])
 
 
 def place(needed: int, folder: Path, asked: str) -> str | None:
-  """'memory' or 'disk', whichever has room for so many bytes; `asked` may insist on one. None: neither has."""
+  """Chooses where to keep features.
+
+  Args:
+    needed: bytes.
+    folder: for features on disk.
+    asked: 'memory' or 'disk' forces one; any other text chooses memory if the features fit, else the disk.
+
+  Returns:
+    'memory' or 'disk'; None if neither has enough free space.
+  """
   if asked in ('memory', 'disk'):
     return asked
   if needed * SHARE <= memory.memory('SC_AVPHYS_PAGES', unknown=4 * 2**30):
@@ -146,4 +212,5 @@ def place(needed: int, folder: Path, asked: str) -> str | None:
 
 
 def disk_has_room(needed: int, folder: Path) -> bool:
+  """Whether `needed` bytes are at most 1 / SHARE of the free space on the folder's disk."""
   return needed * SHARE <= shutil.disk_usage(folder).free

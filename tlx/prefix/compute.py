@@ -1,10 +1,11 @@
-"""What the frozen layers give for every image of a run: found where an earlier run kept it, or computed once.
+"""Computes the features of the frozen layers for every image of a run, or loads those of an earlier run.
 
-`--cache memory` holds it in memory and touches no disk, `disk` holds it in files, and `auto` holds it wherever there is
-room. Both of the latter look first for what an earlier run kept (`store`), and keep what they compute for later
-runs: another learning rate, head, seed or number of epochs then starts at once. Kept are features of at most
-`store.LARGEST` bytes, of data that can name themselves; those held in memory only if computing them takes
-longer than reading them, and the disk stays mostly free. All others are files of the run folder, and go with the run.
+`--cache memory` keeps features in memory and does not touch the disk. `disk` keeps them in files. `auto` keeps them in
+memory if they fit, else on disk. `disk` and `auto` first look for the features of an earlier run (`store`) and store
+new ones for later runs, so that a run with another learning rate, head or number of epochs starts at once.
+Features are stored for later runs only if they take at most `store.LARGEST` bytes and the data set has a fingerprint.
+Features in memory must also take longer to compute than to read, and leave most of the disk free. Other features on
+disk are files of the run folder and are deleted with it.
 """
 
 import dataclasses
@@ -27,41 +28,49 @@ from tlx.train.step import Recipe
 from tlx.types import Batch, DataSource, TlxError, Variables
 
 SPLITS = ('train', 'validation')
-HELD = 2**28  # bytes of targets that are made once; more are made for each batch
+HELD = 2**28  # maximum bytes of targets to keep in memory; larger ones are made again for each batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """How a run reads its data."""
 
-  batch_size: int  # images a step, over all devices
-  seed: int = 0
+  batch_size: int  # images per step, over all devices
+  seed: int = 0  # random seed
   workers: int | None = None  # threads that decode images
   cache: str = 'auto'  # of features: auto, off, memory or disk
-  cache_views: int = 0  # augmented views of each image; 0 = the picture that evaluation sees
-  sampling: str = 'shuffled'
-  compile: str = 'jit'
+  cache_views: int = 0  # augmented views of each image; 0 = one view, as in evaluation
+  sampling: str = 'shuffled'  # or 'balanced': each class equally often
+  compile: str = 'jit'  # or 'pmap'
 
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-  """The layers up to one, with the placed variables that they keep from here on, and the images that they see."""
+  """A frozen prefix: its layers, their placed variables, and the images that they read."""
 
   recipe: Recipe  # of the whole model, on images
   layer: str
   variables: Variables
   placement: Jit | Pmap
   splits: Mapping[str, DataSource]
-  in_order: Callable[[str, bool], Iterable[Batch]]  # (split, whether augmented) -> its batches, once
-  transform: Callable[[bool], Any]  # whether augmented -> the transform on the host
+  in_order: Callable[[str, bool], Iterable[Batch]]  # (split, whether augmented) -> batches of one pass
+  transform: Callable[[bool], Any]  # whether augmented -> transform on the host
   settings: Settings
-  folder: Path  # of the run's own features
+  folder: Path  # for features that are not stored for later runs
   say: Callable[[str], None]
 
   def features(self, leave: Callable[[], None], found_only: bool) -> Mapping[str, boundary.Features]:
-    """The features of both splits; {} where nothing has room for them, or where none are found and found_only.
+    """Loads or computes the features of both splits.
 
-    leave: called between batches, and may raise.
+    Args:
+      leave: called between batches; it may raise to stop.
+      found_only: whether to load only, and compute nothing.
+
+    Returns:
+      {split: features}; {} if they do not fit anywhere, or if `found_only` and one split is not stored.
+
+    Raises:
+      TlxError: if a file cannot be written.
     """
     began = time.monotonic()
     one = self._size_of_one()
@@ -99,7 +108,7 @@ class Prefix:
     return make.held() if size * len(self.splits[split]) <= HELD else make
 
   def _seen(self, split: str) -> tuple[int, Augment | None]:
-    """How many views of an image these layers see, and what makes them differ."""
+    """The number of views of an image, and the augmentation that makes them."""
     return (max(1, self.settings.cache_views), self.recipe.augment) if split == 'train' else (1, None)
 
   def _examples(self, split: str) -> int:
@@ -122,7 +131,7 @@ class Prefix:
     return boundary.parts(step, self.variables, batches, self.placement.put_batch, images, views)
 
   def _lasting(self, needed: int) -> bool:
-    """Whether features of so many bytes are looked for, and kept for later runs."""
+    """Whether features of so many bytes are loaded from earlier runs and stored for later ones."""
     if self.settings.cache == 'memory' or needed > store.LARGEST:
       return False
     return all(self._data.values()) and store.usable()
@@ -132,7 +141,7 @@ class Prefix:
     return {split: self.splits[split].fingerprint() for split in SPLITS}
 
   def _entries(self, root: Path) -> dict[str, Path]:
-    """Where the features of each split are, or would be: named by all that decides their bits."""
+    """The folder of each split's features. Its name is a hash of everything that their bits depend on."""
     model, settings, entries = self.recipe.model, self.settings, {}
     weights = store.of_arrays(boundary.leaves(model, self.layer, self.placement.one(self.variables)))
     config = model.backbone.config
@@ -148,7 +157,7 @@ class Prefix:
     return entries
 
   def _held(self, parts: store.Parts, total: int, entry: Path | None, place: str, size: int):
-    """Computes (values, mask) into memory, keeping a copy where that pays, or into a file."""
+    """Computes (values, mask) into a file, or into memory with a stored copy if reading it is faster than computing."""
     began, here = time.monotonic(), store.folder()
     put = functools.partial(store.write, entry, total, owner=str(self.folder.absolute()))
     if place == 'disk':

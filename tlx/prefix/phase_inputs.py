@@ -17,30 +17,42 @@ from tlx.train.sharding import Jit, Pmap
 from tlx.train.step import Recipe, eval_step
 from tlx.types import Batch, DataSource, UsageError, Variables
 
-CANVAS = 8 / 7  # of the image size: a little larger, so that a random crop is seldom enlarged much
+CANVAS = 8 / 7  # canvas side / image side; above 1, so that random crops lose little resolution
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-  """Of one run. `recipe` is the one that sees images."""
+  """Makes the input of each phase of one run.
+
+  `recipe` is the recipe for images. It replaces the image input by cached features if a phase permits it.
+  """
 
   settings: Settings
   splits: Mapping[str, DataSource]
   recipe: Recipe
   placement: Jit | Pmap
-  folder: Path  # for features that memory has no room for
+  folder: Path  # for features that do not fit in memory
   say: Callable[[str], None]
 
   def of(
     self, stretch: Stretch, variables: Variables, leave: Callable[[], None] = lambda: None
   ) -> PhaseInputs:
-    """Of a phase that begins with these placed variables; `leave` is called now and then, and may raise.
+    """Makes the input of a phase, and computes its features if it has any.
 
-    Raises: UsageError where --cache asks for features that there cannot be.
+    Args:
+      stretch: the phase.
+      variables: at its start, placed on the devices.
+      leave: called between batches of images; it may raise to stop.
+
+    Returns:
+      The input.
+
+    Raises:
+      UsageError: if --cache asks for features in a phase that cannot use them.
     """
     layer = boundary.boundary(self.recipe.model, stretch.phase)
     cache, whole = self.settings.cache, len(self.splits['train'])
-    passes = (stretch.end - stretch.start) * self.settings.batch_size // whole  # whole ones: the last batch goes beyond
+    passes = (stretch.end - stretch.start) * self.settings.batch_size // whole  # whole passes over the training split
     if reason := self._hindrance(layer):
       if cache in ('memory', 'disk') and layer:
         raise UsageError(f'--cache {cache}: {reason}')
@@ -49,7 +61,7 @@ class Inputs:
       layer = None
     elif cache == 'off':
       layer = None
-    found_only = cache == 'auto' and not self.settings.cache_views and passes <= 1  # then computing them saves nothing
+    found_only = cache == 'auto' and not self.settings.cache_views and passes <= 1  # computing saves nothing
     features = self._prefix(layer, variables).features(leave, found_only) if layer else {}
     evaluate = self.evaluator('validation', layer, features.get('validation'))
     return PhaseInputs(
@@ -59,7 +71,7 @@ class Inputs:
     )
 
   def expected(self, stretch: Stretch) -> Batch | None:
-    """Shapes of a phase's training batches, over all processes; None where they may be features."""
+    """Shapes of a phase's training batches of images, over all processes. None if the batches may hold features."""
     if self.settings.cache != 'off' and not self._hindrance(boundary.boundary(self.recipe.model, stretch.phase)):
       return None
     shape = self.transform(self.recipe.augment is not None).shape
@@ -68,7 +80,16 @@ class Inputs:
   def evaluator(
     self, split: str, layer: str | None = None, features: boundary.Features | None = None
   ) -> Callable[[Variables], exact.Evaluation]:
-    """A function of placed variables: one exact pass over a split."""
+    """Makes a function that evaluates a split.
+
+    Args:
+      split: its name.
+      layer: the layer of `features`.
+      features: of the split, to use in place of images.
+
+    Returns:
+      A function from placed variables to the result of one exact pass.
+    """
     step, size = self._of_images if features is None else self._compiled(layer), len(self.splits[split])
 
     def evaluate(variables: Variables) -> exact.Evaluation:
@@ -79,7 +100,7 @@ class Inputs:
 
   @functools.cached_property
   def _of_images(self) -> Callable:
-    return self._compiled(None)  # once for all phases and splits
+    return self._compiled(None)  # compiled once for all phases and splits
 
   def _compiled(self, start: str | None) -> Callable:
     return self.placement.evaluate(eval_step(dataclasses.replace(self.recipe, start=start)))
@@ -91,7 +112,7 @@ class Inputs:
     )  # fmt: skip
 
   def _hindrance(self, layer: str | None) -> str | None:
-    """Why no features can stand for the images, or None."""
+    """Why features cannot replace the images; None if they can."""
     if layer is None:
       return 'its first layer learns'
     if self.recipe.augment and not self.settings.cache_views:
@@ -99,14 +120,14 @@ class Inputs:
     return None
 
   def transform(self, augmented: bool) -> transforms.Canvas | transforms.Evaluation:
-    """Of images on the host: a canvas to draw from, or what evaluation sees."""
+    """The transform on the host: a canvas for random crops if `augmented`, else that of evaluation."""
     if augmented:
       height, width = self.recipe.preprocess.shape
       return transforms.canvas((round(height * CANVAS), round(width * CANVAS)))
     return transforms.evaluation(self.recipe.preprocess)
 
   def in_order(self, split: str, augmented: bool = False, features: boundary.Features | None = None):
-    """Batches of a whole split, once."""
+    """Batches of one pass over a split, in order; of images, or of `features`."""
     return pipeline.eval_batches(
       self.splits[split],
       task=self.recipe.task,
@@ -118,7 +139,7 @@ class Inputs:
     )
 
   def _batches(self, step: int, features: boundary.Features | None) -> pipeline.Prefetch:
-    """Placed training batches from the one after `step` on."""
+    """Training batches on the devices, beginning after `step`."""
     batches = pipeline.train_batches(
       self.splits['train'],
       task=self.recipe.task,

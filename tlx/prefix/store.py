@@ -1,8 +1,9 @@
-"""Features of frozen layers outlive their run: the next one with the same layers, images and views finds them.
+"""Stores features of frozen layers on disk for later runs with the same layers, images and views.
 
-An entry is a folder in `folder()`, named by `identity.key`: by everything that its bits depend on. It is written under
-another name, sealed and moved in one piece, and hashed again when it is taken: so nobody trains on what a killed run, a
-full disk or a bad one left. Two runs that compute the same do not wait for one another; the first to be done is kept.
+An entry is a folder in `folder()`. Its name is `identity.key` of everything that its bits depend on. `write` writes it
+under a temporary name, seals it with hashes and moves it in one step; `take` checks the hashes. So no run trains on
+partial files of a killed run, of a full disk or of a faulty one. Two runs that compute the same entry do not wait for
+each other; the first to finish stores it.
 """
 
 import contextlib
@@ -22,12 +23,12 @@ import numpy as np
 from tlx import files
 from tlx.weights.download import cache_folder
 
-LARGEST = 10 * 2**30  # bytes of all entries; what was used longest ago goes first
-WORTH = 50e6  # bytes a second: features that are computed faster than this are computed again
-DEAD = 24 * 3600  # seconds without a write, after which the writer of a part is gone
-VARIABLE, OFF = 'TLX_FEATURE_CACHE', 'off'  # of the environment: another folder, or none
+LARGEST = 10 * 2**30  # maximum bytes of all entries; the least recently used are deleted first
+WORTH = 50e6  # bytes per second; features in memory that are computed faster than this are not stored
+DEAD = 24 * 3600  # seconds without a write after which the writer of a partial entry counts as killed
+VARIABLE, OFF = 'TLX_FEATURE_CACHE', 'off'  # environment variable with another folder; 'off' stores nothing
 PART = '.part'
-ENTRY = re.compile(rf'[0-9a-f]{{32}}(-[0-9a-f]{{8}}{re.escape(PART)})?')  # the folder may hold other things too
+ENTRY = re.compile(rf'[0-9a-f]{{32}}(-[0-9a-f]{{8}}{re.escape(PART)})?')  # the folder may contain other files
 MASK = 'mask.npy'
 
 Values = Mapping[str, np.ndarray]  # {layer or tap: float [n, ...]}
@@ -35,12 +36,12 @@ Parts = Iterable[tuple[Values, np.ndarray]]  # (values, mask), one after the oth
 
 
 def folder() -> Path:
-  """$TLX_FEATURE_CACHE, or $XDG_CACHE_HOME/tlx/features."""
+  """The folder of all entries: $TLX_FEATURE_CACHE, or $XDG_CACHE_HOME/tlx/features."""
   return Path(os.environ.get(VARIABLE) or cache_folder() / 'features')
 
 
 def usable() -> bool:
-  """Whether this user may write there, and wants to."""
+  """Whether the folder is writable and the user has not turned the store off."""
   if os.environ.get(VARIABLE) == OFF:
     return False
   with contextlib.suppress(OSError):
@@ -49,7 +50,14 @@ def usable() -> bool:
 
 
 def of_arrays(leaves: Mapping[str, Any]) -> str:
-  """A hash of named arrays: names, shapes, dtypes and every byte."""
+  """Hashes named arrays: names, shapes, dtypes and every byte.
+
+  Args:
+    leaves: {name: array}; the order does not matter.
+
+  Returns:
+    SHA-256 as a hexadecimal text.
+  """
   digest = hashlib.sha256()
   for path, leaf in sorted(leaves.items()):
     values = np.asarray(leaf)
@@ -59,27 +67,42 @@ def of_arrays(leaves: Mapping[str, Any]) -> str:
 
 
 def take(entry: Path | None, memory: bool) -> tuple[Values, np.ndarray] | None:
-  """(values, mask) of an entry, into memory or mapped from disk; None where it is not there, or not what was written.
+  """Loads an entry. A damaged one is deleted.
 
-  What is mapped stays readable when the entry is removed.
+  Args:
+    entry: its folder, or None.
+    memory: whether to read it into memory; otherwise it is memory-mapped, and stays readable after deletion.
+
+  Returns:
+    (values, mask); None if the entry is missing or damaged.
   """
   if not entry or not entry.is_dir():
     return None
-  with contextlib.suppress(OSError, ValueError):  # another run removes it, or it cannot be read
+  with contextlib.suppress(OSError, ValueError):  # another run may delete it
     if not files.broken(entry):
-      with contextlib.suppress(OSError):  # it may be another user's
-        os.utime(entry)  # used now
+      with contextlib.suppress(OSError):  # the entry may belong to another user
+        os.utime(entry)  # marks it as used
       return _load(entry, memory)
   shutil.rmtree(entry, ignore_errors=True)
   return None
 
 
 def write(entry: Path, total: int, parts: Parts, owner: str) -> tuple[Values, np.ndarray]:
-  """Writes an entry of `total` examples as they come, and maps it.
+  """Writes an entry batch by batch, so that the features need not fit in memory.
 
-  owner: of the run; what it left half written when it was killed is written anew. An entry with images that could not
-  be read is not kept: the next run may be luckier.
-  Raises: OSError where the disk refuses.
+  An entry with an image that could not be read is not stored, because a later run may be able to read it.
+
+  Args:
+    entry: its folder.
+    total: number of views.
+    parts: (values, mask), in order.
+    owner: identifies the run; the run's partial entry from an earlier attempt is deleted.
+
+  Returns:
+    (values, mask), memory-mapped.
+
+  Raises:
+    OSError: if the disk is full or not writable.
   """
   part = entry.with_name(f'{entry.name}-{hashlib.sha256(f"{platform.node()} {owner}".encode()).hexdigest()[:8]}{PART}')
   shutil.rmtree(part, ignore_errors=True)
@@ -89,7 +112,7 @@ def write(entry: Path, total: int, parts: Parts, owner: str) -> tuple[Values, np
     files.seal(part)
     values, mask = _load(part, memory=False)
     if mask.all():
-      with contextlib.suppress(OSError):  # another run was first: its bits are these
+      with contextlib.suppress(OSError):  # another run was first; its entry has the same bits
         part.rename(entry)
     return values, mask
   finally:
@@ -97,10 +120,13 @@ def write(entry: Path, total: int, parts: Parts, owner: str) -> tuple[Values, np
 
 
 def make_room(needed: int) -> None:
-  """Removes what was used longest ago until so many bytes more are within LARGEST, and what killed runs left."""
+  """Deletes the least recently used entries until `needed` more bytes fit within LARGEST.
+
+  It also deletes partial entries of killed runs.
+  """
   size, used = {}, {}
   for entry in (path for path in folder().glob('*') if ENTRY.fullmatch(path.name)):
-    with contextlib.suppress(OSError):  # another run removes it
+    with contextlib.suppress(OSError):  # another run may delete it now
       stats = [path.stat() for path in entry.iterdir()]
       size[entry] = sum(s.st_size for s in stats)
       used[entry] = max(s.st_mtime for s in (entry.stat(), *stats))  # `take` touches the folder, a writer the files
@@ -113,12 +139,16 @@ def make_room(needed: int) -> None:
 
 
 def file_of(name: str) -> str:
-  """The file of a layer's features: 'stem/conv' -> 'stem+conv.npy'."""
+  """The file name of a layer's features.
+
+  >>> file_of('stem/conv')
+  'stem+conv.npy'
+  """
   return f'{name.replace("/", "+")}.npy'
 
 
 def _stream(folder: Path, total: int, parts: Parts) -> np.ndarray:
-  """Writes the values and returns the mask. Not through a memory map, where a full disk kills the process."""
+  """Writes the values and returns the mask. A memory map would not do: a full disk would kill the process."""
   masks: list[np.ndarray] = []
   with contextlib.ExitStack() as stack:
     files_of: dict[str, BinaryIO] = {}
@@ -139,6 +169,6 @@ def _load(entry: Path, memory: bool) -> tuple[Values, np.ndarray]:
   for path in sorted(entry.glob('*.npy')):
     if path.name != MASK:
       x = np.load(path, mmap_mode=None if memory else 'r')
-      x = x.view(ml_dtypes.bfloat16) if x.dtype.kind == 'V' else x  # which .npy has no name for
+      x = x.view(ml_dtypes.bfloat16) if x.dtype.kind == 'V' else x  # .npy has no name for bfloat16
       values[path.stem.replace('+', '/')] = x
   return values, np.load(entry / MASK)

@@ -1,4 +1,4 @@
-"""A name, a folder or a hub id -> a model that is ready to use, and back: `load`, `save`; `build` makes the modules."""
+"""Loads and saves models: `load` takes a name, a folder or a hub id; `save` writes a folder; `build` makes modules."""
 
 from tlx.pretrained.found import Asked, Found, locate, resolve
 from tlx.pretrained.load import load

@@ -1,4 +1,4 @@
-"""What a name turns out to be, where its weights and records are, and how the model is to differ from them."""
+"""Resolves a model's name to its variant, records and weights, and describes changes that the user asks for."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,46 +13,46 @@ from tlx.pretrained import modules
 from tlx.types import Checkpoint, Preprocess, Size, TlxError, UsageError, WholeModel, shape_of
 from tlx.weights import records, smp
 
-TLX = 'tlx'  # the key of config.json under which a model's head stands that no other library knows
+TLX = 'tlx'  # the key of config.json for a head that no other library knows
 Record = Mapping[str, Any]
 
 
 class Found(NamedTuple):
-  """What a name turned out to be; none of its weights is read yet."""
+  """A resolved name. Its weights are not read yet."""
 
   variant: catalog.Variant
-  folder: Path | None  # of a folder or a hub id
+  folder: Path | None  # of the files, for a folder or a hub id
   config: Mapping[str, Any]  # its config.json
   processor: Mapping[str, Any]  # its preprocessor_config.json
-  location: str = ''  # of the weights, once `locate` has seen to them
-  path: Path | None = None  # the same on this machine
-  whole: WholeModel | None = None  # its head too, where the two were trained together
-  head: str | None = None  # of `tlx/heads`, with its options; None = one linear layer
+  location: str = ''  # of the weights, set by `locate`
+  path: Path | None = None  # of the weights on this machine, set by `locate`
+  whole: WholeModel | None = None  # if backbone and head were trained together
+  head: str | None = None  # a file of `tlx/heads` with its options; None = one linear layer
 
   @property
   def record(self) -> Record:
-    """What tlx wrote of a head that no other library knows."""
+    """The record that tlx wrote for a head that no other library knows; {} if there is none."""
     return self.config.get(TLX) or {}
 
   @property
   def task(self) -> str:
-    """The file of `tlx/tasks`, perhaps with options, that the head is for."""
+    """The head's task: a file of `tlx/tasks`, with options if any."""
     return self.record.get('task') or (self.whole.task if self.whole else 'classification')
 
   @property
   def checkpoint(self) -> Checkpoint | None:
-    """The published weights that belong to it, where we know of any."""
+    """The published weights; None if we know of none."""
     return self.whole.checkpoint if self.whole else self.variant.checkpoint
 
   @property
   def preprocess(self) -> Preprocess:
-    """What the model expects of its input unless another size is asked for."""
+    """The preprocessing of the model at its own size."""
     record = preprocess_of(self.config, self.processor, self.checkpoint)
     return record._replace(size=self.variant.config.size or record.size)
 
 
 class Asked(NamedTuple):
-  """How the model is to differ from its checkpoint."""
+  """The changes to a checkpoint that the user asks for, as arguments of `load`. None keeps the checkpoint's."""
 
   num_classes: int | None = None
   image_size: Size | None = None
@@ -63,14 +63,16 @@ class Asked(NamedTuple):
   seed: int = 0
 
   def channels(self, config: Mapping[str, Any]) -> int:
+    """Number of input channels; `config` is the checkpoint's config.json."""
     return self.in_channels or records.channels(config)
 
   def preprocess(self, found: Found) -> Preprocess:
-    """The checkpoint's record for this size and number of channels."""
+    """The checkpoint's preprocessing, with this size and number of channels."""
     record, channels = found.preprocess, self.channels(found.config)
     return records.for_channels(record._replace(size=self.image_size or record.size), channels)
 
   def variant(self, variant: catalog.Variant) -> catalog.Variant:
+    """The variant at this size. Raises UsageError if it accepts only squares and the size is not square."""
     if self.image_size is None or variant.config.size is None:
       return variant
     height, width = shape_of(self.image_size)
@@ -79,13 +81,33 @@ class Asked(NamedTuple):
     return variant._replace(config=dataclasses.replace(variant.config, size=height))
 
   def module(self, variant: catalog.Variant, classes: int, head: str | nn.Module | None = None) -> TransferModel:
-    """With the classes and the head asked for, or these."""
+    """Builds the module.
+
+    Args:
+      variant: of the backbone.
+      classes: number of classes, if the user asks for none.
+      head: if the user asks for none.
+
+    Returns:
+      The module, without weights.
+    """
     count = classes if self.num_classes is None else self.num_classes
     return modules.build(variant, count, self.dropout, self.drop_path, self.head or head)
 
 
 def resolve(name: str) -> Found:
-  """The variant that a name stands for, and for a folder or hub id its place and records."""
+  """Resolves a model's name, without reading weights.
+
+  Args:
+    name: a variant, a folder, or 'hf-hub:OWNER/NAME', which is downloaded.
+
+  Returns:
+    The variant; for a folder or hub id, also its folder and records.
+
+  Raises:
+    UsageError: for an unknown name.
+    TlxError: if config.json does not describe a model that tlx has, or the download fails.
+  """
   if name in catalog.variants():
     return Found(catalog.variant(name), None, {}, {})
   if name in catalog.wholes():
@@ -97,7 +119,7 @@ def resolve(name: str) -> Found:
   config = weights.read_config(folder)
   if of_library := catalog.whole_of_config(config):
     found = _of_whole(*of_library, folder, smp.opened(config), weights.read_processor(folder))
-    return found._replace(head=found.record.get('head')) if found.record else found  # which may have taken its place
+    return found._replace(head=found.record.get('head')) if found.record else found  # tlx may have replaced the head
   if 'architecture' not in config and 'model_type' not in config:
     raise TlxError(
       f'{name}/config.json names no "architecture" (timm) and no "model_type" (transformers); '
@@ -108,9 +130,17 @@ def resolve(name: str) -> Found:
 
 
 def locate(found: Found, weights_at: str | None = None) -> Found:
-  """The same with its weights on this machine, and with the records that a named variant's repository has beside them.
+  """Downloads the weights if they are not on this machine, and reads the records next to them.
 
-  weights_at: as `weights` of `load`. Raises: TlxError if no weights can be had.
+  Args:
+    found: the model.
+    weights_at: a file, URL or folder of other weights; None takes the published ones.
+
+  Returns:
+    `found` with location, path and records.
+
+  Raises:
+    TlxError: if no weights are available.
   """
   checkpoint, config, processor = found.checkpoint, found.config, found.processor
   if found.folder and not weights_at:
@@ -136,7 +166,7 @@ def _of_whole(head: str, whole: WholeModel, folder: Path | None, config: Record,
 
 
 def _described(config: Mapping[str, Any]) -> catalog.Variant:
-  """The variant that a config.json speaks of."""
+  """The variant that a config.json of timm or transformers describes."""
   if 'architecture' not in config:
     return catalog.of_transformers(records.full_config(config))
   arguments = dict(config.get('model_args') or {})
@@ -150,5 +180,5 @@ def _described(config: Mapping[str, Any]) -> catalog.Variant:
 
 
 def preprocess_of(config: Record, processor: Record, checkpoint: Checkpoint | None) -> Preprocess:
-  """What the records say, or else the published weights' own."""
+  """The preprocessing in config.json and preprocessor_config.json, or else that of the published weights."""
   return records.preprocess(config, processor, checkpoint.preprocess if checkpoint else Preprocess())

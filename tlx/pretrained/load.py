@@ -1,4 +1,4 @@
-"""Weights in: a name, a folder or a hub id to a model that is ready to use."""
+"""Loads a model from a name, a folder or a hub id."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from tlx.types import Pretrained, Size, Source, UsageError, Variables
 from tlx.weights import records, rules
 
 Tensors = Mapping[str, np.ndarray]
-OLD_HEAD = (HEAD, 'logits')  # modules that are new where the head is another
+OLD_HEAD = (HEAD, 'logits')  # names of modules that a new head replaces
 
 
 def load(
@@ -33,23 +33,29 @@ def load(
   drop_path: float = 0.0,
   seed: int = 0,
 ) -> Pretrained:
-  """A backbone with its weights, its preprocessing and its class names.
+  """Loads a model with its weights, preprocessing and class names.
 
   Args:
-    name: a variant (`tlx.list_models()`), or a folder or 'hf-hub:OWNER/NAME' with config.json and weights, in timm's
-      layout or in transformers'; or what `resolve` or `locate` made of one, so that nothing is looked up twice.
-    weights: a file, URL or folder to take the weights from instead of the variant's published ones.
-    num_classes: None keeps the checkpoint's head; another number puts a fresh head in its place; 0 leaves none.
-    image_size: pixels, a side or (height, width); None keeps the checkpoint's. Position tables are resampled to it.
-    in_channels: None keeps the checkpoint's; the first convolution is adapted to it.
-    head: what to put in place of the checkpoint's head: a file of `tlx/heads` with its options, such as 'unet' or
-      'mlp(hidden=512)', or a linen module called as `head(features, train)`.
-    pretrained: False gives random weights drawn from `seed`.
-    dropout: share of the head's inputs that training drops; None keeps the head's own.
-    drop_path: stochastic depth of the last block.
-    seed: of what is drawn: all weights, or those of a new head.
-  Raises: UsageError for an unknown name; WeightMismatchError listing everything that does not fit; TlxError if no
-    weights can be had.
+    name: a variant (`tlx.list_models()`); or a folder or 'hf-hub:OWNER/NAME' with config.json and weights in the layout
+      of timm or transformers; or the result of `resolve` or `locate`, to avoid a second look-up.
+    weights: a file, URL or folder of weights to use instead of the published ones.
+    num_classes: None keeps the checkpoint's head; another number makes a new head; 0 makes a model without head.
+    image_size: side or (height, width), pixels; None keeps the checkpoint's. Position tables are resampled.
+    in_channels: number of input channels; None keeps the checkpoint's. The first convolution is adapted.
+    head: replaces the checkpoint's head: a file of `tlx/heads` with its options, such as 'unet' or 'mlp(hidden=512)',
+      or a linen module called as `head(features, train)`.
+    pretrained: False draws random weights.
+    dropout: share of the head's inputs that training drops, in [0, 1); None keeps the head's own.
+    drop_path: stochastic depth of the last block, in [0, 1).
+    seed: random seed of new weights.
+
+  Returns:
+    The model.
+
+  Raises:
+    UsageError: for an unknown name, or a head that does not fit.
+    WeightMismatchError: if weights do not fit; it lists all of them.
+    TlxError: if no weights are available.
   """
   found = resolve(name) if not isinstance(name, Found) else name
   ask = Asked(num_classes, image_size, in_channels, dropout, drop_path, head, seed)
@@ -59,7 +65,7 @@ def load(
 
 
 def _random(found: Found, ask: Asked) -> Pretrained:
-  """Random weights for the same model that the published ones belong to, so that the two compare."""
+  """Draws random weights, for the same variant as the published weights, so that the two can be compared."""
   variant = found.variant
   if not found.whole and variant.checkpoint and variant.checkpoint.variant != variant.name:
     variant = catalog.variant(variant.checkpoint.variant)
@@ -72,18 +78,18 @@ def _random(found: Found, ask: Asked) -> Pretrained:
 
 
 class Stored(NamedTuple):
-  """What a file of weights holds."""
+  """The content of a file of weights."""
 
-  layout: str
+  layout: str  # key of LAYOUTS
   variant: catalog.Variant
-  table: modules.Rules
-  classes: int
+  table: modules.Rules  # names of the file's tensors -> paths of variables
+  classes: int  # outputs of its head; 0 = no head
   head: str | nn.Module | None  # None = one linear layer
   names: Sequence[str]  # of the classes
 
 
 def _read(found: Found, ask: Asked) -> Pretrained:
-  assert found.path is not None  # `locate` has seen to it
+  assert found.path is not None  # `locate` has set it
   tensors = weights.read_tensors(found.path)
   where = f'{found.location} -> {found.variant.name}'
   if found.head or found.record.get('module'):
@@ -93,7 +99,7 @@ def _read(found: Found, ask: Asked) -> Pretrained:
   variables, dropped, module, fresh = _variables(found, ask, stored, tensors, where)
   return Pretrained(
     module,
-    jax.device_put(variables),  # at once: jnp.asarray compiles a program for each shape
+    jax.device_put(variables),  # one transfer: jnp.asarray would compile a program for each shape
     ask.preprocess(found),
     () if fresh else tuple(stored.names),
     Source(
@@ -111,16 +117,16 @@ def _read(found: Found, ask: Asked) -> Pretrained:
 
 
 def _classifier(found: Found, tensors: Tensors, where: str) -> Stored:
-  """A backbone's own file, with or without its linear head."""
+  """Describes the file of a backbone with or without its linear head."""
   layout, variant = _layout(found.variant, tensors, where)
   variant = _as_stored(variant, layout, tensors)
-  table = tuple(variant.family.LAYOUTS[layout](variant.config))  # of the checkpoint: at another size it may have none
+  table = tuple(variant.family.LAYOUTS[layout](variant.config))  # a layout may not exist at another size
   classes = _classes(table, tensors)
   return Stored(layout, variant, table, classes, None, records.names_of_classes(found.config, classes))
 
 
 def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored:
-  """A backbone with another head: a file of a library that keeps both, or one that tlx wrote."""
+  """Describes the file of a backbone with another head, from another library or from tlx."""
   record, head = found.record, found.head or ask.head
   if head is None:
     raise UsageError(
@@ -139,7 +145,7 @@ def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored
 def _variables(
   found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str
 ) -> tuple[Variables, Tensors, TransferModel, bool]:
-  """(variables, tensors without a use, module, whether its outputs are new)."""
+  """Reads the variables: (variables, unused tensors, module, whether its outputs are new)."""
   channels, shape = ask.channels(found.config), ask.preprocess(found).shape
   module = ask.module(ask.variant(stored.variant), stored.classes, stored.head)
   another = ask.head is not None and ask.head != stored.head
@@ -153,7 +159,7 @@ def _variables(
     return *rules.read(tensors, stored.table, like, fresh=OLD_HEAD, where=where), module, True
   same = ask._replace(num_classes=stored.classes).module(ask.variant(stored.variant), stored.classes, stored.head)
   variables, dropped = rules.read(tensors, stored.table, modules.abstract(same, channels, shape), where=where)
-  old = trees.flatten(variables)  # a new number of classes changes the shapes of the last layer alone
+  old = trees.flatten(variables)  # a new number of classes changes only the shapes of the last layer
   kept = {path: old[path] if old[path].shape == x.shape else x for path, x in trees.flatten(like).items()}
   return trees.unflatten(kept), dropped, module, True
 
@@ -161,7 +167,7 @@ def _variables(
 def _outputs(
   variant: catalog.Variant, head: str | nn.Module, guess: int, table: modules.Rules, tensors: Tensors
 ) -> int:
-  """The classes of a file: the length of the leaves whose shape depends on their number."""
+  """The number of classes of a file, from the leaves whose shape depends on it."""
   leaves = lambda n: trees.flatten(modules.abstract(modules.build(variant, n, head=head)))
   one, two = leaves(guess), leaves(guess + 1)
   depends = [path for path in one if one[path].shape != two[path].shape]
@@ -170,7 +176,7 @@ def _outputs(
 
 
 def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:
-  """The layout whose names the tensors share most, and the variant that weights of this layout belong to."""
+  """The layout with the most names in common with the tensors, and the variant that its weights belong to."""
   tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
   needed = lambda table: [rule.source for rule in table if rule.target and rule.absent is None]
   wanted = {name: needed(table) for name, table in tables.items()}
@@ -189,7 +195,7 @@ def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: 
 
 
 def _as_stored(variant: catalog.Variant, layout: str, tensors: Mapping[str, np.ndarray]) -> catalog.Variant:
-  """Without its second head where the file has none: weights of one network are published with and without."""
+  """The variant without its auxiliary head if the file has none, because weights are published with and without."""
   if variant.config.aux_classes is None:
     return variant
   second = [r.source for r in variant.family.LAYOUTS[layout](variant.config) if r.target and '/aux/' in r.target]
@@ -199,6 +205,6 @@ def _as_stored(variant: catalog.Variant, layout: str, tensors: Mapping[str, np.n
 
 
 def _classes(table: Sequence[rules.Rule], tensors: Mapping[str, np.ndarray]) -> int:
-  """Outputs of the checkpoint's head; 0 where it has none."""
+  """Number of outputs of the checkpoint's linear head; 0 if it has none."""
   bias = [rule.source for rule in table if rule.target == f'params/{HEAD}/logits/bias']
   return len(tensors[bias[0]]) if bias and bias[0] in tensors else 0

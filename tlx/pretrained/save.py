@@ -1,4 +1,4 @@
-"""Weights out: a model as the folder that its own library, another one and `tlx.load` read."""
+"""Saves a model as a folder that `tlx.load` and other libraries can read."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,26 +27,27 @@ def save(
   class_names: Sequence[str] = (),
   layout: str | None = None,
 ) -> Path:
-  """Writes model.safetensors and config.json under the source's own names, which its own library and `tlx.load` read.
+  """Writes a model as model.safetensors and config.json, with the tensor names of another library.
 
-  A head that no other library knows goes by the names of its own paths beside the backbone's.
+  If no other library knows the head, its tensors have the names of their paths in tlx. Tensors are written in the
+  source's dtype if that loses no precision.
 
   Args:
-    folder: where to write; made where it is missing.
-    module: all that `tlx.load` returned, whose parts the other arguments replace; or a module, which needs `variables`.
+    folder: to write; created if missing.
+    module: the result of `tlx.load`, of which the other arguments replace parts; or a module, which needs `variables`.
     variables: the weights.
     source: where the weights came from; without it tlx writes a new record.
-    preprocess: what the model expects of its input; None takes the variant's own.
-    class_names: a name for each output.
-    layout: a key of the family's or the head's LAYOUTS; by default the source's own if it is transformers' or has the
-      head too, else the first of them, which is timm's where timm has the family.
+    preprocess: of the model; None takes the variant's own.
+    class_names: one name per output.
+    layout: a key of the family's or the head's LAYOUTS. By default it is the source's own if that is transformers' or
+      includes the head; otherwise the first one, which is timm's if timm has the family.
 
   Returns:
-    The folder. Tensors go back to the source's dtype where that loses nothing.
+    The folder.
 
   Raises:
-    UsageError: that layout cannot hold the model, or a module comes without variables.
-    TlxError: the disk is full. The files in the folder then stay as they were.
+    UsageError: if the layout cannot represent the model, or a module is given without variables.
+    TlxError: if the disk is full. The existing weights in the folder then do not change.
   """
   if isinstance(module, Pretrained):
     return save(
@@ -81,9 +82,9 @@ def save(
 def _classifier(
   variant: catalog.Variant, module: TransferModel, variables: Variables, source: Source, asked: str | None
 ) -> tuple[str, modules.Rules]:
-  """The layout asked for, else the source's own where a folder can hold it and it has a name for every leaf.
+  """The layout asked for, or else the source's own or the usual one, preferably with a name for every variable.
 
-  Raises UsageError where what reads that layout would not get this network back.
+  Raises UsageError if reading a folder in this layout would give another network.
   """
   tables, refused = rules.tables(variant.family.LAYOUTS, module.backbone.config)
   refused |= {name: reason for name in tables if (reason := _foreign(variant, source, name))}
@@ -103,7 +104,7 @@ def _classifier(
 def _with_head(
   variant: catalog.Variant, module: TransferModel, variables: Variables, source: Source, asked: str | None
 ) -> tuple[str, modules.Rules]:
-  """The layout asked for, else the source's own, else one of another library that has the head, else tlx's own."""
+  """The layout asked for, else the source's own, else that of a library that has the head, else tlx's own."""
   tables = modules.tables(variant, module)
   asked = asked if asked in tables or not asked else modules.OWN + asked
   if asked and asked not in tables:
@@ -117,7 +118,7 @@ def _with_head(
 
 
 def _foreign(variant: catalog.Variant, source: Source, layout: str) -> str:
-  """Why a layout, which has names for this network, would make another of it; '' where it would not."""
+  """Why reading this layout would give another network, although it has names for all tensors; '' if it would not."""
   if layout.startswith('transformers'):
     if source.layout != layout or 'model_type' not in source.config:
       return "transformers' config.json is kept, not made, and this came without"
@@ -136,7 +137,7 @@ def _records(
   class_names: Sequence[str],
   layout: str,
 ) -> Records:
-  """config.json and preprocessor_config.json."""
+  """The content of config.json and preprocessor_config.json."""
   if not modules.is_classifier(module):
     return _records_with_head(variant, module, source, preprocess, class_names, layout)
   classes = module.head.num_classes
@@ -146,7 +147,7 @@ def _records(
     if preprocess and processor:
       processor = records.transformers_processor(processor, preprocess.shape[0])
     if not classes and any(name.endswith('classifier.weight') for name in source.dropped):
-      class_names = records.class_names(source.config)  # of heads that are not ours and go back as they came (DeiT)
+      class_names = records.class_names(source.config)  # heads that tlx does not use are written back unchanged (DeiT)
       classes = len(class_names)
     return records.transformers_config(source.config, classes, class_names, size), processor
   record = preprocess or preprocess_of({}, {}, variant.checkpoint)
@@ -156,10 +157,10 @@ def _records(
   config = records.timm_config(
     variant.name, module.backbone.config.width, record, classes, class_names, arguments, fixed_size=size is not None
   )
-  if tag := (source.config.get('pretrained_cfg') or {}).get('tag'):  # timm tells by it what a file holds
+  if tag := (source.config.get('pretrained_cfg') or {}).get('tag'):  # timm uses it to identify the weights
     config['pretrained_cfg']['tag'] = tag
   task = {} if source.task == 'classification' else {TLX: {'task': source.task}}
-  had_head = 'head' in (source.config.get(TLX) or {})  # the record speaks of a head that is gone
+  had_head = 'head' in (source.config.get(TLX) or {})  # then the old record describes a head that no longer exists
   kept = source.config if 'architecture' in source.config and not had_head else {}
   return {**kept, **config, **task}, {}
 
@@ -172,7 +173,7 @@ def _records_with_head(
   class_names: Sequence[str],
   layout: str,
 ) -> Records:
-  """The source's own records, or timm's for the backbone; and under TLX all that rebuilds the head."""
+  """The source's own records, or timm's for the backbone. The key TLX has everything that rebuilds the head."""
   record = preprocess or preprocess_of({}, {}, variant.checkpoint)
   config = module.backbone.config
   size = config.size
@@ -204,7 +205,7 @@ def _records_with_head(
 
 
 def _describes(config: Mapping[str, Any], module: TransferModel) -> bool:
-  """Whether the config.json of a whole model still says how the head is built."""
+  """Whether the config.json of a whole model still describes the head."""
   found = catalog.whole_of_config(config)
   if not found or found[0] != modules.head_name(module):
     return False

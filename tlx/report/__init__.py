@@ -1,4 +1,4 @@
-"""What a run leaves behind: its files, its TensorBoard events and the page that shows both."""
+"""The output of a run: its files, TensorBoard events and the HTML report."""
 
 from tlx.report.events import EventWriter
 from tlx.report.folder import MetricsLog, read_json, write_json

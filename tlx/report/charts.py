@@ -1,6 +1,6 @@
-"""Charts as SVG text that takes its colours from the page: they follow dark mode and print, and need no library.
+"""Draws charts as SVG text, without a library. Their colours come from the page's style, for dark mode and print.
 
-Every function returns markup that is safe to put into HTML; the text that it is given is escaped here.
+Every function escapes its text, so that the result is safe in HTML.
 """
 
 import base64
@@ -13,13 +13,25 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-MOST_POINTS = 400  # of a line: finer than the pixels of a chart, and a run of a million steps stays small
+MOST_POINTS = 400  # maximum points of a line: about one per pixel, and the page of a long run stays small
 _WIDTH, _HEIGHT = 520, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 34
 
 
 def number(value: float | None, digits: int = 4) -> str:
-  """A number for people: thousands separated, `digits` significant digits, a dash where there is none."""
+  """Formats a number for people.
+
+  Args:
+    value: the number; None, NaN and infinities give a dash.
+    digits: significant digits.
+
+  Returns:
+    The text.
+
+  Examples:
+    >>> number(1234567), number(0.123456), number(1.5e-7)
+    ('1,234,567', '0.1235', '1.5e-7')
+  """
   if value is None or not math.isfinite(value):
     return '–'
   if float(value).is_integer() and abs(value) < 1e15:
@@ -32,7 +44,11 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-  """Round numbers (1, 2 or 5 times a power of ten) between two values, about `most` of them."""
+  """Round numbers between two values, about `most` of them. Their distance is 1, 2 or 5 times a power of ten.
+
+  >>> ticks(0, 1)
+  [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+  """
   rough = (high - low) / most
   power = 10.0 ** math.floor(math.log10(rough))
   step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
@@ -41,7 +57,16 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def thin(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
-  """At most `most` points: means of runs of neighbours; the last point stays as it is."""
+  """Reduces a line to at most `most` points: means of neighbours, and the last point.
+
+  Args:
+    x: coordinates.
+    y: values, as many.
+    most: maximum number of points.
+
+  Returns:
+    (x, y).
+  """
   if len(x) <= most:
     return list(x), list(y)
   edges = np.linspace(0, len(x) - 1, most).astype(int)
@@ -57,14 +82,17 @@ def lines(
   log: bool = False,
   percent: bool = False,
 ) -> str:
-  """Line chart over steps with a read-out under the pointer.
+  """Draws a line chart over steps. The page's script shows the values under the pointer.
 
   Args:
-    title: what a screen reader calls the chart.
-    series: name -> (steps, finite values); the first three are drawn in different colours and dashes.
-    borders: (first step, name) of each phase; none drawn for a single phase.
-    log: logarithmic y axis; values at or below a ten thousandth of the largest are drawn there.
-    percent: values are shares, shown as per cent.
+    title: for screen readers.
+    series: name -> (steps, finite values); the first three have different colours and dashes.
+    borders: (first step, name) of each phase; a single phase is not marked.
+    log: whether the y axis is logarithmic; smaller values are raised to 1e-4 of the largest.
+    percent: whether values are shares, shown as per cent.
+
+  Returns:
+    SVG; '' if no series has a point.
   """
   series = {name: thin(*points) for name, points in series.items() if len(points[0])}
   if not series:
@@ -90,9 +118,17 @@ def lines(
 
 
 def reliability(confidence: Sequence[float], accuracy: Sequence[float], share: Sequence[float]) -> str:
-  """Reliability diagram: accuracy against confidence of each bin that holds examples, over the share of examples.
+  """Draws a reliability diagram: accuracy against confidence for each bin, and the share of examples below it.
 
-  Args: per bin, equal widths over [0, 1]: mean confidence, accuracy and share of all examples, NaN where empty.
+  The bins have equal widths over [0, 1]. Bins without examples are not drawn.
+
+  Args:
+    confidence: mean confidence of each bin.
+    accuracy: of each bin.
+    share: of all examples, for each bin.
+
+  Returns:
+    SVG.
   """
   size, base, bins = 300, 260, len(share)
   x, y = _axis(0, 1, 40, size - 10), _axis(0, 1, base, 10)
@@ -115,7 +151,15 @@ def reliability(confidence: Sequence[float], accuracy: Sequence[float], share: S
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
-  """Confusion matrix as a table of cells for few classes: rows are labels, columns predictions, shades row shares."""
+  """Draws a confusion matrix of few classes. Rows are labels, columns are predictions, the shade is the share of a row.
+
+  Args:
+    matrix: int [k, k].
+    names: of the classes.
+
+  Returns:
+    SVG.
+  """
   k, share = len(matrix), matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
   cell = max(24, min(130 if k < 4 else 56, 480 // k))
   labels = [short(name, 20) for name in names]
@@ -149,9 +193,14 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
 
 
 def confusion_picture(matrix: np.ndarray, most: int = 340) -> str:
-  """Confusion matrix of many classes as a transparent PNG data address, classes merged until at most `most` a side.
+  """Draws a confusion matrix of many classes. The shade is the root of the share of a row, so that 1 % is visible.
 
-  The shade is the root of the share of the row, so that a confusion of 1 % is still seen.
+  Args:
+    matrix: int [k, k].
+    most: maximum rows; of more classes, neighbours are merged.
+
+  Returns:
+    A transparent PNG as a data URL.
   """
   from PIL import Image
 
@@ -173,7 +222,14 @@ def confusion_picture(matrix: np.ndarray, most: int = 340) -> str:
 
 
 def profile(counts: Sequence[int]) -> str:
-  """Examples of each class, largest class first, as one silhouette: for data sets of many classes."""
+  """Draws the number of examples of each class, largest first, as one area; for data sets with many classes.
+
+  Args:
+    counts: examples of each class.
+
+  Returns:
+    SVG.
+  """
   counts = sorted(counts, reverse=True)
   width, base = 520, 130
   y, step = _axis(0, max(counts) or 1, base, 10), (width - 62) / len(counts)
@@ -184,7 +240,11 @@ def profile(counts: Sequence[int]) -> str:
 
 
 def short(text: str, most: int) -> str:
-  """Text cut to `most` characters, with an ellipsis where it was cut."""
+  """Cuts a text to `most` characters. The last one is then an ellipsis.
+
+  >>> short('Abyssinian', 5)
+  'Abys…'
+  """
   return text if len(text) <= most else text[: most - 1] + '…'
 
 

@@ -1,7 +1,7 @@
-"""TensorBoard event files, written without TensorFlow.
+"""Writes TensorBoard event files without TensorFlow.
 
-The records and messages are tensorboardX's; its SummaryWriter is not used, because it writes from a thread behind a
-bounded queue: once a full disk has ended that thread, the training loop waits for ever on the queue.
+It uses tensorboardX's records and messages, but not its SummaryWriter. That writes in a thread with a bounded queue: if
+a full disk ends the thread, the training loop waits for the queue for ever.
 """
 
 import contextlib
@@ -17,18 +17,19 @@ from tlx.report.folder import writing
 
 
 class EventWriter:
-  """Scalars of one run for TensorBoard, in a new file of a folder; every call is on disk when it returns."""
+  """Writes the scalars of a run to a new event file. The data of a call is on disk when the call returns."""
 
   def __init__(self, folder: str | os.PathLike, purge_step: int | None = None):
     """Opens a new event file.
 
     Args:
-      folder: made when missing; may hold the files of the attempts before a resume.
-      purge_step: on resume, the first step to be written again: TensorBoard forgets that step and all after it.
+      folder: created if missing; it may contain the event files from before a resume.
+      purge_step: after a resume, the first step to write again; TensorBoard drops older records of it and later steps.
 
-    Raises: TlxError where the folder cannot be written.
+    Raises:
+      TlxError: if the folder is not writable.
     """
-    with _without_torch():  # `import tlx` does without both
+    with _without_torch():  # so that `import tlx` imports neither
       from tensorboardX import RecordWriter
       from tensorboardX.proto import event_pb2
 
@@ -43,7 +44,15 @@ class EventWriter:
       self._write(step=purge_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes {tag: number} at a step; None is left out, NaN and infinities are kept. Raises TlxError on a full disk."""
+    """Writes scalars.
+
+    Args:
+      step: number of the step.
+      values: {tag: number}; None is left out, NaN and infinities are written.
+
+    Raises:
+      TlxError: if the disk is full.
+    """
     numbers = {tag: float(value) for tag, value in values.items() if value is not None}
     summary = {'value': [{'tag': tag, 'simple_value': _float32(number)} for tag, number in numbers.items()]}
     if numbers:
@@ -64,7 +73,7 @@ class EventWriter:
 
 @contextlib.contextmanager
 def _without_torch():
-  """tensorboardX imports torch wherever that is installed, for a second, and writes scalars as well without it."""
+  """Hides torch from tensorboardX, which imports it if installed (1 s) but does not need it for scalars."""
   hidden = {} if 'torch' in sys.modules else {'torch': None}
   sys.modules.update(hidden)
   try:
@@ -75,7 +84,7 @@ def _without_torch():
 
 
 def _new_path(folder: pathlib.Path) -> pathlib.Path:
-  """A name that sorts after the files that are there: TensorBoard reads them in the order of their names."""
+  """A file name that sorts after the existing ones, because TensorBoard reads files in the order of their names."""
   present = {path.name for path in folder.glob('events.out.tfevents.*')}
   last = max((name.split('.')[3] for name in present), default='')
   seconds = max(f'{int(time.time()):010d}', last)
@@ -84,6 +93,6 @@ def _new_path(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _float32(number: float) -> float:
-  """The nearest number that the float32 field holds; protobuf refuses what overflows it."""
+  """Replaces numbers too large for float32 by infinity, because protobuf rejects them."""
   largest = 3.4028234663852886e38
   return math.copysign(math.inf, number) if largest < abs(number) < math.inf else number

@@ -1,4 +1,4 @@
-"""What a run comes to, put into numbers, tables and charts: one function for each part of the page.
+"""Computes the numbers, tables and charts of the report from a run's records, one function for each part.
 
 The parts that depend on the task are in its folder of `tlx/tasks`.
 """
@@ -12,13 +12,21 @@ import numpy as np
 from tlx.report import charts
 from tlx.types import Task
 
-FEW = 30  # classes that are shown one by one; more are summed up
-_REJECTED = 50
+FEW = 30  # maximum number of classes that are shown one by one
+_REJECTED = 50  # maximum number of rejected files to list
 TITLES = {'miou': 'mIoU', 'map': 'mAP', 'macro_f1': 'Macro F1'}
 
 
 def headline(experiment: Mapping, result: Mapping) -> dict[str, Any]:
-  """What was trained on what, and how much of it learned."""
+  """The headline: model, data set, strategy, and the share of parameters that learned.
+
+  Args:
+    experiment: the content of experiment.json.
+    result: that of result.json; {} for an unfinished run.
+
+  Returns:
+    {'model', 'data', 'strategy', 'share', 'learned', 'total'}; None if unknown.
+  """
   options, data, model = (experiment[key] for key in ('experiment', 'data', 'model'))
   learned, total = result.get('trainable_parameters'), result.get('parameters') or model.get('parameters')
   return {
@@ -32,16 +40,37 @@ def headline(experiment: Mapping, result: Mapping) -> dict[str, Any]:
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
-  """95 % interval of a share of `count` trials (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953)."""
+  """The 95 % confidence interval of a share (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
+
+  Args:
+    share: of successes, in [0, 1].
+    count: number of trials, above 0.
+
+  Returns:
+    (low, high).
+
+  Examples:
+    >>> low, high = wilson(0.9, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.826, 0.945)
+  """
   z = 1.96
   middle, room = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
   return (middle - room) / (1 + z * z / count), (middle + room) / (1 + z * z / count)
 
 
 def curves(metrics: Sequence[Mapping], phases: Sequence[Mapping], task: Task) -> list[dict[str, Any]]:
-  """Charts of loss, the task's metrics, learning rate and gradient norm, each where it was logged, with phase borders.
+  """Draws the charts of loss, metrics, learning rate and gradient norm, as far as they were logged.
 
-  Of the metrics: the primary one, and those that training logs too.
+  The metrics are the task's primary one, and others that training logs too.
+
+  Args:
+    metrics: records of metrics.jsonl.
+    phases: the 'learning' part of experiment.json.
+    task: of the run.
+
+  Returns:
+    One dict per chart: 'title', 'svg', 'last' (the last value of each series), and options of the chart.
   """
   logged = {name for line in metrics if line.get('split') == 'train' for name in line}
   shown = [name for name in task.percents if name == task.primary or name in logged]
@@ -58,17 +87,33 @@ def curves(metrics: Sequence[Mapping], phases: Sequence[Mapping], task: Task) ->
 
 
 def title(metric: str) -> str:
-  """'pixel_accuracy' -> 'Pixel accuracy', 'miou' -> 'mIoU'."""
+  """A metric's name as a title.
+
+  >>> title('pixel_accuracy'), title('miou')
+  ('Pixel accuracy', 'mIoU')
+  """
   return TITLES.get(metric, in_text(metric).capitalize())
 
 
 def in_text(metric: str) -> str:
-  """'pixel_accuracy' -> 'pixel accuracy', 'miou' -> 'mIoU'."""
+  """A metric's name inside a sentence.
+
+  >>> in_text('pixel_accuracy'), in_text('miou')
+  ('pixel accuracy', 'mIoU')
+  """
   return TITLES.get(metric, metric.replace('_', ' '))
 
 
 def phase_borders(metrics: Sequence[Mapping], phases: Sequence[Mapping]) -> list[tuple[float, str]]:
-  """(first step, name) of each phase: from the plan where there is one, else from where the log changes its name."""
+  """Finds the first step of each phase.
+
+  Args:
+    metrics: records of metrics.jsonl.
+    phases: the 'learning' part of experiment.json; [] if it is missing.
+
+  Returns:
+    (first step, name) of each phase; without `phases`, from the steps at which the logged phase changes.
+  """
   steps = [phase.get('steps') for phase in phases]
   if phases and all(isinstance(count, int) for count in steps):
     starts = np.cumsum([0, *steps[:-1]]).tolist()
@@ -82,13 +127,21 @@ def phase_borders(metrics: Sequence[Mapping], phases: Sequence[Mapping]) -> list
 
 
 def best(metrics: Sequence[Mapping], primary: str) -> tuple[float, int, float] | None:
-  """Best value of the primary metric on validation, its step and the last value; None where nothing was validated."""
+  """Finds the best value of a metric on validation.
+
+  Args:
+    metrics: records of metrics.jsonl.
+    primary: name of the metric.
+
+  Returns:
+    (best value, its step, last value); None without a validation.
+  """
   steps, values = _series(metrics, primary, ('validation',)).get('validation', ((), ()))
   return (max(values), steps[int(np.argmax(values))], values[-1]) if values else None
 
 
 def data_facts(data: Mapping) -> dict[str, Any]:
-  """Sizes of the splits, balance of the classes and the files that were left out."""
+  """Sizes of the splits, examples of each class, and rejected files, from the 'data' part of experiment.json."""
   names, counts, images = data.get('class_names', []), data.get('counts', {}), data.get('images') or {}
   most = max((max(values, default=0) for values in counts.values()), default=0) or 1
   train = counts.get('train') or next(iter(counts.values()), [])
@@ -110,19 +163,19 @@ def data_facts(data: Mapping) -> dict[str, Any]:
 
 
 def speed_curve(metrics: Sequence[Mapping], phases: Sequence[Mapping]) -> dict[str, Any] | None:
-  """Chart of images a second over the steps."""
+  """Draws the chart of images per second; None if no speed was logged."""
   series = _series(metrics, 'images_per_second', ('train',))
   return _chart('Images a second', series, borders=phase_borders(metrics, phases)) if series else None
 
 
 def options(experiment: Mapping) -> list[tuple[str, Any, str]]:
-  """(option, value, how it was chosen) for every option, nested ones joined by dots."""
+  """(option, value, reason) of every option; the names of nested options are joined by dots."""
   reasons, flat = experiment['defaults'], _flat(experiment['experiment'])
   return [(name, value, str(reasons.get(name, ''))) for name, value in flat.items()]
 
 
 def not_finite(metrics: Sequence[Mapping]) -> int:
-  """Number of training lines whose loss was NaN or infinite."""
+  """Number of training records whose loss is NaN or infinite."""
   return sum(line.get('split') == 'train' and 'loss' in line and not _finite(line['loss']) for line in metrics)
 
 
@@ -148,7 +201,7 @@ def _series(metrics: Sequence[Mapping], key: str, splits: Sequence[str] = ('trai
 
 
 def _spread(series: Mapping) -> float:
-  """Largest over smallest positive value, warm-up aside: of values above a thousandth of the largest."""
+  """Largest / smallest value, of those above 1e-3 of the largest, so that the warm-up does not count."""
   values = np.concatenate([np.zeros(1), *(np.asarray(y, float) for _, y in series.values())])
   values = values[values > values.max() * 1e-3]
   return float(values.max() / values.min()) if values.size else 1.0

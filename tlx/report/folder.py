@@ -1,6 +1,6 @@
-"""Files of a run folder: whole or not there at all, whatever is killed and however full the disk is.
+"""Reads and writes the files of a run folder. A killed process or a full disk leaves no partial file.
 
-JSON has no NaN and no infinity: both are written as null.
+JSON has no NaN and no infinity; both are written as null.
 """
 
 import contextlib
@@ -18,7 +18,18 @@ from tlx.types import TlxError
 
 
 def plain(value: Any) -> Any:
-  """Value as json takes it: NumPy and JAX scalars and arrays become Python's, paths text, NaN and infinities None."""
+  """Converts a value to types that the json module can write.
+
+  Args:
+    value: may contain mappings, sequences, sets, paths, and scalars and arrays of NumPy or JAX.
+
+  Returns:
+    dicts, lists, texts and numbers. NaN and infinities become None.
+
+  Examples:
+    >>> plain({'loss': np.float32(0.5), 'best': float('nan'), 'sizes': (1, 2)})
+    {'loss': 0.5, 'best': None, 'sizes': [1, 2]}
+  """
   if isinstance(value, Mapping):
     return {str(key): plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple, set, frozenset)):
@@ -27,14 +38,14 @@ def plain(value: Any) -> Any:
     return os.fspath(value)
   if isinstance(value, float):
     return float(value) if math.isfinite(value) else None
-  if hasattr(value, 'tolist'):  # NumPy scalars, NumPy arrays and JAX arrays; bfloat16 lists as Python floats
+  if hasattr(value, 'tolist'):  # scalars and arrays of NumPy and JAX; bfloat16 becomes float
     return plain(np.asarray(value).tolist())
   return value
 
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike):
-  """Turns an OSError of the block into a TlxError: one line with the path, the cause and the next move."""
+  """Turns an OSError of the block into a TlxError with the path, the cause and advice."""
   try:
     yield
   except OSError as error:
@@ -46,9 +57,14 @@ def writing(path: str | os.PathLike):
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-  """Replaces a file in one move: a reader sees the old content or the new, and a failed write leaves the old.
+  """Writes a file atomically: a reader sees the old content or the new, and a failed write leaves the old.
 
-  Raises: TlxError where the disk is full or the folder cannot be written.
+  Args:
+    path: of the file; missing folders are created.
+    content: of the file.
+
+  Raises:
+    TlxError: if the disk is full or the folder is not writable.
   """
   path = pathlib.Path(path)
   with writing(path):
@@ -58,17 +74,17 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-  """`write_bytes` in UTF-8; lone surrogates (undecodable file names) are kept as escapes."""
+  """`write_bytes` of a text in UTF-8. Lone surrogates, which undecodable file names contain, become escapes."""
   write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes a value as indented JSON in one move. See `plain` for what is converted, `write_bytes` for the errors."""
+  """`write_bytes` of a value as indented JSON. `plain` converts the value first."""
   write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + '\n')
 
 
 def read_json(path: str | os.PathLike) -> Any:
-  """The value in a JSON file. Raises TlxError where it is missing or damaged."""
+  """Reads a JSON file. Raises TlxError if it is missing or damaged."""
   try:
     return json.loads(pathlib.Path(path).read_bytes())
   except OSError as error:
@@ -78,20 +94,20 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 class MetricsLog:
-  """Appends one JSON object a line: {'step': int, 'split': 'train' | 'validation', 'phase': name, metric: number}.
+  """A log with one JSON object per line: {'step': int, 'split': 'train' | 'validation', 'phase': name, metric: number}.
 
-  A line is handed to the system in full before `append` returns, so that kill -9 loses nothing that was appended.
+  `append` passes the whole line to the operating system before it returns, so that `kill -9` does not lose it.
   """
 
   def __init__(self, path: str | os.PathLike):
-    """Opens the log for appending, without the half line that a killed writer may have left."""
+    """Opens the log for appending, and deletes a partial last line of a killed writer. Raises TlxError if it cannot."""
     self.path = pathlib.Path(path)
     with writing(self.path):
       self.path.parent.mkdir(parents=True, exist_ok=True)
     self.truncate()
 
   def append(self, record: Mapping[str, Any]) -> None:
-    """Adds a line. Raises TlxError on a full disk, and takes back what the failed write has left."""
+    """Appends a line. If the disk is full, it removes the partial line and raises TlxError."""
     line = json.dumps(plain(record), allow_nan=False).encode() + b'\n'
     with writing(self.path), open(self.path, 'ab', buffering=0) as file:
       start = file.tell()
@@ -105,9 +121,11 @@ class MetricsLog:
         raise
 
   def truncate(self, step: int | None = None, evaluate: bool = False) -> None:
-    """Drops lines beyond `step` (None: none) and a broken last line; every other line stays byte for byte.
+    """Deletes the lines after a step, and a damaged last line. Other lines do not change.
 
-    evaluate: the evaluation at `step` is to come, so that a line of it is dropped too.
+    Args:
+      step: last step to keep; None keeps all.
+      evaluate: whether the evaluation at `step` will run again; its line is then deleted too.
     """
     if not self.path.is_file():
       return
@@ -120,7 +138,7 @@ class MetricsLog:
 
   @staticmethod
   def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """All records, oldest first; [] where there is no file. Raises TlxError where a line before the last is damaged."""
+    """All records, oldest first; [] without a file. Raises TlxError if a line before the last is damaged."""
     path = pathlib.Path(path)
     lines = _lines(path.read_bytes()) if path.is_file() else []
     broken = [number for number, (_, record) in enumerate(lines, 1) if record is None]
@@ -130,8 +148,8 @@ class MetricsLog:
 
 
 def _lines(content: bytes) -> list[tuple[bytes, dict | None]]:
-  """Lines with their records, None for a damaged one; a last line that is unfinished or damaged is left out."""
-  *whole, _ = content.split(b'\n')  # what follows the last newline was never finished
+  """(line, record) of each line; record is None if damaged. A partial or damaged last line is left out."""
+  *whole, _ = content.split(b'\n')  # text after the last newline is a partial line
   lines = [(line + b'\n', _record(line)) for line in whole]
   return lines[:-1] if lines and lines[-1][1] is None else lines
 

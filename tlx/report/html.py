@@ -1,4 +1,4 @@
-"""Pages that need no network: one file, whose content policy lets nothing but its own script run."""
+"""Renders HTML pages from templates: one file, no network, and a content policy that permits only its own script."""
 
 import base64
 import hashlib
@@ -11,9 +11,16 @@ from tlx.report import charts
 
 
 def render(package: str, page: str, script: str, context: Mapping[str, Any]) -> str:
-  """The template `page` of a package, every value escaped; `script` is a template too, included in the page.
+  """Renders a page. All values are escaped, and undefined names print nothing.
 
-  The page is given the script's hash as `digest`, for its policy. Undefined names print as nothing.
+  Args:
+    package: that contains the templates.
+    page: file name of the page's template; it receives the script's SHA-256 as `digest`, for its content policy.
+    script: file name of the script's template, which the page includes.
+    context: {name: value} for the template.
+
+  Returns:
+    HTML.
   """
   environment = _environment(package)
   hashed = hashlib.sha256(environment.get_template(script).render().encode()).digest()
@@ -21,7 +28,16 @@ def render(package: str, page: str, script: str, context: Mapping[str, Any]) -> 
 
 
 def fragment(package: str, template: str, context: Mapping[str, Any]) -> str:
-  """A part of a page from a template of that package, every value escaped."""
+  """Renders a part of a page. All values are escaped.
+
+  Args:
+    package: that contains the template.
+    template: its file name.
+    context: {name: value} for the template.
+
+  Returns:
+    HTML.
+  """
   return _environment(package).get_template(template).render(context)
 
 
@@ -39,7 +55,15 @@ def _environment(package: str) -> Any:
 
 
 def percent(share: float, digits: int = 1) -> str:
-  """A share as per cent; never rounded up to 100 % or down to 0 %."""
+  """Formats a share as per cent. Only 1 gives 100 %, and only 0 gives 0 %.
+
+  Args:
+    share: in [0, 1].
+    digits: after the decimal point.
+
+  Returns:
+    The text, with a no-break space.
+  """
   if share in (0, 1):
     return f'{share * 100:.0f}\u00a0%'
   smallest = 10.0**-digits
@@ -48,17 +72,21 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def share(value: Any) -> str:
-  """`percent`, and a dash for what a damaged or unfinished run left out."""
+  """`percent` of a number; a dash for anything else, such as a value that a run did not record."""
   return _or_dash(percent)(value)
 
 
 def count(value: Any) -> str:
-  """A number for people, and a dash likewise."""
+  """`charts.number` of a number; a dash for anything else."""
   return _or_dash(charts.number)(value)
 
 
 def duration(seconds: float) -> str:
-  """Seconds in the two units that people would use."""
+  """Formats seconds in one or two units.
+
+  >>> duration(5.31), duration(90), duration(7260)
+  ('5.3 s', '1 min 30 s', '2 h 1 min')
+  """
   if seconds < 60:
     return f'{seconds:.1f} s' if seconds < 9.95 else f'{seconds:.0f} s'
   minutes, rest = divmod(round(seconds), 60)
@@ -66,7 +94,11 @@ def duration(seconds: float) -> str:
 
 
 def text(value: Any) -> str:
-  """A value of a JSON file for people."""
+  """Formats a JSON value for people.
+
+  >>> text([True, 0.1, None])
+  'yes, 0.1, none'
+  """
   if isinstance(value, bool):
     return 'yes' if value else 'no'
   if isinstance(value, (int, float)):
@@ -79,7 +111,7 @@ def text(value: Any) -> str:
 
 
 def _or_dash(show):
-  """The filter for numbers alone: a dash for what a damaged or unfinished run left out."""
+  """Wraps a formatter of numbers: other values give a dash."""
 
   def safe(value, *more):
     return show(value, *more) if isinstance(value, (int, float)) and math.isfinite(value) else '–'

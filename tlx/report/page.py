@@ -1,4 +1,4 @@
-"""A run folder as one HTML page that needs no network: built from the folder's files alone, whenever it is wanted."""
+"""Builds the report of a run as one HTML page, from the files of the run folder only."""
 
 import os
 import pathlib
@@ -10,11 +10,20 @@ from tlx.types import Task, UsageError
 
 
 def write_report(run_folder: str | os.PathLike, task: Task) -> pathlib.Path:
-  """Writes `report.html` into a run folder, whatever part of the run is there, and returns its path.
+  """Writes `report.html` into a run folder. The run may be unfinished.
 
-  The page has no external resource, and a content policy that lets nothing but its own script run.
+  The page has no external resources, and its content policy permits only its own script.
 
-  Raises: UsageError where there is no such folder, TlxError where the page cannot be written.
+  Args:
+    run_folder: of the run.
+    task: of the run.
+
+  Returns:
+    The path of the page.
+
+  Raises:
+    UsageError: if the folder does not exist.
+    TlxError: if the page cannot be written.
   """
   folder = pathlib.Path(run_folder)
   if not folder.is_dir():
@@ -25,7 +34,15 @@ def write_report(run_folder: str | os.PathLike, task: Task) -> pathlib.Path:
 
 
 def context(folder: pathlib.Path, task: Task) -> dict[str, Any]:
-  """All that the page shows, by section."""
+  """Collects the values that the page's template shows.
+
+  Args:
+    folder: of the run.
+    task: of the run.
+
+  Returns:
+    {name: value} for the template.
+  """
   run = read.load(folder)
   experiment, result, metrics, evaluation = (run[key] for key in ('experiment', 'result', 'metrics', 'evaluation'))
   data, model, environment = (experiment[key] for key in ('data', 'model', 'environment'))
@@ -54,8 +71,8 @@ def context(folder: pathlib.Path, task: Task) -> dict[str, Any]:
 
 
 def render(page: dict[str, Any]) -> str:
-  """The page as HTML: every value is escaped, but for charts and the task's sections, which escape their own text.
+  """Renders the page as HTML. Values that an unfinished run has not recorded print nothing.
 
-  What an unfinished run has not recorded is no error: it prints as nothing.
+  All values are escaped, except charts and the task's sections, which escape their own text.
   """
   return html.render('tlx.report', 'page.html.j2', 'page.js.j2', page)

@@ -1,4 +1,4 @@
-"""Reads a run folder for the page; nothing here fails because a file is missing, damaged or half-written."""
+"""Reads a run folder for the report. Missing, damaged or partial files do not raise an error."""
 
 import base64
 import io
@@ -18,7 +18,15 @@ _KINDS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'RIFF': 'webp'}
 
 
 def load(folder: pathlib.Path) -> dict[str, Any]:
-  """All that is in a run folder, {} or [] where nothing is, and 'problems': what was there and could not be read."""
+  """Reads all files of a run folder.
+
+  Args:
+    folder: of the run.
+
+  Returns:
+    {'experiment', 'result', 'metrics', 'mistakes', 'evaluation', 'problems'}. A missing or damaged file gives {} or
+    []; 'problems' has one line for each damaged file.
+  """
   problems: list[str] = []
 
   def attempt(name, read, empty):
@@ -46,7 +54,16 @@ def load(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def mistakes(folder: pathlib.Path, records: Sequence, names: Sequence[str]) -> list[dict[str, Any]]:
-  """The most confident mistakes with their pictures and heat inlined; what is missing is None."""
+  """Reads the most confident mistakes.
+
+  Args:
+    folder: of the run.
+    records: of mistakes.json.
+    names: of the classes.
+
+  Returns:
+    The records with class names, and with 'picture' and 'heat' as data URLs; None if a picture is missing.
+  """
 
   def called(value):
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)
@@ -58,14 +75,22 @@ def mistakes(folder: pathlib.Path, records: Sequence, names: Sequence[str]) -> l
       label=called(record.get('label')),
       prediction=called(record.get('prediction')),
       picture=picture(folder, record.get('file')),
-      heat=picture(folder, record.get('heat')),  # older runs have none
+      heat=picture(folder, record.get('heat')),  # runs of older versions have none
     )
     for record in shown
   ]
 
 
 def class_names(data: Mapping, evaluation: Mapping) -> list[str]:
-  """Names of the evaluated classes; 'class 3' where the data set has none."""
+  """Names the evaluated classes.
+
+  Args:
+    data: the 'data' part of experiment.json.
+    evaluation: the arrays of evaluation.npz; the confusion matrix gives the number of classes.
+
+  Returns:
+    The names; a class without a name is called 'class 3', for example.
+  """
   names = data.get('class_names', [])
   count = len(evaluation['confusion']) if 'confusion' in evaluation else len(names)
   return [*names, *(f'class {i}' for i in range(len(names), count))][:count]
@@ -80,7 +105,7 @@ def _mappings(value: Mapping, key: str) -> list[Mapping]:
 
 
 def _tidy(experiment: Mapping) -> dict[str, Any]:
-  """The experiment with every field of the type that the page counts on, empty where it had another."""
+  """Replaces fields of experiment.json that have an unexpected type by empty ones."""
   data = _mapping(experiment, 'data')
   counts = {split: values for split, values in _mapping(data, 'counts').items() if _all(values, int)}
   rejected = [pair for pair in _list(data, 'rejected') if isinstance(pair, list) and len(pair) == 2]
@@ -117,7 +142,15 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def picture(folder: pathlib.Path, name: Any) -> str | None:
-  """Data address of a thumbnail, made smaller where it is large; None unless it is a picture inside the run folder."""
+  """Reads a picture as a data URL. A large picture is made smaller.
+
+  Args:
+    folder: of the run.
+    name: file name, relative to the folder or to its 'mistakes'.
+
+  Returns:
+    The URL; None unless it is a picture inside the run folder.
+  """
   name = name if isinstance(name, str) else ''
   candidates = [folder / 'mistakes' / name, folder / name]
   path = next((p for p in candidates if name and p.is_file() and p.resolve().is_relative_to(folder.resolve())), None)

@@ -1,4 +1,4 @@
-"""What a run tells the person at the terminal; with `quiet`, nothing but warnings."""
+"""Prints tables, progress bars and warnings to the terminal. With `quiet`, it prints only warnings."""
 
 import contextlib
 import os
@@ -19,27 +19,29 @@ from tlx.train import memory
 from tlx.types import DatasetInfo, Task, shape_of
 
 NUMBERS = ('images', 'classes', 'tensors', 'parameters', 'peak lr', 'gmacs', 'size', 'top-1')  # columns of numbers
-WIDE = 200  # columns
-LOGGED_ALONE = ('grad_norm', 'learning_rate', 'images_per_second')  # too much for one line
+WIDE = 200  # columns, if the output is a file or a pipe
+LOGGED_ALONE = ('grad_norm', 'learning_rate', 'images_per_second')  # not shown in the progress line, to keep it short
 
 
 class Console:
-  """Tables and lines on standard output, warnings on standard error."""
+  """Prints tables and lines to standard output, and warnings to standard error."""
 
   def __init__(self, quiet: bool = False):
     terminal = sys.stdout.isatty()
-    width = None if terminal or 'COLUMNS' in os.environ else WIDE  # a file or a pipe has no edge to wrap at
+    width = None if terminal or 'COLUMNS' in os.environ else WIDE  # a file or a pipe has no width
     self.rich = Rich(quiet=quiet, highlight=False, soft_wrap=not terminal, width=width)
     self.quiet = quiet
 
   def line(self, text: str) -> None:
+    """Prints a line."""
     self.rich.print(escape(text))
 
   def warn(self, text: str) -> None:
+    """Prints a warning, even with `quiet`."""
     print(f'warning: {text}', file=sys.stderr, flush=True)
 
   def data(self, info: DatasetInfo) -> None:
-    """Split sizes, classes and their balance; what was left out, and why."""
+    """Prints split sizes, classes with the fewest and most images, and rejected files with the reason."""
     table = _table(f'data: {info.name}', 'split', 'images', 'classes', 'fewest', 'most')
     for split, counts in info.counts.items():
       fewest, most = (f'{f(counts):,} {info.class_names[counts.index(f(counts))]}' for f in (min, max))
@@ -55,7 +57,7 @@ class Console:
       self.warn(f'{len(info.rejected)} unreadable files are left out')
 
   def defaults(self, why: Mapping[str, str]) -> None:
-    """What was filled in."""
+    """Prints the options that were left open, with their values and reasons."""
     if why:
       table = _table('defaults', 'option', 'value')
       for name, value in why.items():
@@ -63,7 +65,7 @@ class Console:
       self.rich.print(table)
 
   def learning(self, phases: Sequence[tuple[str, int, Sequence[Any]]]) -> None:
-    """What learns, phase by phase, before the first step."""
+    """Prints which layers learn in each phase: (name, steps, rows of `optimizer.describe`)."""
     for name, steps, rows in phases:
       table = _table(f'what learns: {name}, {steps:,} steps', 'label', 'tensors', 'parameters', 'peak lr')
       for row in rows:
@@ -71,14 +73,21 @@ class Console:
       self.rich.print(table)
 
   def program(self, phase: str, program: Any, recipe: Any, forward: Callable[[], float | None]) -> Any:
-    """What one step of a phase costs, where the compiler has said; returns the program.
+    """Prints the cost of a phase's step, if the compiler reports it.
 
-    forward: FLOPs of a forward pass of the whole model; full fine-tuning is about 3 of them.
+    Args:
+      phase: its name.
+      program: the compiled step.
+      recipe: of the step.
+      forward: computes the FLOPs of a forward pass of the whole model, or None.
+
+    Returns:
+      The program.
     """
     if not self.quiet and hasattr(program, 'memory_analysis'):
       count, parts = compiled.flops(program), ''
       needs = f'{count / 1e9:,.2f} GFLOPs and {_size(memory.peak_bytes(program))} of memory'
-      if recipe.micro_batches > 1:  # a loop, whose body the compiler may count once
+      if recipe.micro_batches > 1:  # the compiler may count the body of the loop once
         parts = f', in {recipe.micro_batches} micro-batches'
       elif reference := forward():
         parts = f': {count / reference:.2f} forward passes (full fine-tuning: about 3)'
@@ -86,7 +95,7 @@ class Console:
     return program
 
   def result(self, metrics: Mapping[str, Any], task: Task, out: Path) -> None:
-    """The table at the end, and where the report lies."""
+    """Prints the metrics of a finished run, and the paths of its model and report."""
     table = _table(f'result on {metrics.get("split", "validation")}', 'metric', 'value')
     for name in task.metrics:
       table.add_row(name, f'{metrics[name]:.4f}')
@@ -102,7 +111,7 @@ class Console:
     self.line(f'report: {out / "report.html"}')
 
   def models(self, rows: Sequence[Mapping[str, Any]]) -> None:
-    """What there is, a line each; a narrow terminal leaves out what `tlx models NAME` prints."""
+    """Prints one row per model. On a narrow terminal it leaves out columns that `tlx models NAME` shows."""
     cells = {
       'name': lambda row: row['name'],
       'parameters': lambda row: _number(row['parameters'], ',d'),
@@ -122,7 +131,7 @@ class Console:
     self.rich.print(table)
 
   def model(self, row: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> None:
-    """All that is known of one model, layer by layer."""
+    """Prints one model and its layers."""
     self.models([row])
     source = f'{row["source"]}, license {row["license"]}' if row['source'] else 'no published weights'
     self.line(f'\nsource: {source}')
@@ -134,7 +143,7 @@ class Console:
     self.rich.print(table)
 
   def cost(self, found: Mapping[str, Any]) -> None:
-    """What `certify.certify` found: a column for each phase, and for full fine-tuning."""
+    """Prints the result of `actions.cost.certify`: one column per phase, and one for full fine-tuning."""
     programs = {**found['phases'], **({} if found['strategy'] == 'full' else {'full': found['full']})}
     height, width = shape_of(found['image_size'])
     title = (
@@ -163,13 +172,13 @@ class Console:
 
   @contextlib.contextmanager
   def progress(self, steps: int, primary: str) -> Iterator['_Progress']:
-    """A bar on a terminal, a line every few seconds elsewhere; primary: the metric that validation shows."""
+    """Shows a progress bar; outside a terminal, a line every 5 s. `primary` is the metric to show for validation."""
     with self._bar() as bar:
       yield _Progress(self, bar, steps, primary)
 
   @contextlib.contextmanager
   def work(self, what: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
-    """A bar on a terminal for a function of (done, total, the newest numbers)."""
+    """Shows a progress bar on a terminal. It yields the function (done, total, {name: number}) to update it."""
     with self._bar() as bar:
       task = bar.add_task(what, total=None, numbers='')
       text = lambda numbers: '  '.join(f'{name} {value:.4g}' for name, value in numbers.items())
@@ -183,7 +192,7 @@ class Console:
 
 
 class _Progress:
-  """The newest numbers of the run."""
+  """The progress bar of a run, with its newest numbers."""
 
   def __init__(self, console: Console, bar: Progress, steps: int, primary: str):
     self._console, self._bar, self._steps, self._primary = console, bar, steps, primary
@@ -204,7 +213,7 @@ class _Progress:
       self._console.line(f'step {step}/{self._steps}  {phase}  {text}')
 
   def log(self, record: Mapping[str, Any]) -> None:
-    """Validation results stay on the screen; training ones move the bar."""
+    """Prints validation results as lines that stay on the screen."""
     if record['split'] == 'validation':
       self._console.line(
         f'step {record["step"]}/{self._steps}  validation  loss {record["loss"]:.4f}  '
@@ -217,7 +226,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _size(count: float) -> str:
-  """1,234,567 -> '1.2 MB'."""
+  """Formats bytes: 1234567 -> '1.2 MB'."""
   for unit in ('B', 'kB', 'MB', 'GB'):
     if count < 1000 or unit == 'GB':
       return f'{count:,.{0 if unit == "B" else 1}f} {unit}'
@@ -225,7 +234,7 @@ def _size(count: float) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-  """Numbers stay whole and to the right; words wrap, and only a word longer than its column is folded."""
+  """An empty table. Numbers are right-aligned and never wrapped; text wraps, too long words break."""
   style = {'title_justify': 'left', 'title_style': 'bold', 'box': box.SIMPLE_HEAD, 'padding': (0, 1, 0, 0)}
   table = Table(title=f'\n{title}' if title else None, show_edge=False, pad_edge=False, **style)
   for column in columns:

@@ -1,4 +1,4 @@
-"""Small JPEGs of photographs, for the report."""
+"""Makes small JPEGs of photographs for the report."""
 
 import io
 
@@ -11,7 +11,15 @@ SIDE = 192  # pixels of the longer side
 
 
 def of(image: np.ndarray | bytes, side: int = SIDE) -> bytes:
-  """A JPEG with at most `side` pixels along each side, of an encoded image or of pixels uint8 [h, w, 3]."""
+  """Makes a small JPEG with the same aspect ratio.
+
+  Args:
+    image: pixels uint8 [h, w, 3], or the bytes of an image file.
+    side: maximum height and width, pixels.
+
+  Returns:
+    The bytes of the JPEG.
+  """
   picture = Image.fromarray(decode.decode(image) if isinstance(image, bytes) else image)
   picture.thumbnail((side, side))
   encoded = io.BytesIO()

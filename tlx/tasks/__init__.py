@@ -1,1 +1,1 @@
-"""What a head predicts, how its loss is computed and how it is scored: one task a file, pure functions."""
+"""Tasks: targets, losses, metrics and predictions. Each file or folder is one task."""

@@ -1,1 +1,1 @@
-"""What turns a model, labels and batches into a trained model: optimiser, pure step, placement, checkpoints, loop."""
+"""Training: the optimizer, the pure step, its sharding over devices, checkpoints, and the loop."""

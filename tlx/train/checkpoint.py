@@ -1,9 +1,9 @@
-"""Saves and restores the state of a run with orbax: asynchronous, atomic, checked, in any phase.
+"""Saves and restores the state of a run with orbax, in the background, atomically and with checks.
 
-Each checkpoint holds the hashes of its files and a fingerprint of its bits. A damaged one is set aside with a warning,
-never overwritten or trusted, and the one before it is used; whatever else keeps one from being read stops the run and
-leaves the checkpoint where it is. Across processes, process 0 lists, hashes, writes and moves files in a folder that
-all of them see, and what any of them finds wrong is wrong for all.
+Each checkpoint stores the hashes of its files and a checksum of each array. `restore` moves a damaged checkpoint to
+another folder, warns, and takes the one before it. Any other reading error stops the run and leaves the checkpoint
+where it is. With several processes, process 0 lists, hashes, writes and moves files in a folder that all processes see;
+an error in one process is an error in all.
 """
 
 import concurrent.futures
@@ -24,19 +24,25 @@ from tlx.types import TlxError
 
 
 class Restored(NamedTuple):
-  """A state, the step it was saved at, and what was stored beside it."""
+  """A restored checkpoint."""
 
   state: Any
-  step: int
-  meta: Mapping[str, Any]
+  step: int  # the last step before the checkpoint was saved
+  meta: Mapping[str, Any]  # JSON values that were saved with the state
 
 
 class Damaged(Exception):
-  """The files of a checkpoint are not what was saved."""
+  """The files of a checkpoint differ from what was saved."""
 
 
 class Checkpoints:
-  """The checkpoints of one run, the newest `keep` of them."""
+  """The checkpoints of one run.
+
+  Args:
+    folder: of the checkpoints; the first save makes it.
+    keep: number of checkpoints to keep, the newest ones.
+    warn: receives the warnings.
+  """
 
   def __init__(self, folder: Path, *, keep: int = 2, warn: Callable[[str], None] = print):
     self.folder, self.keep, self.warn = Path(folder).absolute(), keep, warn
@@ -45,7 +51,7 @@ class Checkpoints:
 
   @property
   def _manager(self):
-    """Orbax's, opened on first use: after `restore` has set aside what is damaged."""
+    """Orbax's manager. It is opened on first use, after `restore` has moved damaged checkpoints away."""
     if self._opened is None:
       import orbax.checkpoint as ocp
 
@@ -56,7 +62,16 @@ class Checkpoints:
     return self._opened
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-    """Copies the state to the host and writes it in the background. Raises TlxError if this or the last save failed."""
+    """Copies the state to the host and writes it in the background. It does nothing if `step` is saved already.
+
+    Args:
+      step: number of the last step.
+      state: pytree of arrays.
+      meta: JSON values to save with the state.
+
+    Raises:
+      TlxError: if this save or the one before it failed.
+    """
     import orbax.checkpoint as ocp
 
     self.wait()
@@ -70,15 +85,21 @@ class Checkpoints:
       self._sealing = self._worker.submit(self._seal, step)
 
   def _seal(self, step: int) -> None:
-    """Hashes the files once orbax has given the checkpoint its final name; in the background too."""
+    """Hashes the files after orbax has given the checkpoint its final name. It runs in the background."""
     self._manager.wait_until_finished()
     files.seal(self.folder / str(step))
 
   def restore(self, like: Callable[[Mapping[str, Any]], Any]) -> Restored | None:
-    """The newest sound checkpoint, or None where there is none; damaged ones are set aside.
+    """Reads the newest checkpoint that is not damaged, and moves damaged ones to 'damaged_checkpoints'.
 
-    Args: like: from what was stored beside the state to its abstract form (ShapeDtypeStruct leaves with a sharding).
-    Raises: TlxError where the newest sound one cannot be read, or holds another kind of state; it stays where it is.
+    Args:
+      like: maps the saved `meta` to the abstract state: leaves are jax.ShapeDtypeStruct with a sharding.
+
+    Returns:
+      The checkpoint; None if there is none.
+
+    Raises:
+      TlxError: if the checkpoint cannot be read, or holds another state than `like` describes. It stays where it is.
     """
     while (step := self._newest()) is not None:
       try:
@@ -92,7 +113,7 @@ class Checkpoints:
     return None
 
   def _newest(self) -> int | None:
-    """As process 0 sees it, whatever a cache of the file system tells the others."""
+    """The newest step that process 0 sees, because other processes may see an old listing of the folder."""
     steps = _gathered(np.int32(_alike(self._last_listed)))
     return int(steps[0]) if steps[0] >= 0 else None
 
@@ -106,7 +127,7 @@ class Checkpoints:
     return max((int(name) for name in names if name.isdigit()), default=-1)
 
   def _verify(self, step: int) -> bool:
-    """Whether the files are known to be those that were written; False where a kill came before their hashes."""
+    """Whether the checkpoint has hashes, and they match. False if the run was killed before it wrote the hashes."""
     folder = self.folder / str(step)
     with self._reading(step, sealed=True):
       if not folder.is_dir():
@@ -129,7 +150,7 @@ class Checkpoints:
     with self._reading(step, sealed):
       meta = read(meta=ocp.args.JsonRestore())['meta']
       stored, saved = meta['leaves'], meta['fingerprint']
-    with self._reading(step, sealed=True):  # whatever is wrong with the program, the checkpoint is not to blame
+    with self._reading(step, sealed=True):  # an error of `like` is not damage
       abstract = self._fitting(step, like, meta, stored)
     with self._reading(step, sealed):
       flat = read(state=ocp.args.StandardRestore(_flat(abstract)))['state']
@@ -139,7 +160,7 @@ class Checkpoints:
     return Restored(state, step, meta)
 
   def _fitting(self, step: int, like: Callable, meta: Mapping[str, Any], stored: Mapping[str, str]) -> Any:
-    """The program's abstract state. Raises TlxError where that is not what the checkpoint holds."""
+    """The program's abstract state. Raises TlxError if the checkpoint holds another one."""
     try:
       abstract = like(meta)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -159,7 +180,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _reading(self, step: int, sealed: bool):
-    """Tells damage from the rest; where the hashes hold, no error of a reader is damage."""
+    """Raises Damaged or TlxError in place of a reader's error. If the hashes match, it is never Damaged."""
     try:
       yield
     except (Damaged, TlxError):
@@ -186,12 +207,12 @@ class Checkpoints:
         ) from error
 
   def latest(self) -> int | None:
-    """The step of the newest checkpoint, once it is whole on disk. Raises TlxError if the last save failed."""
+    """Waits for the last save, and returns the step of the newest checkpoint, or None. Raises TlxError if it failed."""
     self.wait()
     return self._manager.latest_step()
 
   def wait(self) -> None:
-    """Returns when everything is on disk. Raises TlxError if the last save failed."""
+    """Waits until everything is on disk. Raises TlxError if the last save failed."""
     if self._opened is None:
       return
     sealing, self._sealing = self._sealing, None
@@ -201,7 +222,7 @@ class Checkpoints:
         sealing.result()
 
   def close(self) -> None:
-    """Waits for what is being written, whatever comes of it."""
+    """Waits for the last save and frees the threads. It ignores errors."""
     with contextlib.suppress(Exception):
       self.wait()
     self._worker.shutdown()
@@ -223,7 +244,7 @@ class Checkpoints:
 
 
 def _reader():
-  """Orbax's, which waits for no other process, so that one that fails alone can tell the others (see `_alike`)."""
+  """Orbax's reader without waiting for other processes, so that a process that fails alone can report it (`_alike`)."""
   import orbax.checkpoint as ocp
 
   silence()
@@ -238,7 +259,7 @@ def _reader():
 
 
 def _alike(function: Callable, *arguments: Any) -> Any:
-  """Calls it on every process; where it fails on one, all raise the worst error: what stops the run, then damage."""
+  """Calls a function on every process. If one process fails, all raise the worst error: TlxError before Damaged."""
   result, problem = None, None
   try:
     result = function(*arguments)
@@ -256,12 +277,19 @@ def _alike(function: Callable, *arguments: Any) -> Any:
 
 
 def _gathered(value: np.ndarray) -> np.ndarray:
-  """[processes, ...] of what each process has."""
+  """Stacks the values of all processes: [processes, ...]."""
   return np.reshape(multihost_utils.process_allgather(value), (jax.process_count(), *value.shape))
 
 
 def fingerprint(tree: Any) -> list[int]:
-  """A checksum of each leaf's bits, in order; sensitive to every bit and to places changed."""
+  """Computes a checksum of each leaf. It changes if any bit changes or values swap places.
+
+  Args:
+    tree: pytree of arrays with 1, 2 or 4 bytes per value.
+
+  Returns:
+    One uint32 value per leaf, in the order of `jax.tree.leaves`.
+  """
   return [int(x) for x in jax.device_get(_checksums(jax.tree.leaves(tree)))]
 
 
@@ -282,7 +310,7 @@ def _checksum(leaf: jax.Array) -> jax.Array:
 
 
 def _flat(state: Any) -> dict[str, Any]:
-  """Leaves by the path they have in the state: what orbax stores knows nothing of our classes."""
+  """{path: leaf}, so that the stored files do not depend on our classes."""
   return {
     jax.tree_util.keystr(path, simple=True, separator='.').replace('/', '.'): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -290,5 +318,5 @@ def _flat(state: Any) -> dict[str, Any]:
 
 
 def _leaves(flat: Mapping[str, Any]) -> dict[str, str]:
-  """{name: 'float32[3, 5]'}"""
+  """{path: dtype and shape}, such as 'float32[3, 5]'."""
   return {name: f'{leaf.dtype}{list(leaf.shape)}' for name, leaf in flat.items()}

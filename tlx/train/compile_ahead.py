@@ -1,4 +1,4 @@
-"""The next phase's step is compiled while this one trains, so that an accelerator does not wait for it."""
+"""Compiles the next phase's step while this phase trains, so that the accelerator does not wait for it."""
 
 import contextlib
 import threading
@@ -8,10 +8,13 @@ import jax
 
 
 def compile_aside(build: Callable[[], object]) -> None:
-  """Runs `build`, which compiles a program, in the background, for the persistent cache.
+  """Compiles a program in a background thread, to fill JAX's persistent cache.
 
-  The program itself is dropped: the phase compiles it when it comes, from the same text, and finds it in the cache. An
-  error is left to the phase too, which meets it where somebody is told.
+  It drops the program and ignores errors. The phase compiles the same program again when it starts: it then finds it in
+  the cache, or raises the same error where the user sees it.
+
+  Args:
+    build: compiles the program.
   """
 
   def quietly() -> None:
@@ -22,5 +25,9 @@ def compile_aside(build: Callable[[], object]) -> None:
 
 
 def gains() -> bool:
-  """Not without a cache, not on a CPU, whose cores train, nor across processes, which compile in the same order."""
+  """Whether compiling ahead helps.
+
+  It does not without a cache, on a CPU (its cores are busy with training), or with several processes (all must compile
+  in the same order).
+  """
   return bool(jax.config.jax_compilation_cache_dir) and jax.default_backend() != 'cpu' and jax.process_count() == 1

@@ -1,4 +1,4 @@
-"""The loop: no mathematics, only when to step, log, evaluate and save."""
+"""The training loop. It decides when to step, log, evaluate and save; it contains no mathematics."""
 
 import collections
 import contextlib
@@ -24,7 +24,7 @@ from tlx.types import Phase, TlxError, UsageError, Variables
 
 
 class Stopped(Exception):
-  """SIGTERM or Ctrl-C asked the run to end; its state is saved."""
+  """The run ended early after SIGTERM or Ctrl-C. Its state is saved; before the first step there is nothing to save."""
 
   def __init__(self, step: int, signum: int):
     super().__init__(f'stopped at step {step}')
@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 
 class Stretch(NamedTuple):
-  """A phase with its borders in steps."""
+  """A phase and its steps: start + 1, ..., end."""
 
   phase: Phase
   start: int
@@ -48,41 +48,58 @@ class PhaseInputs(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """Everything that the loop asks for."""
+  """The inputs of the loop."""
 
   stretches: Sequence[Stretch]
   recipe: Recipe
   optimizer: Optimizer
   placement: Jit | Pmap
   checkpoints: Checkpoints
-  inputs: Callable[[Stretch, Variables, Callable[[], None]], PhaseInputs]  # placed variables; the last raises Stopped
-  # A phase, what compiles its step by a recipe, the recipe, and the step's arguments -> its program; may raise before
-  # the first step.
+  # (phase, placed variables, function that raises Stopped after a signal) -> the phase's input.
+  inputs: Callable[[Stretch, Variables, Callable[[], None]], PhaseInputs]
+  # (phase, function that compiles the step of a recipe, recipe, arguments of the step) -> compiled step. It may raise
+  # TlxError, for example if the step does not fit in memory.
   program: Callable[[Stretch, Callable[[Recipe], Any], Recipe, Any], Callable]
-  expected: Callable[[Stretch], Any]  # shapes of a phase's global batch of images; None where it may see features
+  expected: Callable[[Stretch], Any]  # shapes of a phase's global batch; None if they may be features
   log: Callable[[Mapping[str, Any]], None]
-  resumed: Callable[[int, bool], None]  # step of the restored checkpoint, 0 = none; whether its evaluation is to come
+  resumed: Callable[[int, bool], None]  # step of the checkpoint (0: none), whether to evaluate there
   progress: Callable[[int, str, Mapping[str, float]], None]  # step, phase, newest numbers
   seed: int
-  log_every: int
-  eval_every: int
-  save_every: int
+  log_every: int  # steps
+  eval_every: int  # steps
+  save_every: int  # steps
 
   @property
   def steps(self) -> int:
+    """Number of steps of the run."""
     return self.stretches[-1].end
 
 
 class Outcome(NamedTuple):
-  """The last state, the same on every device, and where the time of this process went."""
+  """The result of the loop."""
 
-  state: states.TrainState
-  seconds: Mapping[str, float]  # compile, prefix, train, evaluate, and data: the part of train that waited for it
-  examples: int
+  state: states.TrainState  # one copy, not one per device
+  seconds: Mapping[str, float]  # of compile, prefix, train and evaluate; data = the part of train that waited for it
+  examples: int  # that this process trained on since it started
 
 
 def stretches(phases: Sequence[Phase], steps: int) -> list[Stretch]:
-  """Shares of all steps -> borders in steps; every phase has one step at least."""
+  """Divides the steps of a run among its phases, in proportion to their shares. Each phase gets at least one step.
+
+  Args:
+    phases: in order.
+    steps: of the whole run.
+
+  Returns:
+    One stretch per phase.
+
+  Raises:
+    UsageError: for fewer steps than phases.
+
+  Examples:
+    >>> [(x.start, x.end) for x in stretches([Phase('probe', 0.25, {}), Phase('full', 0.75, {})], steps=100)]
+    [(0, 25), (25, 100)]
+  """
   if steps < len(phases):
     few = '1 step is' if steps == 1 else f'{steps} steps are'
     raise UsageError(f'{few} too few for {len(phases)} phases; give more epochs, or a smaller batch size')
@@ -94,7 +111,7 @@ def stretches(phases: Sequence[Phase], steps: int) -> list[Stretch]:
 
 
 def abstract_state(plan: Plan, variables: Variables, index: int) -> states.TrainState:
-  """Shapes of the state in the phase of that index, without computing any."""
+  """The state in phase `index` as jax.ShapeDtypeStruct leaves with a sharding. It computes no values."""
   stretch = plan.stretches[index]
 
   def make(variables):
@@ -108,9 +125,18 @@ def abstract_state(plan: Plan, variables: Variables, index: int) -> states.Train
 
 
 def fit(plan: Plan, variables: Variables) -> Outcome:
-  """Trains from the newest sound checkpoint, or from `variables`, to the end of the plan.
+  """Trains to the end of the plan, from the newest undamaged checkpoint if there is one.
 
-  Raises Stopped once SIGTERM or Ctrl-C came and the state is saved; TlxError when the loss is no longer finite.
+  Args:
+    plan: of the run.
+    variables: where training starts without a checkpoint.
+
+  Returns:
+    The last state, and the time spent.
+
+  Raises:
+    Stopped: after SIGTERM or Ctrl-C, when the state is saved.
+    TlxError: if the loss or the gradient is not finite, or a checkpoint cannot be read or written.
   """
   restored = plan.checkpoints.restore(lambda meta: abstract_state(plan, variables, meta['phase']))
   state, step, first = (_to_host(restored.state), restored.step, restored.meta['phase']) if restored else (None, 0, 0)
@@ -136,7 +162,7 @@ def fit(plan: Plan, variables: Variables) -> Outcome:
         placed = _train(plan, inputs, index, tx, placed, step, watch, signals, pending)
       state, step = plan.placement.one(placed), stretch.end
     plan.checkpoints.wait()
-    _leave(signals, step)  # too late for the last step to see it
+    _leave(signals, step)  # a signal may come after the last step
   return Outcome(state, dict(watch.seconds), watch.examples)
 
 
@@ -151,7 +177,7 @@ def _train(
   signals: '_Signals',
   pending: list,
 ) -> states.TrainState:
-  """One phase, from after `start` to its end; pending: metrics of the steps up to there that are in no line yet."""
+  """Trains one phase from step `start` + 1 to its end. `pending` holds metrics of earlier steps that are not logged."""
   stretch = plan.stretches[index]
   batches, recipe = inputs.batches(start), dataclasses.replace(plan.recipe, start=inputs.start)
   try:
@@ -165,14 +191,14 @@ def _train(
       last = step == stretch.end
       due = step % plan.eval_every == 0 or step == plan.steps
       save = last or step % plan.save_every == 0
-      told = save or due or step % plan.log_every == 0  # the steps after which the host waits for the device
+      told = save or due or step % plan.log_every == 0  # only after these steps the host waits for the device
       stop = processes.largest(signals.received) if told or jax.process_count() == 1 else 0
       with watch.of('train'):
         state, metrics = compiled(state, batch)
         pending.append(metrics)
         if told:
           _log(plan, pending, step, stretch, watch)
-        elif stop:  # no line that an uninterrupted run would not have
+        elif stop:  # it logs nothing, as an uninterrupted run would not
           _check(plan, _rows(pending), step, stretch)
         batch = None if last else batches.after(metrics)
       if due and not stop:
@@ -191,7 +217,7 @@ def _train(
 
 
 def _compile_next(plan: Plan, state: states.TrainState, index: int) -> None:
-  """Has the program of the phase of that index compiled while this one trains, where its batches are known already."""
+  """Compiles the step of phase `index` in the background, if the shapes of its batches are known already."""
   if index == len(plan.stretches) or not compile_ahead.gains():
     return
   if (batch := plan.expected(plan.stretches[index])) is None:
@@ -206,7 +232,7 @@ def _compile_next(plan: Plan, state: states.TrainState, index: int) -> None:
 
 
 def _leave(signals: '_Signals', step: int) -> None:
-  """Raises Stopped if a signal came; the state after `step` is saved, or is the first."""
+  """Raises Stopped if a signal came. The state after `step` is saved already, unless no step ran."""
   if stop := processes.largest(signals.received):
     raise Stopped(step, stop)
 
@@ -218,7 +244,7 @@ def _evaluate(plan: Plan, inputs: PhaseInputs, state, step: int, stretch: Stretc
 
 
 def _log(plan: Plan, pending: list, step: int, stretch: Stretch, watch: 'Stopwatch') -> None:
-  """Fetches and logs what has gathered since the last time: the only place where the loop waits for the device."""
+  """Fetches and logs the metrics since the last call. Here the loop waits for the device."""
   rows = _rows(pending)
   pending.clear()
   _check(plan, rows, step, stretch)
@@ -231,13 +257,13 @@ def _log(plan: Plan, pending: list, step: int, stretch: Stretch, watch: 'Stopwat
 
 
 def _rows(pending: list) -> dict[str, np.ndarray]:
-  """{metric: [steps]} of what has gathered, fetched from the devices."""
+  """Fetches pending metrics from the devices: {metric: [steps]}."""
   fetched = jax.device_get(pending)
   return {name: np.stack([np.ravel(x[name])[0] for x in fetched]) for name in (pending[0] if pending else ())}
 
 
 def _gathered(meta: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
-  """The inverse of `_rows`, of what was stored in a checkpoint."""
+  """Inverts `_rows` for the metrics in a checkpoint."""
   columns = {
     name: np.asarray(values, np.int32 if name == 'count' else np.float32) for name, values in meta['unlogged'].items()
   }
@@ -245,7 +271,7 @@ def _gathered(meta: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
 
 
 def _check(plan: Plan, rows: Mapping[str, np.ndarray], step: int, stretch: Stretch) -> None:
-  """Raises TlxError where the loss of one of the steps up to `step` is not finite."""
+  """Raises TlxError if the loss or gradient norm of a step up to `step` is not finite."""
   finite = np.isfinite(rows['loss']) & np.isfinite(rows['grad_norm'])
   if not finite.all():
     bad = step - len(finite) + 1 + int(np.argmin(finite))
@@ -267,7 +293,7 @@ def _to_host(state: states.TrainState) -> states.TrainState:
 
 
 class Stopwatch:
-  """Seconds by what they went to."""
+  """Seconds spent in each part of the loop, such as 'train' or 'compile'."""
 
   def __init__(self):
     self.seconds = collections.Counter(dict.fromkeys(('compile', 'prefix', 'train', 'evaluate', 'data'), 0.0))
@@ -275,6 +301,7 @@ class Stopwatch:
 
   @contextlib.contextmanager
   def of(self, what: str):
+    """Adds the time of the block to the seconds of `what`."""
     start = time.perf_counter()
     try:
       yield
@@ -285,7 +312,7 @@ class Stopwatch:
         self._lap += spent
 
   def lap(self, examples: int) -> float:
-    """Examples a second since the last lap, in training alone."""
+    """Training speed since the last lap, in examples per second. `examples` is how many were trained on."""
     now = time.perf_counter()
     speed = examples / max(now - self._lap, 1e-9)
     self.examples, self._lap = self.examples + examples, now
@@ -293,7 +320,7 @@ class Stopwatch:
 
 
 class _Signals:
-  """Notes SIGTERM and SIGINT for the loop to act on between two steps; a second one acts at once."""
+  """Records SIGTERM and SIGINT, so that the loop can stop between two steps. A second signal acts at once."""
 
   def __enter__(self):
     self.received = 0

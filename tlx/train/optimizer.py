@@ -1,4 +1,4 @@
-"""A phase's labels to one `optax.multi_transform` over the trainable leaves, and the table of what learns."""
+"""Builds one `optax.multi_transform` over the trainable leaves of a phase, and the table of what learns."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,24 @@ from tlx.types import Params, Phase, UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """How the trainable leaves move."""
+  """The options of the optimizer. `build` makes the optax transformation of a phase."""
 
   name: str = 'adamw'  # adamw or sgd
-  peak_lr: float = 1e-3  # of the head; a layer's is its rate times this
+  peak_lr: float = 1e-3  # of the head; a layer's peak is its rate in the phase times this
   weight_decay: float = 0.01  # on kernels only
   momentum: float = 0.9  # of sgd
-  clip_norm: float = 1.0  # of the trainable gradient; 0 = off
-  schedule: str = 'cosine'
+  clip_norm: float = 1.0  # maximum L2 norm of the trainable gradient; 0 = off
+  schedule: str = 'cosine'  # a key of `schedules.SCHEDULES`
   warmup: float = 0.1  # share of each phase's steps
 
   def direction(self) -> optax.GradientTransformation:
-    """The update before its learning rate. Weight decay leaves biases and norms alone."""
+    """The update before multiplication by the learning rate: AdamW, or SGD with Nesterov momentum.
+
+    Weight decay does not apply to biases and norms.
+
+    Raises:
+      UsageError: for an unknown name.
+    """
     decay = optax.add_decayed_weights(self.weight_decay, mask=labels.decays) if self.weight_decay else optax.identity()
     if self.name == 'adamw':
       return optax.chain(optax.scale_by_adam(), decay)
@@ -33,13 +39,30 @@ class Optimizer:
     raise UsageError(f'no optimizer {self.name!r}; there are adamw, sgd')
 
   def rate(self, steps: int, relative: float = 1.0) -> optax.Schedule:
-    """Learning rate by step within a phase of `steps`."""
+    """The learning-rate schedule of a phase.
+
+    Args:
+      steps: of the phase.
+      relative: the layer's rate, a share of the peak.
+
+    Returns:
+      A function from the step (0 = the first of the phase) to the learning rate.
+    """
     return schedules.make(self.schedule, self.peak_lr * relative, steps, round(self.warmup * steps))
 
   def build(self, phase: Phase, steps: int, trainable: Params) -> optax.GradientTransformation:
-    """The phase's transformation; it sees, clips and keeps state for `trainable` alone."""
+    """The optax transformation of a phase. It sees only the trainable leaves, so frozen ones cost no memory.
+
+    Args:
+      phase: gives each layer its rate.
+      steps: of the phase.
+      trainable: the leaves that learn.
+
+    Returns:
+      Clipping, the update of each layer, and its learning rate, chained.
+    """
     tree = labels.label_tree(trainable, phase.rates)
-    used = sorted(set(jax.tree.leaves(tree)))  # a set's order differs from process to process, and so would the program
+    used = sorted(set(jax.tree.leaves(tree)))  # all processes must build the same program; a set has no fixed order
     return optax.chain(
       optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
       optax.multi_transform({name: self.direction() for name in used}, tree),
@@ -50,7 +73,15 @@ class Optimizer:
 
 
 def carry(old: Any, new: Any) -> Any:
-  """`new` optimiser state with the moments of every leaf that was already learning; schedules start afresh."""
+  """Carries moments into the optimizer state of the next phase.
+
+  Args:
+    old: state at the end of a phase.
+    new: initial state of the next phase.
+
+  Returns:
+    `new` with the moments of each leaf that was learning before. Its schedules start at step 0.
+  """
   known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old[1])}
   moments = jax.tree_util.tree_map_with_path(lambda path, leaf: known.get(jax.tree_util.keystr(path), leaf), new[1])
   return (new[0], moments, new[2])
@@ -59,7 +90,7 @@ def carry(old: Any, new: Any) -> Any:
 class Row(NamedTuple):
   """One line of the table of what learns."""
 
-  label: str
+  label: str  # 'frozen', or a layer or range of layers
   tensors: int
   parameters: int
   learning_rate: float  # at the peak
@@ -67,10 +98,19 @@ class Row(NamedTuple):
 
 
 def describe(params: Params, phase: Phase, peak_lr: float, layers: Sequence[str] = ()) -> list[Row]:
-  """Every leaf under exactly one row: 'frozen' first, then the layers that learn, neighbours of one rate together.
+  """Makes the table of what learns in a phase. Every leaf belongs to exactly one row.
 
-  layers: the backbone's order, for the first path of what is frozen; what learns is in order without it.
-  Raises UsageError where the phase names a layer that has no parameters.
+  Args:
+    params: of the whole model.
+    phase: gives each layer that learns its rate.
+    peak_lr: peak learning rate.
+    layers: the backbone's layers in order; used for the first path of the frozen row.
+
+  Returns:
+    The row 'frozen', then the layers that learn. Neighbours with the same rate share a row.
+
+  Raises:
+    UsageError: if the phase names a layer without parameters.
   """
   groups: dict[str, list[str]] = {}
   flat = trees.flatten(params)
@@ -85,7 +125,7 @@ def describe(params: Params, phase: Phase, peak_lr: float, layers: Sequence[str]
 
 
 def _ordered(flat: Mapping[str, Any], layers: Sequence[str]) -> list[str]:
-  """Paths in the order of the layers, those of others first."""
+  """Paths in the order of the layers. Paths of other layers come first."""
   place = {name: i for i, name in enumerate(layers)}
   return sorted(flat, key=lambda path: place.get(labels.layer_of(path), -1))
 
@@ -95,7 +135,7 @@ def _row(name: str, paths: Sequence[str], flat: Mapping[str, Any], rate: float) 
 
 
 def _joined(rows: Sequence[Row]) -> list[Row]:
-  """Consecutive layers with the same learning rate as one row, 'stage0_block0 .. final_conv'."""
+  """Joins consecutive layers with the same learning rate, such as 'stage0_block0 .. final_conv'."""
   joined: list[Row] = []
   for row in rows:
     last = joined[-1] if joined else None

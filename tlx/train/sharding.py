@@ -1,6 +1,7 @@
-"""How one pure step is spread over devices: `jit` over a mesh, or `pmap`; everything else is the same.
+"""Spreads the pure step over devices, with `jit` over a mesh or with `pmap`.
 
-The state lies whole on every device; batches are split along their first axis, 'data'.
+Every device has a copy of the whole state. Batches are split along their first axis, which is called 'data'.
+`Jit` and `Pmap` have the same methods.
 """
 
 import dataclasses
@@ -16,10 +17,11 @@ from tlx.types import UsageError
 
 
 def schedule() -> dict[str, Any]:
-  """The compiler's option on a CPU: by default it orders a program for concurrency, and keeps more alive for that.
+  """The compiler options that save memory on a CPU; {} on other platforms.
 
-  Default -> this, a full step, 16 images of 224 pixels: ResNet-50 2,254 -> 1,584 MB of temporaries and 1.31 times as
-  fast, ViT-S/16 2,225 -> 1,805 MB and 1.30 times, MobileNetV3 937 -> 911 MB and 0.97 times.
+  By default XLA:CPU orders operations for concurrency, which keeps more arrays in memory. Measured on a full step with
+  16 images of 224 pixels, default -> this option: ResNet-50 2,254 -> 1,584 MB of temporaries and 1.31 times as fast,
+  ViT-S/16 2,225 -> 1,805 MB and 1.30 times, MobileNetV3 937 -> 911 MB and 0.97 times.
   """
   cpu = jax.default_backend() == 'cpu'
   return {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'} if cpu else {}
@@ -27,20 +29,22 @@ def schedule() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Jit:
-  """`jit` over a one-dimensional mesh of all devices, across processes too."""
+  """`jit` over a one-dimensional mesh of all devices, which may belong to several processes."""
 
   devices: Sequence[jax.Device]
 
   @property
   def whole(self) -> NamedSharding:
+    """A full copy on every device."""
     return NamedSharding(Mesh(np.array(self.devices), (AXIS,)), PartitionSpec())
 
   @property
   def spread(self) -> NamedSharding:
+    """The first axis is split over the devices."""
     return NamedSharding(self.whole.mesh, PartitionSpec(AXIS))
 
   def put_state(self, state: Any) -> Any:
-    """A copy on every device; what it was made from stays usable when the copy is donated."""
+    """Copies a pytree to every device. The original stays usable when the copy is donated."""
 
     def put(x):
       host = np.asarray(x)
@@ -49,18 +53,25 @@ class Jit:
     return jax.tree.map(put, state)
 
   def put_batch(self, batch: Any) -> Any:
-    """This process's share of a global batch -> a global array."""
+    """Makes global arrays, split over the devices, from this process's part of a batch."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.spread, x), batch)
 
   def train(self, step: Callable, state: Any, batch: Any, options: Mapping[str, Any] | None = None) -> Callable:
-    """Compiles (state, batch) -> (state, metrics) for these arguments' shapes; the state's buffers are reused.
+    """Compiles a training step.
 
-    options: of the compiler.
+    Args:
+      step: (state, batch) -> (state, metrics).
+      state: gives the shapes; its buffers are donated when the step runs.
+      batch: gives the shapes.
+      options: further options of the compiler.
+
+    Returns:
+      The compiled step.
     """
     return self._jit(step, donate_argnums=0).lower(state, batch).compile(options)
 
   def evaluate(self, step: Callable) -> Callable:
-    """Compiles (variables, batch) -> (sums, records); every process gets all the records."""
+    """Compiles (variables, batch) -> (sums, records) at its first call. Every process gets the records of all."""
     return self._jit(step)
 
   def _jit(self, step: Callable, **options: Any) -> Callable:
@@ -68,27 +79,34 @@ class Jit:
     return jax.jit(step, compiler_options=schedule(), **shardings, **options)
 
   def one(self, tree: Any) -> Any:
-    """The value of something that is the same everywhere."""
+    """Takes one copy of a pytree that is the same on every device."""
     return tree
 
 
 @dataclasses.dataclass(frozen=True)
 class Pmap:
-  """`pmap` over the devices of this process; collectives are written out in the step."""
+  """`pmap` over the devices of this process. The step itself sums over devices with `jax.lax.psum`.
+
+  Arrays have a leading axis: the device. The methods are those of `Jit`.
+  """
 
   devices: Sequence[jax.Device]
 
   def put_state(self, state: Any) -> Any:
+    """Copies a pytree to every device: leaves get the axis [devices, ...]."""
     copies = jax.tree.map(lambda x: np.broadcast_to(np.asarray(x), (len(self.devices), *np.shape(x))), state)
     return jax.pmap(lambda x: x, AXIS, devices=self.devices)(copies)
 
   def put_batch(self, batch: Any) -> Any:
+    """Splits a batch: [b, ...] -> [devices, b / devices, ...]."""
     return jax.tree.map(lambda x: np.asarray(x).reshape(len(self.devices), -1, *np.shape(x)[1:]), batch)
 
   def train(self, step: Callable, state: Any, batch: Any) -> Callable:
+    """Wraps a training step with pmap, which compiles it at the first call."""
     return jax.pmap(step, AXIS, donate_argnums=0, devices=self.devices)
 
   def evaluate(self, step: Callable) -> Callable:
+    """Wraps (variables, batch) -> (sums, records) with pmap. Records get the shape [b, ...] again."""
     compiled = jax.pmap(step, AXIS, devices=self.devices)
 
     def run(variables: Any, batch: Any):
@@ -98,11 +116,22 @@ class Pmap:
     return run
 
   def one(self, tree: Any) -> Any:
+    """Takes the copy of the first device."""
     return jax.tree.map(lambda x: x[0], tree)
 
 
 def make(kind: str) -> Jit | Pmap:
-  """'jit' or 'pmap' over all devices. Raises UsageError for another name, and for pmap across processes."""
+  """Makes the sharding over all devices.
+
+  Args:
+    kind: 'jit' or 'pmap'.
+
+  Returns:
+    The sharding.
+
+  Raises:
+    UsageError: for another name, and for 'pmap' with several processes.
+  """
   if kind == 'pmap' and jax.process_count() > 1:
     raise UsageError('--compile pmap runs within one process; use --compile jit across several')
   if kind not in (kinds := {'jit': Jit, 'pmap': Pmap}):

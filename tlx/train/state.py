@@ -1,4 +1,4 @@
-"""What a step owns, and how it changes when the next phase begins."""
+"""The state of training, and how it changes when the next phase begins."""
 
 from typing import Any
 
@@ -13,32 +13,52 @@ from tlx.types import Params, Phase, Variables
 
 
 class TrainState(struct.PyTreeNode):
-  """Everything a run needs to go on, and nothing that can be derived."""
+  """Everything that a run needs to continue."""
 
   step: jax.Array  # int32 []
-  key: jax.Array  # uint32 key data; each step folds its number in, so no generator is carried
+  key: jax.Array  # uint32 key data; each step folds its number in, so that a resumed run draws the same
   params: Params
   batch_stats: Params
-  opt_state: Any  # of the trainable leaves alone
+  opt_state: Any  # of the trainable leaves only
   ema: Any  # moving average of the trainable leaves, or None
 
   @property
   def variables(self) -> Variables:
+    """The current variables of the model."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
   @property
   def averaged(self) -> Variables:
-    """The variables to evaluate and export: with the moving average where there is one."""
+    """The variables to evaluate and export: those of the moving average if there is one."""
     return self.variables if self.ema is None else {**self.variables, 'params': trees.merge(self.params, self.ema)}
 
 
 def split(params: Params, phase: Phase) -> tuple[Params, Params]:
-  """(trainable, frozen)."""
+  """Splits parameters by whether they learn in a phase.
+
+  Args:
+    params: of the model.
+    phase: names the layers that learn.
+
+  Returns:
+    (trainable, frozen), two nested dicts.
+  """
   return trees.split(params, lambda path: labels.label(path, phase.rates) != labels.FROZEN)
 
 
 def create(variables: Variables, phase: Phase, tx: optax.GradientTransformation, *, seed: int, ema: bool) -> TrainState:
-  """The state before the first step."""
+  """Makes the state before the first step.
+
+  Args:
+    variables: of the model.
+    phase: the first phase.
+    tx: its transformation.
+    seed: random seed.
+    ema: whether to keep a moving average of the trainable leaves.
+
+  Returns:
+    The state at step 0.
+  """
   trainable, _ = split(variables['params'], phase)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -46,13 +66,24 @@ def create(variables: Variables, phase: Phase, tx: optax.GradientTransformation,
     params=variables['params'],
     batch_stats=variables.get('batch_stats', {}),
     opt_state=_begin(tx, trainable),
-    ema=jax.tree.map(jnp.copy, trainable) if ema else None,  # a copy: the step donates its buffers, and one can go once
+    ema=jax.tree.map(jnp.copy, trainable) if ema else None,  # a copy, because a buffer can be donated only once
   )
 
 
 def enter(state: TrainState, phase: Phase, tx: optax.GradientTransformation) -> TrainState:
-  """The state at the start of the next phase: what was learning keeps its moments and its average."""
-  trainable, _ = split(state.averaged['params'], phase)  # a leaf that stops learning rests at its average
+  """Makes the state at the start of the next phase.
+
+  A leaf that continues to learn keeps its moments and moving average. A leaf that stops is set to its moving average.
+
+  Args:
+    state: at the end of a phase.
+    phase: the next phase.
+    tx: its transformation.
+
+  Returns:
+    The state, at the same step.
+  """
+  trainable, _ = split(state.averaged['params'], phase)
   ema = state.ema
   if ema is not None:
     known = trees.flatten(ema)
@@ -63,4 +94,4 @@ def enter(state: TrainState, phase: Phase, tx: optax.GradientTransformation) -> 
 
 
 def _begin(tx: optax.GradientTransformation, trainable: Params) -> Any:
-  return jax.jit(tx.init)(trainable)  # one program; else one for each shape, a second for 200 tensors
+  return jax.jit(tx.init)(trainable)  # without jit each shape is a program: 1 s for 200 tensors

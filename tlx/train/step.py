@@ -1,8 +1,8 @@
-"""The pure training and evaluation steps: built once a phase, compiled by `jit` or `pmap`, the same numbers.
+"""The pure training and evaluation steps. `jit` and `pmap` compile the same step.
 
-Gradients, their norm, clipping, accumulation and the all-reduce see the trainable leaves alone, so the cost is
-that of what learns: over all leaves the whole backward pass would come back. Losses are sums; one weight divides them,
-summed over all micro-batches and devices, so that the gradient is the same however a batch is cut.
+Gradients, their norm, clipping, accumulation and the all-reduce see only the trainable leaves. With all leaves, XLA
+would have to compute the whole backward pass. Losses are sums. One weight, summed over all micro-batches and devices,
+divides them, so that the gradient does not depend on how a batch is split.
 """
 
 import contextlib
@@ -25,35 +25,44 @@ from tlx.train.state import TrainState, split
 from tlx.types import Batch, Params, Phase, Preprocess, Task
 
 Metrics = dict[str, jax.Array]
-AUX_WEIGHT = 0.4  # of auxiliary outputs (Szegedy et al. 2015, https://arxiv.org/abs/1512.00567; torchvision's recipe)
+AUX_WEIGHT = 0.4  # weight of an auxiliary head's loss (https://arxiv.org/abs/1512.00567; torchvision's recipe)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What a step needs beside the state: the model, the task, and how pixels become input."""
+  """The static inputs of a step: the model, the task, and how pixels become input."""
 
   model: TransferModel
   task: Task
   preprocess: Preprocess
-  augment: Augment | None = None  # None: the evaluation transform, done on the host
-  dtype: Any = jnp.float32  # of the compute; parameters, statistics and the loss stay float32
-  micro_batches: int = 1
+  augment: Augment | None = None  # None: the host has applied the evaluation transform
+  dtype: Any = jnp.float32  # of the computation; parameters, statistics and the loss stay float32
+  micro_batches: int = 1  # parts of a batch, computed one after the other
   ema: float = 0.0  # decay of the moving average; 0 = off
-  remat: bool = False  # the backward pass computes the inside of each layer again; XLA:CPU merges the two, and keeps it
-  norm_statistics: str = 'batch'  # 'frozen': batch norms of the backbone keep their stored statistics while they learn
-  start: str | None = None  # the batch holds features up to this layer (`prefix.boundary`) in place of images
+  remat: bool = False  # whether the backward pass recomputes the inside of each layer; XLA:CPU undoes it
+  norm_statistics: str = 'batch'  # 'frozen': batch norms of the backbone use their stored statistics
+  start: str | None = None  # batches hold features of this layer (`prefix.boundary`) instead of images
 
   def inputs(self, images: Any) -> Any:
-    """[0, 1] pixels -> what the backbone expects; features stay as they are."""
+    """Normalises pixels in [0, 1] as the backbone expects; returns features as they are."""
     if self.start:
       return images
     return self.preprocess.normalise(images).astype(self.dtype)
 
 
 def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -> Callable:
-  """(state, batch) -> (state, metrics); batch: image uint8 [b, h, w, 3], mask bool [b], geometry [b, 6], target.
+  """Builds the training step of a phase.
 
-  Where the recipe starts after a layer, image is a dict of features float [b, ...].
+  Args:
+    recipe: the static inputs.
+    phase: names the layers that learn.
+    tx: the phase's transformation of gradients.
+
+  Returns:
+    (state, batch) -> (state, metrics). A batch has image uint8 [b, h, w, 3], mask bool [b] (False = padding), geometry
+    float32 [b, 6] and target. If the recipe starts after a layer, image is a dict of features float [b, ...]. Metrics
+    are float32 scalars: 'loss' and the task's own, divided by the weight of the batch, 'grad_norm' before clipping, and
+    'count', the number of real examples.
   """
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -96,9 +105,16 @@ def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -
 
 
 def loss_function(recipe: Recipe, phase: Phase, frozen: Params) -> Callable:
-  """(trainable, batch_stats, part, key) -> (sum of the losses, (batch_stats, {'weight', and what the task logs})).
+  """Builds the loss of one micro-batch.
 
-  part: image float [b, h, w, 3] in [0, 1], target, mask bool [b].
+  Args:
+    recipe: the static inputs.
+    phase: names the layers that learn.
+    frozen: the other parameters.
+
+  Returns:
+    (trainable, batch_stats, part, key) -> (sum of the losses, (batch_stats, sums)). A part has image float
+    [b, h, w, 3] in [0, 1] or features, target, and mask bool [b]. The sums are 'weight' and those that the task logs.
   """
   stored = recipe.norm_statistics == 'frozen'
 
@@ -115,7 +131,7 @@ def loss_function(recipe: Recipe, phase: Phase, frozen: Params) -> Callable:
       )
     target, mask = part['target'], part['mask']
     loss, weight = recipe.task.loss(outputs, target, mask)
-    for side in jax.tree.leaves(changed.get('aux', {})):  # a second head
+    for side in jax.tree.leaves(changed.get('aux', {})):  # auxiliary heads
       loss = loss + AUX_WEIGHT * recipe.task.loss(side, target, mask)[0]
     sums = {'weight': weight, **recipe.task.hits(outputs, target, mask)}
     return loss, ({**batch_stats, **changed.get('batch_stats', {})}, jax.tree.map(jnp.float32, sums))
@@ -124,7 +140,15 @@ def loss_function(recipe: Recipe, phase: Phase, frozen: Params) -> Callable:
 
 
 def eval_step(recipe: Recipe) -> Callable:
-  """(variables, batch) -> (metric sums, per-example records); padding counts for nothing."""
+  """Builds the evaluation step.
+
+  Args:
+    recipe: the static inputs.
+
+  Returns:
+    (variables, batch) -> (sums, records). The task merges the sums over batches; padding does not count. Records have
+    one row per example, and 'index' and 'mask' of the batch.
+  """
 
   def step(variables: Params, batch: Batch):
     images = batch['image'] if recipe.start else augment.to_float(batch['image'])
@@ -136,7 +160,7 @@ def eval_step(recipe: Recipe) -> Callable:
 
 
 def _prepare(recipe: Recipe, key: jax.Array, batch: Batch) -> Batch:
-  """Augmented float images and their targets."""
+  """Augments the images, and their targets with them: float images in [0, 1]."""
   images, target = batch['image'], batch['target']
   first = devices.example_positions(len(batch['mask']))[0]
   if recipe.augment is None or recipe.start:
@@ -152,10 +176,10 @@ def _prepare(recipe: Recipe, key: jax.Array, batch: Batch) -> Batch:
 
 
 def _split_batch(batch: Batch, parts: int) -> Batch:
-  """[b, ...] -> [parts, b / parts, ...], every part spread over all devices."""
+  """[b, ...] -> [parts, b / parts, ...]. Every part is spread over all devices."""
   return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def _over_devices(tree: Any) -> Any:
-  """Sums over devices under pmap; under jit over a mesh the sums are already global."""
+  """Sums over devices under pmap. Under jit the sums are global already."""
   return jax.lax.psum(tree, devices.AXIS) if devices.axis_is_bound() else tree

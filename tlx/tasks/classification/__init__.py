@@ -1,4 +1,4 @@
-"""Image classification: one class a picture."""
+"""Image classification: one class per picture."""
 
 from tlx.tasks.classification.task import Task
 

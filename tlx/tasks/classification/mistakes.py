@@ -1,4 +1,4 @@
-"""The most confident mistakes of a split, with their pictures, for a person to look at."""
+"""Writes the most confident mistakes of a split, with pictures, for the report."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,15 @@ from tlx.types import DataSource, Pretrained
 def write(
   out: Path, records: Mapping[str, np.ndarray], source: DataSource, names: Sequence[str], *, most: int = 24
 ) -> None:
-  """Writes OUT/mistakes.json, most confident first, and a thumbnail of each in OUT/mistakes/."""
+  """Writes OUT/mistakes.json, the most confident first, and a thumbnail of each to OUT/mistakes/.
+
+  Args:
+    out: the run folder.
+    records: of the evaluation.
+    source: the split.
+    names: of the classes.
+    most: maximum number of mistakes.
+  """
   found = []
   for rank, i in enumerate(_chosen(records, most)):
     example = source[int(records['index'][i])]
@@ -36,9 +44,14 @@ def write(
 def add_heat(
   out: Path, records: Mapping[str, np.ndarray], source: DataSource, model: Pretrained, *, most: int = 24
 ) -> None:
-  """After `write`: OUT/mistakes/NN-heat.jpg, Grad-CAM of what was predicted over what the model saw, named 'heat'.
+  """Adds Grad-CAM of the predicted class to each mistake: OUT/mistakes/NN-heat.jpg, called 'heat' in mistakes.json.
 
-  model: its variables lie on the host or on a device of this process, which does the work alone.
+  Args:
+    out: the run folder, after `write`.
+    records: of the evaluation.
+    source: the split.
+    model: its variables are on the host or on a device of this process, because other processes do not take part.
+    most: maximum number of mistakes, as in `write`.
   """
   chosen, transform = _chosen(records, most), transforms.evaluation(model.preprocess)
   images = [transform(_decoded(source[int(records['index'][i])].image)) for i in chosen]
@@ -50,7 +63,7 @@ def add_heat(
 
 
 def _chosen(records: Mapping[str, np.ndarray], most: int) -> np.ndarray:
-  """Rows of the records that are wrong, most confident first."""
+  """Rows of wrong predictions, the most confident first."""
   wrong = np.flatnonzero(records['prediction'] != records['label'])
   return wrong[np.argsort(-records['confidence'][wrong], kind='stable')][:most]
 

@@ -1,7 +1,7 @@
-"""The classifier's part of the report: cards, confusion, calibration, classes and the most confident mistakes.
+"""The report of classification: cards, confusion, calibration, classes and the most confident mistakes.
 
-In every confusion matrix rows are labels and columns predictions. The bins of `evaluation.npz` are sums over the
-examples that fall into 15 equal intervals of confidence: how many, of their confidences, of their right answers.
+In every confusion matrix, rows are labels and columns are predictions. The bins of `evaluation.npz` are 15 equal
+intervals of confidence, with the number of examples, the sum of confidences and the number of right predictions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,15 @@ NAMES = ('Confusion', 'Calibration', 'Classes', 'Mistakes')
 
 
 def cards(result: Mapping[str, Any], evaluation: Mapping[str, np.ndarray]) -> list[Card]:
-  """Accuracy with its interval, the same on test, macro F1, loss."""
+  """Makes the cards: accuracy with its 95 % interval (also on test), macro F1 and loss.
+
+  Args:
+    result: the content of result.json.
+    evaluation: the arrays of evaluation.npz.
+
+  Returns:
+    The cards, in order.
+  """
   count, accuracy, matrix = result.get('count'), result.get('accuracy'), evaluation.get('confusion')
   notes = [f'{charts.number(count)} images'] if count is not None else []
   if accuracy is not None and 0 <= accuracy <= 1 <= (count or 0):
@@ -37,7 +45,15 @@ def cards(result: Mapping[str, Any], evaluation: Mapping[str, np.ndarray]) -> li
 
 
 def sections(run: Mapping[str, Any], class_names: Sequence[str]) -> list[Section]:
-  """Of a run folder as `report.read.load` gives it, with its `folder`."""
+  """Makes the sections.
+
+  Args:
+    run: content of the run folder (`report.read.load`), and its path as 'folder'.
+    class_names: for runs whose record has none.
+
+  Returns:
+    The sections, in order.
+  """
   evaluation, result = run['evaluation'], run['result']
   matrix = evaluation.get('confusion')
   names = read.class_names(run['experiment']['data'], evaluation) or list(class_names)
@@ -60,7 +76,19 @@ def sections(run: Mapping[str, Any], class_names: Sequence[str]) -> list[Section
 
 
 def classes(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-  """Support, precision, recall and F1 of each class; None where a class has no example or was never predicted."""
+  """Support, precision, recall and F1 of each class.
+
+  Args:
+    matrix: int [k, k], rows are labels, columns are predictions.
+    names: of the classes.
+
+  Returns:
+    One dict per class. A value is None if its denominator is 0.
+
+  Examples:
+    >>> classes(np.array([[3, 1], [0, 2]]), ['cat', 'dog'])[0]
+    {'name': 'cat', 'support': 4, 'precision': 1.0, 'recall': 0.75, 'f1': 0.8571428571428571}
+  """
   right, support, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
 
   def ratio(a, b):
@@ -73,7 +101,16 @@ def classes(matrix: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def confused(matrix: np.ndarray, names: Sequence[str], most: int = 12) -> list[dict[str, Any]]:
-  """Pairs of label and prediction that were confused most often."""
+  """Finds the pairs of label and prediction with the most mistakes.
+
+  Args:
+    matrix: int [k, k], rows are labels, columns are predictions.
+    names: of the classes.
+    most: maximum number of pairs.
+
+  Returns:
+    {'label', 'prediction', 'count', 'share'} of each pair; 'share' is the share of the label's examples.
+  """
   wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
   order = np.argsort(-wrong, axis=None, kind='stable')[:most]
   pairs = [(int(i), int(j)) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
@@ -89,7 +126,7 @@ def confused(matrix: np.ndarray, names: Sequence[str], most: int = 12) -> list[d
 
 
 def calibration(evaluation: Mapping) -> dict[str, Any] | None:
-  """Reliability diagram, and by how much the mean confidence exceeds the accuracy."""
+  """{'svg': reliability diagram, 'excess': mean confidence - accuracy}; None without examples."""
   count, confidence, correct = (evaluation.get(f'bin_{name}') for name in ('count', 'confidence', 'correct'))
   if count is None or confidence is None or correct is None or not count.sum():
     return None

@@ -1,4 +1,4 @@
-"""Image classification: one label a picture. Losses are per example and float32, whatever the logits' dtype."""
+"""Image classification: one label per picture. Losses are float32, one per example, for logits of any dtype."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,18 @@ from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Secti
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What is asked of a classifier; hashable, so it can be a static argument of jit.
+  """The classification task. It is hashable, so that it can be a static argument of jit.
 
-  Raises UsageError for values out of range, all of them at once.
+  `types.Task` describes the methods.
+
+  Raises:
+    UsageError: for values out of range, one line for each.
   """
 
   class_names: tuple[str, ...] = ()
   label_smoothing: float = 0.0  # Szegedy et al. 2016, Sec. 7, https://arxiv.org/abs/1512.00567
   focal_gamma: float = 0.0  # Lin et al. 2017, https://arxiv.org/abs/1708.02002; 0 = cross-entropy
-  class_weights: tuple[float, ...] | str | None = None  # one a class; 'balanced': by the data, see `balanced_weights`
+  class_weights: tuple[float, ...] | str | None = None  # one per class; 'balanced': see `balanced_weights`
 
   primary: ClassVar[str] = 'accuracy'
   metrics: ClassVar[tuple[str, ...]] = (
@@ -58,7 +61,7 @@ class Task:
       raise UsageError('\n'.join(problems))
 
   def bind(self, info: DatasetInfo) -> 'Task':
-    """With the classes of a data set, and with the weights that its counts give."""
+    """Sets the classes, and 'balanced' weights from the training split. Raises UsageError for other annotations."""
     if info.task != 'classification':
       raise UsageError(f'{info.name} is annotated for {info.task}, not for classification; leave --task out')
     balanced = self.class_weights == 'balanced'
@@ -78,7 +81,7 @@ class Task:
     return {**target, 'other': partners(target['label']), 'share': share}
 
   def loss(self, outputs: Any, target: Target, mask: Any) -> tuple[Any, Any]:
-    """(sum of the losses, number of the examples)."""
+    """(sum of the losses, number of examples)."""
     targets = self.targets(target['label'])
     if 'share' in target:
       share = target['share'][:, None]
@@ -89,7 +92,7 @@ class Task:
     return {'accuracy': (mask & (outputs.argmax(-1) == target['label'])).sum()}
 
   def evaluate(self, outputs: Any, target: Target, mask: Any) -> tuple[Any, dict[str, Any]]:
-    """Sums and a record an image. The loss is plain cross-entropy, so that runs with other losses can be compared."""
+    """(sums, records). The loss is cross-entropy without options, so that runs with different losses compare."""
     logits, labels = outputs.astype(jnp.float32), jnp.where(mask, target['label'], 0)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     probabilities = jax.nn.softmax(logits)
@@ -127,17 +130,31 @@ class Task:
     return sections.sections(run, self.class_names)
 
   def targets(self, labels):
-    """int [b] -> float32 [b, k]: one-hot, of which label_smoothing is spread evenly over all classes."""
+    """Makes one-hot targets, with `label_smoothing` spread evenly over all classes.
+
+    Args:
+      labels: int [b].
+
+    Returns:
+      float32 [b, k]; rows sum to 1.
+    """
     return optax.smooth_labels(jax.nn.one_hot(labels, len(self.class_names)), self.label_smoothing)
 
   def losses(self, logits, targets):
-    """float [b, k] and float [b, k], whose rows sum to one -> float32 [b].
+    """Computes the loss of each example.
 
-    Cross-entropy -sum_c t_c log p_c, or with focal_gamma the softmax focal loss -sum_c t_c (1 - p_c)^gamma log p_c.
-    class_weights w multiply an example's loss by sum_c t_c w_c. Where labels are neither smoothed nor mixed that is
-    PyTorch's weight[label], and elsewhere it differs from `CrossEntropyLoss`, which weights each term of the sum
-    instead. The trainer divides by the number of examples, not by their weights as PyTorch's mean does, so that the
-    gradient is the same however a batch is cut; `balanced_weights` average one over the data, hence the same scale.
+    It is the cross-entropy -sum_c t_c log p_c, or with `focal_gamma` the softmax focal loss
+    -sum_c t_c (1 - p_c)^gamma log p_c. `class_weights` w multiply it by sum_c t_c w_c. For labels that are not smoothed
+    or mixed this is PyTorch's weight[label]; for others, `CrossEntropyLoss` differs: it weights each term of the sum.
+    Training divides by the number of examples, not by their weights as PyTorch's mean does, so that the gradient does
+    not depend on how a batch is split. The scale is the same, because `balanced_weights` have the mean 1 over the data.
+
+    Args:
+      logits: float [b, k].
+      targets: float [b, k]; rows sum to 1.
+
+    Returns:
+      float32 [b].
     """
     logits, targets = logits.astype(jnp.float32), targets.astype(jnp.float32)
     loss = partial(_focal, gamma=self.focal_gamma) if self.focal_gamma else optax.softmax_cross_entropy
@@ -146,7 +163,7 @@ class Task:
 
 
 def _focal(logits, targets, gamma):
-  """optax has the sigmoid form only."""
+  """The softmax focal loss, because optax has only the sigmoid form."""
   log_p = jax.nn.log_softmax(logits)
   miss = -jnp.expm1(log_p)  # 1 - p, without the cancellation where p is near one
   # At miss = 0 the power's derivative is infinite for gamma < 1, and its product with log p = 0 is NaN.
@@ -154,9 +171,17 @@ def _focal(logits, targets, gamma):
 
 
 def balanced_weights(counts: Sequence[int]) -> tuple[float, ...]:
-  """Class weights n / (k n_c) from the number of examples of each class: scikit-learn's 'balanced'.
+  """Computes class weights n / (k n_c), as scikit-learn's 'balanced'. Their mean over the examples is 1.
 
-  They average one over the data; a class without examples weighs 0 and is not among the k, which keeps that average.
+  Args:
+    counts: number n_c of examples of each class.
+
+  Returns:
+    One weight per class; 0 for a class without examples, which k does not count.
+
+  Examples:
+    >>> balanced_weights([1, 3, 0])
+    (2.0, 0.6666666666666666, 0.0)
   """
   counts = np.asarray(counts, np.float64)
   present = counts > 0

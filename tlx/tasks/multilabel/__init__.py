@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of tags a picture."""
+"""Multi-label classification: any number of tags per picture."""
 
 from tlx.tasks.multilabel.task import Task
 

@@ -1,4 +1,4 @@
-"""Multi-label metrics on the host: average precision, F1 at a threshold and the threshold that F1 prefers."""
+"""Multi-label metrics on the host: average precision, F1 at a threshold, and the threshold with the best F1."""
 
 from typing import Any
 
@@ -6,19 +6,22 @@ import numpy as np
 
 
 def compute(tags: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, Any]:
-  """Figures of one pass over a split, in float64.
+  """Computes the metrics of one pass over a split, in float64.
 
-  A tag that no image has is nan in `per_class` and enters neither `map` nor `macro_f1`.
+  The average precision and F1 of a tag that no image has are nan; `map` and `macro_f1` leave them out.
 
   Args:
     tags: bool [n, k].
     probabilities: float [n, k].
-    threshold: the probability from which a tag counts as given.
+    threshold: minimum probability of a predicted tag.
 
   Returns:
+    A dict:
     map: mean over the tags of the average precision (scikit-learn's `average_precision_score`, without interpolation).
-    macro_f1, micro_f1: mean of the tags' F1, and F1 of all decisions together.
-    exact_match: share of the images with every tag right. hamming: share of the decisions that are right.
+    macro_f1: mean of the tags' F1.
+    micro_f1: F1 of all decisions together.
+    exact_match: share of the images with every tag right.
+    hamming: share of the decisions that are right.
     per_class: list of {average_precision, precision, recall, f1, threshold, support}; threshold is the one with the
       highest F1 on these images.
   """
@@ -37,10 +40,18 @@ def compute(tags: np.ndarray, probabilities: np.ndarray, threshold: float) -> di
 
 
 def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
-  """Sum over the distinct scores of precision times the gain in recall; nan where nothing is true.
+  """Average precision: the sum over the distinct scores of precision x gain in recall.
 
-  >>> round(average_precision(np.array([True, False, True]), np.array([0.9, 0.8, 0.7])), 3)
-  0.833
+  Args:
+    truth: bool [n].
+    scores: float [n].
+
+  Returns:
+    In [0, 1]; nan if nothing is true.
+
+  Examples:
+    >>> round(average_precision(np.array([True, False, True]), np.array([0.9, 0.8, 0.7])), 3)
+    0.833
   """
   if not truth.any():
     return float('nan')
@@ -49,7 +60,15 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def best_threshold(truth: np.ndarray, scores: np.ndarray) -> float:
-  """The score at which F1 is highest; nan where nothing is true."""
+  """Finds the threshold with the highest F1.
+
+  Args:
+    truth: bool [n].
+    scores: float [n].
+
+  Returns:
+    One of the scores; nan if nothing is true.
+  """
   if not truth.any():
     return float('nan')
   precision, recall, at = _curve(truth, scores)
@@ -61,7 +80,7 @@ def _curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarra
   """(precision, recall, score) at each distinct score, from the highest down."""
   order = np.argsort(-scores, kind='stable')
   scores, truth = np.asarray(scores, np.float64)[order], truth[order]
-  last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # ties are decided together
+  last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # equal scores are one decision
   right = np.cumsum(truth)[last].astype(np.float64)
   return right / (last + 1), right / truth.sum(), scores[last]
 

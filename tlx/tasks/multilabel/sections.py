@@ -1,4 +1,4 @@
-"""The tagger's part of the report: cards, a table of tags and the images with the most wrong tags."""
+"""The report of multi-label classification: cards, a table of tags and the images with the most wrong tags."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from tlx.report import folder, html, read, thumbnail
 from tlx.tasks.multilabel import metrics
 from tlx.types import Card, DataSource, Section
 
-WORST = 24  # images
+WORST = 24  # number of images in the report
 PACKAGE = 'tlx.tasks.multilabel'
 
 
 def cards(result: Mapping[str, Any]) -> list[Card]:
-  """Mean average precision, the same on test, F1, exact matches, loss."""
+  """The cards: mean average precision (also on test), F1, exact matches and loss, from result.json."""
   split = f' on {result["split"]}' if result.get('split') else ''
   found = [Card(f'mAP{split}', html.share(result.get('map')), (f'{html.count(result.get("count"))} images',))]
   if test := result.get('test'):
@@ -29,7 +29,16 @@ def cards(result: Mapping[str, Any]) -> list[Card]:
 
 
 def sections(run: Mapping[str, Any], class_names: Sequence[str], threshold: float) -> list[Section]:
-  """Of a run folder as `report.read.load` gives it, with its `folder`."""
+  """Makes the sections.
+
+  Args:
+    run: content of the run folder (`report.read.load`), and its path as 'folder'.
+    class_names: for runs whose record has none.
+    threshold: minimum probability of a predicted tag.
+
+  Returns:
+    The sections, in order.
+  """
   evaluation = run['evaluation']
   tags, probabilities = evaluation.get('tags'), evaluation.get('probability')
   rows = metrics.compute(tags.astype(bool), probabilities, threshold)['per_class'] if tags is not None else []
@@ -50,7 +59,15 @@ def sections(run: Mapping[str, Any], class_names: Sequence[str], threshold: floa
 def write_worst(
   out: Path, records: Mapping[str, np.ndarray], source: DataSource, names: Sequence[str], threshold: float
 ) -> None:
-  """Writes OUT/mistakes.json and a thumbnail of each image in OUT/mistakes/; the highest loss comes first."""
+  """Writes the worst images to OUT/mistakes.json, and a thumbnail of each to OUT/mistakes/.
+
+  Args:
+    out: the run folder.
+    records: of the evaluation.
+    source: the split.
+    names: of the tags.
+    threshold: minimum probability of a predicted tag. Of the images with a wrong tag, the highest loss comes first.
+  """
   truth, probabilities = records['tags'].astype(bool), records['probability'].astype(np.float64)
   own = np.clip(np.where(truth, probabilities, 1 - probabilities), 1e-7, 1)
   wrong = np.flatnonzero(((probabilities >= threshold) != truth).any(axis=1))

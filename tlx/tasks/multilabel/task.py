@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of tags a picture, each with a sigmoid of its own."""
+"""Multi-label classification: any number of tags per picture, with one sigmoid per tag."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Secti
 
 @struct.dataclass
 class Sums:
-  """Sums over the real examples; what needs all scores at once is computed from the records."""
+  """Sums over the real examples. Metrics that need all scores at once are computed from the records."""
 
   count: jax.Array  # int32 []
   loss: jax.Array  # float32 []
@@ -26,15 +26,17 @@ class Sums:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What is asked of a tagger; hashable, so it can be a static argument of jit.
+  """The multi-label task. It is hashable, so that it can be a static argument of jit.
+
+  `types.Task` describes the methods.
 
   Attributes:
     class_names: the tags.
-    threshold: the probability from which a tag counts as given, in (0, 1).
+    threshold: minimum probability of a predicted tag, in (0, 1).
     focal_gamma: of the focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002); 0 = binary cross-entropy.
 
   Raises:
-    UsageError: for values out of range, all of them at once.
+    UsageError: for values out of range, one line for each.
   """
 
   class_names: tuple[str, ...] = ()
@@ -62,7 +64,7 @@ class Task:
     return dataclasses.replace(self, class_names=info.class_names)
 
   def encode(self, annotation: Any, geometry: Geometry, shape: tuple[int, int]) -> Target:
-    """The ids of an image's tags, or its one class, -> uint8 [k]."""
+    """Converts the ids of an image's tags, or its one class id, to 'tags' uint8 [k], 0 or 1."""
     tags = np.zeros(len(self.class_names), np.uint8)
     tags[np.asarray(annotation, np.int64)] = 1
     return {'tags': tags}
@@ -77,7 +79,7 @@ class Task:
     return {**target, 'other': partners(target['tags']), 'share': share}
 
   def loss(self, outputs: jax.Array, target: Target, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(sum over the examples of the mean over the tags, number of the examples)."""
+    """(sum over the examples of the mean loss over the tags, number of examples)."""
     tags = target['tags'].astype(jnp.float32)
     if 'share' in target:
       share = target['share'][:, None]
@@ -90,12 +92,12 @@ class Task:
     return jnp.where(mask, losses.mean(-1), 0).sum(), mask.sum().astype(jnp.float32)
 
   def hits(self, outputs: jax.Array, target: Target, mask: jax.Array) -> dict[str, jax.Array]:
-    """'hamming': the share of the tags that are right, given or not."""
+    """'hamming': the sum over the examples of the share of decisions that are right."""
     right = (jax.nn.sigmoid(outputs) >= self.threshold) == target['tags'].astype(bool)
     return {'hamming': jnp.where(mask, right.mean(-1), 0).sum()}
 
   def evaluate(self, outputs: jax.Array, target: Target, mask: jax.Array) -> tuple[Sums, dict[str, jax.Array]]:
-    """The sums, and of each image its tags and their probabilities; the loss is plain binary cross-entropy."""
+    """(sums, records): tags and probabilities of each image. The loss is binary cross-entropy, never the focal loss."""
     logits, tags = outputs.astype(jnp.float32), target['tags']
     losses = optax.sigmoid_binary_cross_entropy(logits, tags.astype(jnp.float32)).mean(-1)
     sums = Sums(count=mask.sum(dtype=jnp.int32), loss=jnp.where(mask, losses, 0).sum())
@@ -109,7 +111,7 @@ class Task:
     return {name: records[name] for name in ('tags', 'probability', 'index')}
 
   def decode(self, outputs: np.ndarray, geometry: Geometry, top: int = 5) -> dict[str, Any]:
-    """{'classes': [{'id', 'name', 'probability', 'given'}]}, best first; given: at or above the threshold."""
+    """{'classes': [{'id', 'name', 'probability', 'given'}]}: the `top` tags and all 'given' ones (above threshold)."""
     row = 1 / (1 + np.exp(-np.asarray(outputs, np.float64)))
     names = self.class_names or [f'class {i}' for i in range(len(row))]
     order = [i for rank, i in enumerate(np.argsort(-row, kind='stable')) if rank < top or row[i] >= self.threshold]

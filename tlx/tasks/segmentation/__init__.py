@@ -1,4 +1,4 @@
-"""Semantic segmentation: one class a pixel."""
+"""Semantic segmentation: one class per pixel."""
 
 from tlx.tasks.segmentation.task import Task
 

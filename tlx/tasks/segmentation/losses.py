@@ -1,8 +1,8 @@
-"""Losses of semantic segmentation: pure functions that give one float32 value per image.
+"""Losses of semantic segmentation: pure functions that return one float32 value per image.
 
 All of them take logits float [b, h, w, k], labels int [b, h, w] with class ids in [0, k) or IGNORE, and mask bool [b],
-False for padding. A pixel that is ignored or lies in a padding image counts for nothing, whatever its logits are (NaN
-included), and its gradient is 0. An image without a labelled pixel has the loss 0.
+False = padding. Pixels that are ignored or belong to padding do not count, even if their logits are NaN, and their
+gradient is 0. An image without labelled pixels has the loss 0.
 """
 
 import dataclasses
@@ -17,27 +17,40 @@ from tlx.data.masks import IGNORE
 from tlx.types import UsageError
 
 FOCAL_GAMMA = 2.0  # Lin et al. 2017, Sec. 4.1
-BUCKETS = 4096  # of errors in [0, 1], see `lovasz`
+BUCKETS = 4096  # number of intervals of errors in [0, 1], see `lovasz`
 
 
 def labelled(labels, mask):
-  """float32 [b]: the number of pixels of each image that have a class; 0 for padding."""
+  """Counts the labelled pixels of each image.
+
+  Args:
+    labels: int [b, h, w].
+    mask: bool [b], False = padding.
+
+  Returns:
+    float32 [b]; 0 for padding.
+  """
   return _counts(labels, mask).sum(axis=(1, 2), dtype=jnp.float32)
 
 
 def cross_entropy(logits, labels, mask, weights=None, smoothing=0.0):
   """Mean over the image's labelled pixels of -sum_c t_c w_c log p_c, where t is the smoothed one-hot label.
 
-  PyTorch's `CrossEntropyLoss(weight, ignore_index, label_smoothing)` has the same sum. Its mean divides by the weights
-  of the pixels; this one divides by their number, so that the gradient does not depend on how a batch is cut.
+  PyTorch's `CrossEntropyLoss(weight, ignore_index, label_smoothing)` has the same sum. Its mean divides by the sum of
+  the pixels' weights. This one divides by their number, so that the gradient does not depend on how a batch is split.
 
   Args:
-    weights: float [k], one per class, or None for 1 everywhere.
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
+    weights: float [k], one per class; None = 1 for all.
     smoothing: share of each label that is spread evenly over all classes, in [0, 1].
-  Returns: float32 [b].
+
+  Returns:
+    float32 [b].
   """
   logits, targets, counts = _prepare(logits, labels, mask)
-  if weights is None and not smoothing:  # two thirds of the time of the general form on a CPU
+  if weights is None and not smoothing:  # on a CPU it takes two thirds of the time of the general form
     places = jnp.where(counts, labels, 0).astype(jnp.int32)
     return _mean_over_pixels(optax.softmax_cross_entropy_with_integer_labels(logits, places), counts)
   targets = optax.smooth_labels(targets, smoothing)
@@ -48,10 +61,18 @@ def cross_entropy(logits, labels, mask, weights=None, smoothing=0.0):
 def focal(logits, labels, mask, weights=None, gamma=FOCAL_GAMMA):
   """Softmax focal loss: mean over the labelled pixels of -w_y (1 - p_y)^gamma log p_y, y being the pixel's class.
 
-  Lin et al. 2017, https://arxiv.org/abs/1708.02002, in the form for classes that exclude one another; gamma = 0 gives
-  the cross-entropy. `sigmoid_focal` is the form of the paper, which optax has.
+  It is the form of Lin et al. 2017 (https://arxiv.org/abs/1708.02002) for classes that exclude each other.
+  `sigmoid_focal` is the paper's own form.
 
-  Returns: float32 [b].
+  Args:
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
+    weights: float [k], one per class; None = 1 for all.
+    gamma: exponent, 0 or more; 0 gives the cross-entropy.
+
+  Returns:
+    float32 [b].
   """
   logits, targets, counts = _prepare(logits, labels, mask)
   log_p = (jax.nn.log_softmax(logits) * targets).sum(axis=-1)
@@ -63,12 +84,19 @@ def focal(logits, labels, mask, weights=None, gamma=FOCAL_GAMMA):
 
 
 def sigmoid_focal(logits, labels, mask, weights=None, gamma=FOCAL_GAMMA):
-  """One-against-the-rest focal loss (Lin et al. 2017): mean over the classes and the labelled pixels.
+  """One-versus-rest focal loss (https://arxiv.org/abs/1708.02002): mean over the classes and the labelled pixels.
 
-  The same as `FocalLoss('multiclass')` of segmentation_models_pytorch; weights multiply the terms of the classes. On a
-  CPU it takes ten times as long as `focal`.
+  It equals `FocalLoss('multiclass')` of segmentation_models_pytorch. On a CPU it takes ten times as long as `focal`.
 
-  Returns: float32 [b].
+  Args:
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
+    weights: float [k], factors of the classes' terms; None = 1 for all.
+    gamma: exponent, 0 or more.
+
+  Returns:
+    float32 [b].
   """
   logits, targets, counts = _prepare(logits, labels, mask)
   losses = optax.losses.sigmoid_focal_loss(logits, targets, gamma=gamma)
@@ -79,12 +107,18 @@ def sigmoid_focal(logits, labels, mask, weights=None, gamma=FOCAL_GAMMA):
 def dice(logits, labels, mask):
   """Soft dice loss of the softmax (Milletari et al. 2016, https://arxiv.org/abs/1606.04797), in [0, 1].
 
-  1 - 2 sum(p t) / (sum(p) + sum(t)) over the labelled pixels, averaged over the classes that are present in the image.
-  An absent class has no dice (its intersection is 0 for any prediction), and pixels wrongly given to it are missing
-  from a class that is present. segmentation_models_pytorch's `DiceLoss` sums over the batch, and it divides by the
-  number of all classes while absent ones add 0: for one image it gives present / k times this value.
+  It is 1 - 2 sum(p t) / (sum(p) + sum(t)) over the labelled pixels, averaged over the classes that are present in the
+  image. Absent classes do not count: their intersection is 0 for any prediction, and pixels wrongly predicted as them
+  are missing from a present class. segmentation_models_pytorch's `DiceLoss` sums over the batch and divides by the
+  number of all classes, where absent ones add 0: for one image it gives present / k times this value.
 
-  Returns: float32 [b].
+  Args:
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
+
+  Returns:
+    float32 [b].
   """
   probabilities, targets, _ = _probabilities(logits, labels, mask)  # optax.losses.dice_loss cannot leave out pixels
   both, truth, found = (x.sum(axis=(1, 2)) for x in (probabilities * targets, targets, probabilities))
@@ -95,29 +129,35 @@ def dice(logits, labels, mask):
 def lovasz(logits, labels, mask):
   """Lovasz-softmax loss, in [0, 1]: the convex surrogate of 1 - IoU, averaged over the classes that are present.
 
-  Berman et al. 2018, https://arxiv.org/abs/1705.08790, Sec. 3.1 with 'per image' and 'present classes'. Pixels are
-  ordered by counting their errors in BUCKETS equally wide buckets in place of a sort: on a CPU that takes a tenth of
-  the time (0.25 against 2.8 s for 8 x 240 x 320 x 11), and the value differs by less than 1 / BUCKETS.
+  Berman et al. 2018, https://arxiv.org/abs/1705.08790, Sec. 3.1 with 'per image' and 'present classes'. Instead of
+  sorting the pixels by error, it counts them in BUCKETS intervals of equal width. On a CPU this takes 0.25 instead of
+  2.8 s for 8 x 240 x 320 x 11, and the value differs by less than 1 / BUCKETS.
 
-  Returns: float32 [b].
+  Args:
+    logits: float [b, h, w, k].
+    labels: int [b, h, w], class ids or IGNORE.
+    mask: bool [b], False = padding.
+
+  Returns:
+    float32 [b].
   """
   probabilities, targets, counts = _probabilities(logits, labels, mask)
   errors = jnp.abs(targets - probabilities)
   errors, targets, counts = (x.reshape(len(x), -1, *x.shape[3:]) for x in (errors, targets, counts))
-  # vmap, not flat ids: then each device counts its own images.
+  # vmap instead of flat ids, so that each device counts only its own images.
   losses = jax.vmap(jax.vmap(_lovasz_extension, (1, 1, None)))(errors, targets, counts)
   return _mean_over_classes(losses, targets.any(axis=1))
 
 
 def _lovasz_extension(errors, truth, counts):
-  """float [n] in [0, 1], their 0/1 truth [n] and bool [n] -> float32 []: Alg. 1 of the paper."""
+  """The loss of one class of one image, float32 [] (Alg. 1 of the paper); errors in [0, 1], truth 0 or 1, [n] each."""
   bucket = ((1 - jax.lax.stop_gradient(errors)) * BUCKETS).astype(jnp.int32).clip(0, BUCKETS - 1)  # largest error first
   place = bucket + BUCKETS * truth.astype(jnp.int32)
   found = jax.ops.segment_sum(counts.astype(jnp.int32), place, 2 * BUCKETS).reshape(2, BUCKETS)
   after = found.cumsum(axis=1)
   before = after - found
-  # With F pixels of the class and N others seen, 1 - IoU is 1 - (G - F) / (G + N). A bucket's pixels share its step as
-  # the mean of two orders, the class first or last: a subgradient of the loss whose errors are rounded to buckets.
+  # After F of the class's G pixels and N others, 1 - IoU is 1 - (G - F) / (G + N). A bucket's pixels share its step:
+  # the mean of two orders, the class first or last, is a subgradient of the loss with errors rounded to buckets.
   total = after[1, -1]
   union_before, union_after = (jnp.maximum(total + n[0], 1).astype(jnp.float32) for n in (before, after))
   left = total - (before[1] + after[1]) / 2
@@ -135,11 +175,12 @@ OPTIONS = {  # {field of Loss: {term: its argument}}
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """A weighted sum of losses; hashable, so it can be a static argument of jit. `parse` makes one from text.
+  """A weighted sum of losses. It is hashable, so that it can be a static argument of jit. `parse` makes one from text.
 
-  OPTIONS says which terms each option applies to.
+  OPTIONS names the terms that each option applies to.
 
-  Raises: UsageError listing all problems: a name that is not in TERMS, an option out of range or without effect.
+  Raises:
+    UsageError: for a name that is not in TERMS, and an option out of range or without effect; one line for each.
   """
 
   terms: tuple[tuple[float, str], ...] = ((1.0, 'ce'),)  # (weight, name)
@@ -154,7 +195,7 @@ class Loss:
       raise UsageError('\n'.join(f'segmentation loss: {problem}' for problem in problems))
 
   def __call__(self, logits, labels, mask):
-    """float32 [b]; arguments as in the functions of this file."""
+    """The loss of each image, float32 [b]. The arguments are those of the functions in this file."""
     return sum(weight * TERMS[name](logits, labels, mask, **self._options(name)) for weight, name in self.terms)
 
   def _options(self, name: str) -> dict:
@@ -183,14 +224,23 @@ class Loss:
 
 
 def parse(text: str, **options) -> Loss:
-  """'ce', 'dice', 'ce+dice', '0.5*ce+0.5*lovasz' -> Loss; options are the other fields of Loss.
+  """Makes a loss from a text.
 
-  >>> parse('0.5*ce + dice').terms
-  ((0.5, 'ce'), (1.0, 'dice'))
+  Args:
+    text: a sum of terms NAME or NUMBER*NAME, such as 'ce' or '0.5*ce+0.5*lovasz'.
+    options: other fields of Loss.
 
-  Raises: UsageError for a term that cannot be read and for the problems that Loss names.
+  Returns:
+    The loss.
+
+  Raises:
+    UsageError: for a term that cannot be read, and as Loss does.
+
+  Examples:
+    >>> parse('0.5*ce + dice').terms
+    ((0.5, 'ce'), (1.0, 'dice'))
   """
-  # '1e+2*ce' has a plus that does not separate terms.
+  # The plus in '1e+2*ce' does not separate terms.
   words = [word.strip() for word in re.split(r'(?<![0-9.][eE])\+', text)]
   return Loss(tuple(_term(word, text) for word in words), **options)
 
@@ -205,29 +255,29 @@ def _term(word: str, text: str) -> tuple[float, str]:
 
 
 def _counts(labels, mask):
-  """bool [b, h, w]: the pixels that count."""
+  """The pixels that count, bool [b, h, w]."""
   return (labels != IGNORE) & mask.astype(bool)[:, None, None]
 
 
 def _prepare(logits, labels, mask):
-  """-> logits float32 with 0 where a pixel does not count, targets float32 [b, h, w, k] likewise, bool [b, h, w]."""
+  """(logits float32, one-hot targets float32 [b, h, w, k], both 0 at other pixels; what counts, bool [b, h, w])."""
   counts = _counts(labels, mask)
-  logits = jnp.where(counts[..., None], logits, 0).astype(jnp.float32)  # or 0 times NaN would reach the gradient
+  logits = jnp.where(counts[..., None], logits, 0).astype(jnp.float32)  # else 0 x NaN would reach the gradient
   return logits, jax.nn.one_hot(jnp.where(counts, labels, -1), logits.shape[-1], dtype=jnp.float32), counts
 
 
 def _probabilities(logits, labels, mask):
-  """`_prepare` with the softmax in place of the logits, 0 where a pixel does not count."""
+  """`_prepare` with probabilities instead of logits."""
   logits, targets, counts = _prepare(logits, labels, mask)
   return jnp.where(counts[..., None], jax.nn.softmax(logits), 0), targets, counts
 
 
 def _mean_over_pixels(losses, counts):
-  """[b, h, w] -> [b]; 0 where no pixel counts."""
+  """[b, h, w] -> [b]; 0 for an image in which no pixel counts."""
   total = jnp.where(counts, losses, 0).sum(axis=(1, 2))
   return total / jnp.maximum(counts.sum(axis=(1, 2)), 1)
 
 
 def _mean_over_classes(losses, present):
-  """[b, k] -> [b], over the classes that are present; 0 where none is."""
+  """[b, k] -> [b], the mean over present classes; 0 if there are none."""
   return jnp.where(present, losses, 0).sum(axis=-1) / jnp.maximum(present.sum(axis=-1), 1)

@@ -1,4 +1,4 @@
-"""Pictures of masks: colours over a photograph, and the worst images of a split for a person to look at."""
+"""Draws masks over photographs, and the worst images of a split for the report."""
 
 import colorsys
 from collections.abc import Mapping
@@ -16,20 +16,28 @@ from tlx.types import DataSource, Pretrained
 if TYPE_CHECKING:
   from tlx.tasks.segmentation.task import Task
 
-WORST = 12  # images
+WORST = 12  # number of images in the report
 SIDE = 320  # pixels of the longer side of a picture in the report
 OPACITY = 0.5  # of the colours over a photograph
 
 
 def palette(classes: int = 256) -> np.ndarray:
-  """uint8 [classes, 3]: hues a golden section of the circle apart, so that neighbouring ids differ."""
+  """Colours of classes, RGB uint8 [classes, 3]. Golden-ratio steps of hue keep neighbouring ids apart."""
   hues = np.arange(classes) * (np.sqrt(5) - 1) / 2 % 1
   values = 1 - 0.35 * (np.arange(classes) // 6 % 2)
   return np.array([np.round(255 * np.array(colorsys.hsv_to_rgb(h, 0.8, v))) for h, v in zip(hues, values)], np.uint8)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """uint8 [h, w, 3]: a photograph with each class in its colour; ignored pixels stay as they are."""
+  """Draws a mask over a photograph.
+
+  Args:
+    image: uint8 [h, w, 3].
+    mask: uint8 [h, w], class ids; pixels with IGNORE do not change.
+
+  Returns:
+    uint8 [h, w, 3].
+  """
   colours = palette()[mask]
   mixed = (OPACITY * colours + (1 - OPACITY) * image).round().astype(np.uint8)
   return np.where((mask == IGNORE)[..., None], image, mixed)
@@ -38,7 +46,15 @@ def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def write(
   task: 'Task', out: Path, records: Mapping[str, np.ndarray], source: DataSource, model: Pretrained
 ) -> None:
-  """Writes OUT/mistakes.json, the lowest IoU first, and of each image OUT/mistakes/NN{,-truth,-prediction}.jpg."""
+  """Writes the images with the lowest IoU: OUT/mistakes.json and OUT/mistakes/NN{,-truth,-prediction}.jpg.
+
+  Args:
+    task: decodes the outputs.
+    out: the run folder.
+    records: of the evaluation.
+    source: the split.
+    model: predicts the images again.
+  """
   found, transform = [], transforms.evaluation(model.preprocess)
   forward = forward_of(model)
   for rank, row in enumerate(np.argsort(records['iou'], kind='stable')[:WORST]):

@@ -1,4 +1,4 @@
-"""The segmenter's part of the report: cards, classes, confusion by pixels and the worst images."""
+"""The report of segmentation: cards, classes, confusion by pixels and the worst images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ PACKAGE = 'tlx.tasks.segmentation'
 
 
 def cards(result: Mapping[str, Any]) -> list[Card]:
-  """Mean IoU, the same on test, pixel accuracy, boundary F1, loss."""
+  """The cards: mean IoU (also on test), pixel accuracy, boundary F1 and loss, from result.json."""
   split = f' on {result["split"]}' if result.get('split') else ''
   found = [Card(f'Mean IoU{split}', html.share(result.get('miou')), (f'{html.count(result.get("count"))} images',))]
   if test := result.get('test'):
@@ -28,7 +28,15 @@ def cards(result: Mapping[str, Any]) -> list[Card]:
 
 
 def sections(run: Mapping[str, Any], class_names: Sequence[str]) -> list[Section]:
-  """Of a run folder as `report.read.load` gives it, with its `folder`."""
+  """Makes the sections.
+
+  Args:
+    run: content of the run folder (`report.read.load`), and its path as 'folder'.
+    class_names: for runs whose record has none.
+
+  Returns:
+    The sections, in order.
+  """
   evaluation = run['evaluation']
   names = read.class_names(run['experiment']['data'], evaluation) or list(class_names)
   matrix = evaluation.get('confusion')
@@ -48,7 +56,15 @@ def sections(run: Mapping[str, Any], class_names: Sequence[str]) -> list[Section
 
 
 def classes(evaluation: Mapping[str, np.ndarray], names: Sequence[str]) -> list[dict[str, Any]]:
-  """IoU, accuracy, precision, boundary F1 and pixels of each class, with its colour; nan where a class is absent."""
+  """Makes the table of classes: metrics and colour.
+
+  Args:
+    evaluation: the arrays of evaluation.npz.
+    names: of the classes.
+
+  Returns:
+    One dict per class, nan for values of absent classes; [] if arrays are missing.
+  """
   known = Sums.__dataclass_fields__
   if not all(name in evaluation for name in known):
     return []

@@ -1,4 +1,4 @@
-"""Semantic segmentation: one class a pixel. Targets are maps of class ids; outputs are logits at any resolution."""
+"""Semantic segmentation: one class per pixel. Targets are maps of class ids; outputs are logits at any resolution."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -17,22 +17,25 @@ from tlx.tasks.segmentation.losses import FOCAL_GAMMA, Loss, labelled, parse
 from tlx.tasks.segmentation.metrics import Sums
 from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError
 
-STRIP = 256  # rows of a photograph that are classified at once, so that a large one fits in memory
+STRIP = 256  # rows of a photograph per step of `decode`, so that a large one fits in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What is asked of a segmenter; hashable, so it can be a static argument of jit.
+  """The segmentation task. It is hashable, so that it can be a static argument of jit.
+
+  `types.Task` describes the methods.
 
   Attributes:
     class_names: of the data set.
     losses: a sum of ce, dice, focal and lovasz, such as 'ce' or '0.5*ce+dice'; `losses.py` defines them. On CamVid
       (110 training images, U-Net on EfficientNet-Lite0), ce+dice reached a test mIoU of 0.451 and ce 0.425.
-    class_weights: one number per class, for ce and focal; 'balanced' takes them from the pixels of the training split.
-    focal_gamma: of focal.
+    class_weights: one number per class, for ce and focal; 'balanced' computes them from the pixels of the training
+      split, see `balanced`.
+    focal_gamma: exponent of focal, 0 or more.
 
   Raises:
-    UsageError: for values out of range, all of them at once.
+    UsageError: for values out of range, one line for each.
   """
 
   class_names: tuple[str, ...] = ()
@@ -64,11 +67,11 @@ class Task:
     return dataclasses.replace(self, class_names=info.class_names, class_weights=weights)
 
   def objective(self) -> Loss:
-    """The loss that the options describe."""
+    """Makes the loss that the options describe. Raises UsageError for wrong options."""
     return parse(self.losses, class_weights=self.class_weights, focal_gamma=self.focal_gamma)
 
   def encode(self, annotation: np.ndarray, geometry: Geometry, shape: tuple[int, int]) -> Target:
-    """A mask uint8 [h, w] of class ids, IGNORE where a pixel has none -> the same for the picture."""
+    """Cuts and resizes a mask uint8 [h, w] (class ids, or IGNORE) as the picture: 'labels' uint8 `shape`."""
     return {'labels': places.nearest(annotation, geometry, shape, IGNORE)}
 
   def blank(self, shape: tuple[int, int]) -> Target:
@@ -81,7 +84,7 @@ class Task:
     return None
 
   def loss(self, outputs: jax.Array, target: Target, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(sum over the labelled pixels, their number); dice and lovasz of an image count for each of its pixels."""
+    """(sum over labelled pixels, their number). Each image's loss is multiplied by its number of labelled pixels."""
     weights = labelled(target['labels'], mask)
     return (self.objective()(_fit(outputs, target), target['labels'], mask) * weights).sum(), weights.sum()
 
@@ -90,7 +93,7 @@ class Task:
     return {'pixel_accuracy': (right & mask[:, None, None]).sum()}
 
   def evaluate(self, outputs: jax.Array, target: Target, mask: jax.Array) -> tuple[Sums, dict[str, jax.Array]]:
-    """The sums, and of each image its mean IoU over the classes that it has or that were seen in it."""
+    """(sums, records). Records: pixel accuracy, and mean IoU over the classes in label or prediction."""
     logits, labels = _fit(outputs, target), target['labels']
     return Sums.of(logits, labels, mask), _image_records(logits, labels)
 
@@ -101,16 +104,23 @@ class Task:
     return {field.name: getattr(sums, field.name) for field in dataclasses.fields(sums)} | dict(records)
 
   def decode(self, outputs: np.ndarray, geometry: Geometry, top: int = 5) -> dict[str, Any]:
-    """{'mask': uint8 [h, w] class ids of the photograph's pixels, 'classes': [{'id', 'name', 'share'}]}.
+    """Predicts the class of each pixel of a photograph.
 
-    'share' is the class's part of the pixels; the largest comes first, and classes without a pixel are left out.
+    Args:
+      outputs: logits float [h', w', k] of one picture.
+      geometry: the part of the photograph that the picture shows.
+      top: not used.
+
+    Returns:
+      {'mask': uint8 [h, w] class ids, 'classes': [{'id', 'name', 'share'}]}. 'share' is the class's share of the
+      pixels; the largest comes first, and classes without a pixel are left out.
     """
     rows = range(0, round(geometry.height), STRIP)
     mask = np.concatenate([places.back(outputs, geometry, (row, row + STRIP)).argmax(-1) for row in rows])
     return self._prediction(mask, outputs.shape[-1])
 
   def whole(self, run: Callable, photograph: np.ndarray, shape: tuple[int, int], scales: Sequence[float]) -> np.ndarray:
-    """Log probabilities float32 [h, w, k] of a photograph's pixels, by windows of the model's shape; see `windows`."""
+    """Log probabilities float32 [h, w, k] of a photograph's pixels, by windows; arguments as in `windows`."""
     return np.log(np.maximum(windows.probabilities(run, photograph, shape, scales), 1e-12))
 
   def _prediction(self, mask: np.ndarray, classes: int) -> dict[str, Any]:
@@ -134,9 +144,17 @@ class Task:
 
 
 def balanced(pixels: tuple[int, ...]) -> tuple[float, ...]:
-  """Class weights: the median share of the pixels over each class's own (Eigen and Fergus 2015, Sec. 4.3).
+  """Computes class weights by median frequency balancing (https://arxiv.org/abs/1411.4734, Sec. 4.3).
 
-  A class without pixels has the weight 0. https://arxiv.org/abs/1411.4734
+  Args:
+    pixels: number of pixels of each class in the whole split.
+
+  Returns:
+    median of the classes' pixels / pixels of the class; 0 for a class without pixels.
+
+  Examples:
+    >>> balanced((100, 50, 0, 200))
+    (1.0, 2.0, 0.0, 0.5)
   """
   counts = np.asarray(pixels, np.float64)
   some = counts > 0
@@ -145,12 +163,12 @@ def balanced(pixels: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def _fit(outputs: jax.Array, target: Target) -> jax.Array:
-  """Logits float32 [b, h, w, k] of the target's resolution."""
+  """Resizes logits to the target's resolution: float32 [b, h, w, k]."""
   return bilinear(outputs.astype(jnp.float32), target['labels'].shape[1:])
 
 
 def _image_records(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-  """{'iou', 'pixel_accuracy'}: float32 [b]; 1 where an image has no label."""
+  """{'iou', 'pixel_accuracy'}, float32 [b] each; 1 for an image without labels."""
   classes = jnp.arange(logits.shape[-1])
   counts = labels != IGNORE
   predicted = logits.argmax(-1)

@@ -1,4 +1,4 @@
-"""Sliding windows and several scales: a photograph of any size through a model of one input size."""
+"""Segments photographs of any size with a model of one input size, by sliding windows at several scales."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,22 +8,22 @@ from PIL import Image
 from tlx.data import geometry as positions
 from tlx.types import Geometry
 
-OVERLAP = 0.5  # of two neighbouring windows
-BATCH = 8  # windows at once
+OVERLAP = 0.5  # of two neighbouring windows, as a share of their side
+BATCH = 8  # windows per step
 Run = Callable[[np.ndarray], np.ndarray]  # uint8 [n, h, w, 3] -> logits float [n, h', w', k]
 
 
 def probabilities(run: Run, photograph: np.ndarray, shape: tuple[int, int], scales: Sequence[float]) -> np.ndarray:
-  """Mean over the scales of the class probabilities of each pixel.
+  """Computes class probabilities of each pixel, averaged over the scales.
 
-  At each scale the photograph is resized, and at least so that a window fits in; windows of the model's shape, which
-  overlap by a half, cover it, and where they overlap their probabilities are averaged.
+  At each scale the photograph is resized; a scale that is too small for one window is raised. Windows of the model's
+  shape cover it and overlap by half or more. Where windows overlap, their probabilities are averaged.
 
   Args:
-    run: the model, on `BATCH` windows.
+    run: the model, called on `BATCH` windows.
     photograph: uint8 [h, w, 3].
     shape: height and width of the model's input, pixels.
-    scales: factors of the photograph's own size, above 0.
+    scales: factors of the photograph's size, above 0.
 
   Returns:
     float32 [h, w, k].
@@ -40,7 +40,7 @@ def probabilities(run: Run, photograph: np.ndarray, shape: tuple[int, int], scal
 
 
 def starts(length: int, window: int) -> list[int]:
-  """Where windows begin along one axis, evenly spread, such that they cover it and overlap by a half or more.
+  """First pixels of windows along one axis. The windows are evenly spread, cover the axis and overlap by half or more.
 
   >>> starts(10, 4)
   [0, 2, 4, 6]
