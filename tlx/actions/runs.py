@@ -10,17 +10,7 @@ from tlx.types import Dataset, Pretrained, Task, UsageError
 
 
 def run_folder(path: str | Path) -> Path:
-  """Checks that a folder has a finished run.
-
-  Args:
-    path: of the folder.
-
-  Returns:
-    The path.
-
-  Raises:
-    UsageError: if the folder does not exist, is not a run, or the run is not finished.
-  """
+  """Returns the path of a finished run. Raises UsageError if it does not exist, is not a run or is not finished."""
   path = Path(path)
   if not path.is_dir():
     near = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []

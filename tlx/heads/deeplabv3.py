@@ -21,7 +21,7 @@ from tlx.weights import rules, tflite
 
 
 class Head(nn.Module):
-  """ASPP on the last map of the backbone, then logits at the resolution of that map.
+  """ASPP on the last map of the backbone, then logits float32 [b, h, w, num_classes] at the resolution of that map.
 
   The default dilations depend on the stride of that map:
 
@@ -40,18 +40,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name; the last map is float [b, h, w, c].
-      train: whether dropout is on and batch norms use the statistics of the batch.
-
-    Returns:
-      Logits float32 [b, h, w, num_classes].
-
-    Raises:
-      UsageError: if the backbone returns no map, or lacks `aux_layer`.
-    """
     segmentation.sow_auxiliary(self, features, train)
     x = self._pyramid(read(features, segmentation.last(self.levels)), train)
     x = Dropout(self.dropout)(ConvNorm(self.channels, 1, name='project')(x, train), train)

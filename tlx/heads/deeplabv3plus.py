@@ -25,7 +25,10 @@ REDUCED = 48  # channels of the finer map after its 1x1 convolution (Sec. 4.1)
 
 
 class Head(nn.Module):
-  """DeepLabV3+: dilated convolutions on a coarse map, joined to a fine map, then enlarged logits."""
+  """DeepLabV3+: dilated convolutions on a coarse map, joined to a fine map, then enlarged logits.
+
+  Logits float32 [b, h, w, num_classes]; by default of the image's size, if the backbone's strides divide it.
+  """
 
   num_classes: int
   levels: tuple[Level, ...] = ()  # all levels of the backbone
@@ -44,18 +47,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
-      train: whether dropout is on and batch norms use the statistics of the batch.
-
-    Returns:
-      Logits float32 [b, h, w, num_classes]; by default of the image's size, if the backbone's strides divide it.
-
-    Raises:
-      UsageError: for layers that the backbone lacks, strides that do not grow, or too few levels.
-    """
     fine, coarse = (read(features, level) for level in self.reads)
     x = Dilations(self.width, self.rates, self.separable, self.dropout, name='aspp')(coarse, train)
     x = Separable(self.width, name='context')(x, train)

@@ -14,7 +14,10 @@ from tlx.weights import rules
 
 
 class Head(nn.Module):
-  """The classifier `segmentation.FCN` on the last map of the backbone."""
+  """The classifier `segmentation.FCN` on the last map of the backbone.
+
+  Logits float32 [b, h, w, num_classes] at the resolution of that map.
+  """
 
   num_classes: int
   levels: tuple[Level, ...] = ()  # all levels of the backbone
@@ -24,18 +27,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name; the last map is float [b, h, w, c].
-      train: whether dropout is on and batch norms use the statistics of the batch.
-
-    Returns:
-      Logits float32 [b, h, w, num_classes].
-
-    Raises:
-      UsageError: if the backbone returns no map, or lacks `aux_layer`.
-    """
     segmentation.sow_auxiliary(self, features, train)
     x = read(features, segmentation.last(self.levels))
     return segmentation.FCN(self.num_classes, self.dropout, name='classifier')(x, train)

@@ -24,7 +24,10 @@ GROUPS = 32  # channel groups of each group norm
 
 
 class Head(nn.Module):
-  """A feature pyramid over the levels of the backbone, then enlarged logits."""
+  """A feature pyramid over the levels of the backbone, then enlarged logits.
+
+  Logits float32 [b, h, w, num_classes]; by default of the image's size, if the backbone's strides divide it.
+  """
 
   num_classes: int
   levels: tuple[Level, ...] = ()  # all levels of the backbone
@@ -43,18 +46,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
-      train: whether dropout is on.
-
-    Returns:
-      Logits float32 [b, h, w, num_classes]; by default of the image's size, if the backbone's strides divide it.
-
-    Raises:
-      UsageError: for layers that the backbone lacks, strides that do not grow, too few levels, or a wrong option.
-    """
     self._check()
     maps = [read(features, level) for level in self.reads]
     sizes = [x.shape[1:3] for x in maps]

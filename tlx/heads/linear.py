@@ -17,6 +17,8 @@ class Head(nn.Module):
 
   With `spatial` the linear layer reads every position of the last map, and the head averages the logits of all
   positions after a ReLU (SqueezeNet, https://arxiv.org/abs/1602.07360).
+
+  Logits float32 [b, num_classes]; the pooled features float32 [b, d] for num_classes = 0.
   """
 
   num_classes: int  # 0 = no linear layer: the head returns the pooled features
@@ -33,18 +35,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name, and 'pooled' [b, d].
-      train: whether dropout is on.
-
-    Returns:
-      Logits float32 [b, num_classes]; for num_classes = 0, the pooled features float32 [b, d].
-
-    Raises:
-      UsageError: for an unknown pool, or if a pool needs a map and the backbone returns none.
-    """
     spatial = self.spatial and self.num_classes
     x = features[self.levels[-1].layer] if spatial else pooled(features, self.levels, self.pool)
     x = Dropout(self.dropout, name='dropout')(widened(x), train)

@@ -19,7 +19,10 @@ from tlx.weights import rules
 
 
 class Head(nn.Module):
-  """Logits from the last map, with a gate on its channels, and from a finer map."""
+  """Logits from the last map, with a gate on its channels, and from a finer map.
+
+  Logits float32 [b, h, w, num_classes] at the resolution of the finer map.
+  """
 
   num_classes: int
   levels: tuple[Level, ...] = ()  # all levels of the backbone
@@ -28,18 +31,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name; maps are float [b, h_i, w_i, c_i].
-      train: whether batch norms use the statistics of the batch.
-
-    Returns:
-      Logits float32 [b, h, w, num_classes], at the resolution of the finer map.
-
-    Raises:
-      UsageError: if the backbone returns no map, or lacks the layer `fine`.
-    """
     levels = self.levels
     high = read(features, segmentation.last(levels))
     low = read(features, segmentation.named(levels, self.fine) if self.fine else segmentation.at_stride(levels, 8))

@@ -18,6 +18,8 @@ class Head(nn.Module):
 
   Raises:
     UsageError: if `hidden` or `depth` is below 1.
+
+  Logits float32 [b, num_classes].
   """
 
   num_classes: int
@@ -34,18 +36,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name, and 'pooled' [b, d].
-      train: whether dropout is on.
-
-    Returns:
-      Logits float32 [b, num_classes].
-
-    Raises:
-      UsageError: for an unknown pool, or if a pool needs a map and the backbone returns none.
-    """
     x = widened(pooled(features, self.levels, self.pool))
     for i in range(self.depth):
       x = nn.relu(Dense(self.hidden, name=f'hidden{i}')(x))

@@ -29,7 +29,11 @@ kernel_init = nn.initializers.lecun_normal()
 
 
 class Head(nn.Module):
-  """SegFormer's decoder: it fuses the levels of the backbone at stride 4, then classifies each position."""
+  """SegFormer's decoder: it fuses the levels of the backbone at stride 4, then classifies each position.
+
+  Logits float32 [b, h, w, num_classes]. h and w are `upsampling` times those of the finest map of stride 4 or more, or
+  those of the finest map if there is none.
+  """
 
   num_classes: int
   levels: tuple[Level, ...] = ()  # all levels of the backbone
@@ -45,19 +49,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
-      train: whether dropout is on and batch norms use the statistics of the batch.
-
-    Returns:
-      Logits float32 [b, h, w, num_classes]. h and w are `upsampling` times those of the finest map of stride 4 or
-      more, or those of the finest map if there is none.
-
-    Raises:
-      UsageError: for layers that the backbone lacks, strides that do not grow, or too few levels.
-    """
     maps = [read(features, level) for level in self.reads]
     size = next((x.shape[1:3] for level, x in zip(self.reads, maps) if level.stride >= FINEST), maps[0].shape[1:3])
     x = Fuse(self.width, name='fuse')(maps, size)

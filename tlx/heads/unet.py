@@ -23,7 +23,11 @@ from tlx.weights import rules, smp
 
 
 class Head(nn.Module):
-  """U-Net's decoder over the levels of the backbone, then logits."""
+  """U-Net's decoder over the levels of the backbone, then logits.
+
+  Logits float32 [b, h, w, num_classes]. h and w are the image's if the backbone's strides divide them and the finest
+  stride is a power of two.
+  """
 
   num_classes: int
   levels: tuple[Level, ...] = ()  # all levels of the backbone
@@ -47,19 +51,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
-      train: whether batch norms use the statistics of the batch.
-
-    Returns:
-      Logits float32 [b, h, w, num_classes]. h and w are those of the image if the backbone's strides divide them and
-      the finest one is a power of two.
-
-    Raises:
-      UsageError: for layers that the backbone lacks, strides that do not grow, or too few levels.
-    """
     x, *skips = (read(features, level) for level in reversed(self.reads))
     for i in (1, 2) if self.center else ():
       x = ConvNorm(x.shape[-1], 3, norm=self.norm, name=f'center{i}')(x, train)

@@ -25,7 +25,10 @@ CELLS = (1, 2, 3, 6)  # height and width of each pooled map
 
 
 class Head(nn.Module):
-  """Pyramid pooling and a feature pyramid over the levels of the backbone, then enlarged logits."""
+  """Pyramid pooling and a feature pyramid over the levels of the backbone, then enlarged logits.
+
+  Logits float32 [b, h, w, num_classes]; by default of the image's size, if the backbone's strides divide it.
+  """
 
   num_classes: int
   levels: tuple[Level, ...] = ()  # all levels of the backbone
@@ -41,18 +44,6 @@ class Head(nn.Module):
 
   @nn.compact
   def __call__(self, features: Mapping[str, jax.Array], train: bool = False) -> jax.Array:
-    """Computes the logits.
-
-    Args:
-      features: the backbone's outputs by layer name; the levels that the head reads are float [b, h_i, w_i, c_i].
-      train: whether batch norms use the statistics of the batch.
-
-    Returns:
-      Logits float32 [b, h, w, num_classes]; by default of the image's size, if the backbone's strides divide it.
-
-    Raises:
-      UsageError: for layers that the backbone lacks, strides that do not grow, or too few levels.
-    """
     unit = partial(ConvNorm, self.width, norm=self.norm)
     maps = [LayerNorm(name=f'norm{i}')(read(features, level)) for i, level in enumerate(self.reads)]
     x = Pools(self.width, self.norm, name='pools')(maps[-1], train)

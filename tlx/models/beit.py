@@ -1,6 +1,6 @@
 """BEiT (Bao et al. 2021, https://arxiv.org/abs/2106.08254) and BEiT v2 (Peng et al. 2022, 2208.06366).
 
-A plain transformer without a position table: the attention of each block has a bias for every offset between patches.
+The attention of each block has a bias for every offset between patches, in place of a position table.
 """
 
 import dataclasses
@@ -60,8 +60,7 @@ def _layout(config: BeitConfig, layout: names.Names, table: str) -> Iterator[rul
 def timm(config: BeitConfig) -> Iterator[rules.Rule]:
   """timm's names, which are also the authors': patch_embed.proj, blocks.0.attn.q_bias, fc_norm, head."""
   norm = 'fc_norm' if config.pool == 'mean' else 'norm'
-  biases = ('attn.q_bias', 'attn.v_bias')
-  layout = names.TIMM._replace(scales=('gamma_1', 'gamma_2'), norm=norm, biases=biases)
+  layout = names.TIMM._replace(scales=('gamma_1', 'gamma_2'), norm=norm, biases=('attn.q_bias', 'attn.v_bias'))
   return _layout(config, layout, 'attn.relative_position_bias_table')
 
 
@@ -79,16 +78,12 @@ def of_transformers(config: Mapping[str, Any]) -> BeitConfig:
 
   Only models for masked images share one position table among all blocks; classifiers do not.
   """
-  known = {
-    'use_relative_position_bias': True,
-    'use_shared_relative_position_bias': False,
-    'use_absolute_position_embeddings': False,
-  }
+  known = {'use_relative_position_bias': True, 'use_shared_relative_position_bias': False,
+           'use_absolute_position_embeddings': False}  # fmt: skip
   unscaled = [] if config['layer_scale_init_value'] > 0 else ['layer_scale_init_value 0, so no layer scales']
   records.require(config, known, *unscaled)
   pool = 'mean' if config['use_mean_pooling'] else 'token'
-  scale = config['layer_scale_init_value']
-  return names.of_transformers(BeitConfig, config, pool=pool, layer_scale=scale)
+  return names.of_transformers(BeitConfig, config, pool=pool, layer_scale=config['layer_scale_init_value'])
 
 
 _SIZES = {'base': (768, 12, 12), 'large': (1024, 24, 16)}  # dim, depth, heads
