@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:  # `tlx --help` does not wait for JAX
+  import jax
 
 Params = Mapping[str, Any]  # nested dict of arrays; leaves are named 'backbone/stem/conv/kernel'
 Variables = Mapping[str, Params]  # {'params': ..., 'batch_stats': ...}
@@ -73,6 +76,13 @@ class Geometry(NamedTuple):
   left: float
   bottom: float
   right: float
+
+
+class Warp(Protocol):
+  """How augmentation moved the pictures of a batch; `data.geometry.Warp` is the implementation."""
+
+  def images(self, canvases: 'jax.Array') -> 'jax.Array': ...
+  def labels(self, labels: 'jax.Array', fill: int) -> 'jax.Array': ...
 
 
 class Checkpoint(NamedTuple):
@@ -312,10 +322,10 @@ class Task(Protocol):
     """The task's parts of the report, from the content of the run folder (`report.read.load`)."""
 
   # These methods run on the device and are pure.
-  def warp(self, target: Target, warp: Any) -> Target:
-    """Moves a batch of targets as the augmentation moved the pixels. `warp` is a `data.geometry.Warp`."""
+  def warp(self, target: Target, warp: 'Warp') -> Target:
+    """Moves a batch of targets as the augmentation moved the pixels."""
 
-  def mix(self, target: Target, share: Any) -> Target | None:
+  def mix(self, target: Target, share: 'jax.Array') -> Target | None:
     """The targets of pictures mixed with a partner. `share` float [b] is the own part. None if they cannot be mixed."""
 
   def loss(self, outputs: Any, target: Target, mask: Any) -> tuple[Any, Any]:

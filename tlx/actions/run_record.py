@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -17,6 +17,9 @@ from tlx.report import events, folder
 from tlx.train.optimizer import Row
 from tlx.types import UsageError
 
+if TYPE_CHECKING:  # which imports this module
+  from tlx.actions.finetune import Prepared
+
 # Options that do not change the result, so a resumed run may change them. The last two can make a phase fit in
 # memory after earlier phases have been trained.
 RUNNING = ('out', 'compile', 'workers', 'log_every', 'micro_batches', 'remat')
@@ -25,7 +28,7 @@ RUNNING = ('out', 'compile', 'workers', 'log_every', 'micro_batches', 'remat')
 OLDER = {'norm_statistics': 'batch'}
 
 
-def describe(prepared: Any, rows: Sequence[tuple[str, int, Sequence[Row]]]) -> dict[str, Any]:
+def describe(prepared: 'Prepared', rows: Sequence[tuple[str, int, Sequence[Row]]]) -> dict[str, Any]:
   """Makes the content of experiment.json: everything that reproduces the run.
 
   Args:

@@ -80,7 +80,7 @@ class Backbone(nn.Module):
   Images are float [b, h, w, 3], already normalised. The backbone computes in their dtype; parameters stay float32.
   """
 
-  config: Any
+  config: Config
   drop_path: float = 0.0  # stochastic depth rate of the last layer (Huang et al. 2016); it grows linearly from 0
 
   @property

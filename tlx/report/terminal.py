@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console as Rich
@@ -17,6 +17,11 @@ from rich.table import Table
 from tlx.cost import compiled
 from tlx.train import memory
 from tlx.types import DatasetInfo, Task, shape_of
+
+if TYPE_CHECKING:
+  import jax
+
+  from tlx.train.step import Recipe
 
 NUMBERS = ('images', 'classes', 'tensors', 'parameters', 'peak lr', 'gmacs', 'size', 'top-1')  # columns of numbers
 WIDE = 200  # columns, if the output is a file or a pipe
@@ -72,7 +77,9 @@ class Console:
         table.add_row(row.label, str(row.tensors), f'{row.parameters:,}', f'{row.learning_rate:.3g}')
       self.rich.print(table)
 
-  def program(self, phase: str, program: Any, recipe: Any, forward: Callable[[], float | None]) -> Any:
+  def program(
+    self, phase: str, program: 'jax.stages.Compiled', recipe: 'Recipe', forward: Callable[[], float | None]
+  ) -> 'jax.stages.Compiled':
     """Prints the cost of a phase's step, if the compiler reports it.
 
     Args:

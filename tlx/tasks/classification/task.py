@@ -14,7 +14,7 @@ import optax
 from tlx.data.augment import partners
 from tlx.tasks.classification import mistakes, sections
 from tlx.tasks.classification.metrics import Sums
-from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError
+from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError, Warp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,10 @@ class Task:
   def blank(self, shape: tuple[int, int]) -> Target:
     return {'label': np.int32(0)}
 
-  def warp(self, target: Target, warp: Any) -> Target:
+  def warp(self, target: Target, warp: Warp) -> Target:
     return target
 
-  def mix(self, target: Target, share: Any) -> Target:
+  def mix(self, target: Target, share: jax.Array) -> Target:
     return {**target, 'other': partners(target['label']), 'share': share}
 
   def loss(self, outputs: Any, target: Target, mask: Any) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from flax import struct
 
 from tlx.data.augment import partners
 from tlx.tasks.multilabel import metrics, sections
-from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError
+from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError, Warp
 
 
 @struct.dataclass
@@ -72,10 +72,10 @@ class Task:
   def blank(self, shape: tuple[int, int]) -> Target:
     return {'tags': np.zeros(len(self.class_names), np.uint8)}
 
-  def warp(self, target: Target, warp: Any) -> Target:
+  def warp(self, target: Target, warp: Warp) -> Target:
     return target
 
-  def mix(self, target: Target, share: Any) -> Target:
+  def mix(self, target: Target, share: jax.Array) -> Target:
     return {**target, 'other': partners(target['tags']), 'share': share}
 
   def loss(self, outputs: jax.Array, target: Target, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

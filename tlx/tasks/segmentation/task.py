@@ -15,7 +15,7 @@ from tlx.nn.resize import bilinear
 from tlx.tasks.segmentation import pictures, sections, windows
 from tlx.tasks.segmentation.losses import FOCAL_GAMMA, Loss, labelled, parse
 from tlx.tasks.segmentation.metrics import Sums
-from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError
+from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError, Warp
 
 STRIP = 256  # rows of a photograph per step of `decode`, so that a large one fits in memory
 
@@ -77,10 +77,10 @@ class Task:
   def blank(self, shape: tuple[int, int]) -> Target:
     return {'labels': np.full(shape, IGNORE, np.uint8)}
 
-  def warp(self, target: Target, warp: places.Warp) -> Target:
+  def warp(self, target: Target, warp: Warp) -> Target:
     return {'labels': warp.labels(target['labels'], IGNORE)}
 
-  def mix(self, target: Target, share: Any) -> None:
+  def mix(self, target: Target, share: jax.Array) -> None:
     return None
 
   def loss(self, outputs: jax.Array, target: Target, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
