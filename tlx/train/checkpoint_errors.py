@@ -1,7 +1,10 @@
 """Errors of orbax and tensorstore: tells damage from other failures, shortens messages and silences the log."""
 
+import atexit
 import errno
 import functools
+import gc
+import inspect
 import logging
 import os
 import sys
@@ -57,6 +60,7 @@ def silence() -> None:
   # No public hook receives the coroutine, and a filter by the warning's name would also hide the user's warnings.
   if warn := getattr(warnings, '_warn_unawaited_coroutine', None):
     warnings._warn_unawaited_coroutine = lambda coroutine: None if _of_orbax(coroutine) else warn(coroutine)
+    atexit.register(_close_abandoned)  # Python does not call that hook after this
   hook = sys.unraisablehook
   sys.unraisablehook = lambda found: None if _abandoned(found) else hook(found)
 
@@ -69,6 +73,13 @@ def _of_others(record: logging.LogRecord) -> bool:
 def _abandoned(found: Any) -> bool:
   """Whether the object belongs to a read or write that orbax abandoned."""
   return str(found.exc_value) == 'Event loop is closed' or _of_orbax(found.object)
+
+
+def _close_abandoned() -> None:
+  """Closes the coroutines of orbax that never began, of which Python would warn."""
+  for found in gc.get_objects():
+    if inspect.iscoroutine(found) and _of_orbax(found) and inspect.getcoroutinestate(found) == inspect.CORO_CREATED:
+      found.close()
 
 
 def _of_orbax(coroutine: Any) -> bool:
