@@ -77,6 +77,12 @@ def test_every_epoch_has_every_example_in_its_own_order():
 
 
 @pytest.mark.parametrize('balanced', [False, True])
+def test_batches_of_one_go_on_without_end(balanced):
+  ones, sixes = (train(138 // n, batch_size=n, class_balanced=balanced) for n in (1, 6))
+  np.testing.assert_array_equal(positions(ones), positions(sixes))
+
+
+@pytest.mark.parametrize('balanced', [False, True])
 @pytest.mark.parametrize('workers', [1, 3])
 def test_workers_change_nothing(workers, balanced):
   equal(train(9, class_balanced=balanced), train(9, workers=workers, class_balanced=balanced))

@@ -24,6 +24,7 @@ from tlx.types import Batch, DataSource, Geometry, Target, Task, TlxError, Usage
 
 log = logging.getLogger(__name__)
 
+EPOCHS = 2**31  # endless; grain's own endless length overflows when it is divided into batches of one
 POLL = 0.005  # seconds between two checks whether the device is busy
 AHEAD = 2  # batches made at once, so that no thread is idle while the last pictures of a batch are decoded
 
@@ -78,9 +79,9 @@ def train_batches(
     raise UsageError('--sampling balanced: it draws by the class of an image, and these images have more than one')
   if class_balanced:
     members = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]
-    order = positions.repeat().random_map(lambda _, rng: rng.choice(members[rng.integers(len(members))]))
+    order = positions.repeat(EPOCHS).random_map(lambda _, rng: rng.choice(members[rng.integers(len(members))]))
   else:
-    order = positions.shuffle().repeat()
+    order = positions.shuffle().repeat(EPOCHS)
   load = load or _Loader(source, task or ClassIds(), transform, workers)
   chosen = order.batch(batch_size)
   if views > 1:
