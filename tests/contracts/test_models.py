@@ -1,6 +1,8 @@
 """Every family keeps the one idea: an ordered list of named layers, and one table of weights for both directions."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from tlx.actions import finetune
 from tlx.nn.model import Config
 from tlx.pretrained import modules
 from tlx.report import terminal
-from tlx.types import Source, UsageError
+from tlx.types import Source, TlxError, UsageError
 from tlx.weights import records, rules
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 64, 64, 3)).astype(np.float32)
@@ -278,6 +280,30 @@ def test_save_takes_all_that_load_returned(tmp_path):
   again = tlx.load(str(tlx.save(tmp_path / 'changed', model, zeros, class_names=tuple('vwxyz'))))
   assert again.class_names == tuple('vwxyz') and again.preprocess == model.preprocess
   assert not any(leaf.any() for leaf in jax.tree.leaves(again.variables))
+
+
+@pytest.mark.parametrize(('family', 'pool'), [('resnet', 'avg'), ('vit', 'token'), ('siglip', 'map'), ('beit', 'avg')])
+def test_arguments_that_timm_writes_are_read_and_do_not_outlive_a_change(family, pool, tiny_models, tmp_path):
+  """timm 1.0.31 records every argument of the constructor, and prefers them to the fields beside them."""
+  folder = shutil.copytree(tiny_models[family], tmp_path / 'theirs')
+  config = json.loads((folder / 'config.json').read_text())
+  arguments = {'num_classes': 7, 'in_chans': 3, 'global_pool': pool, **config.get('model_args', {})}
+  write = lambda **changes: (folder / 'config.json').write_text(
+    json.dumps(config | {'global_pool': pool, 'model_args': arguments | changes})
+  )
+  write()
+  model = tlx.load(str(folder))
+  expected = tlx.load(tiny_models[family])
+  jax.tree.map(np.testing.assert_array_equal, model.variables, expected.variables)
+  assert model.module == expected.module
+  for classes in (None, 3):
+    saved = tlx.save(tmp_path / str(classes), tlx.load(str(folder), num_classes=classes))
+    record = json.loads((saved / 'config.json').read_text())
+    assert 'num_classes' not in record['model_args'] and record['model_args']['global_pool'] == pool
+    assert record['num_classes'] == tlx.load(str(saved)).module.head.num_classes == (classes or 7)
+  write(global_pool='catavgmax', act_layer='silu')
+  with pytest.raises(TlxError, match=f"act_layer, unknown to tlx; and for global_pool 'catavgmax', .* '{pool}' only"):
+    tlx.load(str(folder))
 
 
 def test_save_of_a_module_alone_is_refused(tmp_path):

@@ -126,9 +126,7 @@ def pair(request, timm, torch, tmp_path_factory):
   case, folder = request.param, tmp_path_factory.mktemp('timm')
   theirs = timm.create_model(case.name, **case.arguments)
   reference.draw(theirs)
-  torch.save(theirs.state_dict(), folder / 'pytorch_model.bin')
-  record = {'architecture': case.name, 'num_classes': theirs.num_classes, 'model_args': case.arguments}
-  (folder / 'config.json').write_text(json.dumps(record))
+  timm.models.save_for_hf(theirs, folder, model_args=case.arguments, safe_serialization=False)
   yield Pair(case, theirs, folder, tlx.load(str(folder)), reference.images(case.size, case.spread))
   shutil.rmtree(folder)
   jax.clear_caches()

@@ -16,6 +16,8 @@ from tlx.weights import records, smp
 TLX = 'tlx'  # the key of config.json for a head that no other library knows
 Record = Mapping[str, Any]
 
+POOLS = {'mean': 'avg', 'raw_mean': 'avg', 'token': 'token', 'map': 'map'}  # a config's `pool` -> timm's global_pool
+
 
 class Found(NamedTuple):
   """A resolved name. Its weights are not read yet."""
@@ -172,8 +174,13 @@ def _described(config: Mapping[str, Any]) -> catalog.Variant:
   arguments = dict(config.get('model_args') or {})
   variant = catalog.variant(config['architecture'])
   size = arguments.pop('img_size', None)
-  if unknown := arguments.keys() - {'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate'}:
-    raise TlxError(f'config.json of {variant.name} asks for {", ".join(sorted(unknown))} in model_args, unknown to tlx')
+  own = POOLS.get(getattr(variant.config, 'pool', 'mean'))
+  pool = arguments.pop('global_pool', own)  # timm's writer always names it
+  unknown = arguments.keys() - {'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate'}
+  problems = [f'{", ".join(sorted(unknown))}, unknown to tlx'] if unknown else []
+  problems += [f'global_pool {pool!r}, where tlx has {own!r} only'] if pool != own else []
+  if problems:
+    raise TlxError(f'config.json of {variant.name} asks in model_args for {"; and for ".join(problems)}')
   if options := (config.get(TLX) or {}).get('backbone'):
     variant = variant._replace(config=dataclasses.replace(variant.config, **options))
   return Asked(image_size=size if size is None or isinstance(size, int) else size[0]).variant(variant)

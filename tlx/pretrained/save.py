@@ -151,9 +151,7 @@ def _records(
       classes = len(class_names)
     return records.transformers_config(source.config, classes, class_names, size), processor
   record = preprocess or preprocess_of({}, {}, variant.checkpoint)
-  arguments = {'img_size': size} if size and size != variant.config.size else {}
-  if len(record.mean) != 3:
-    arguments['in_chans'] = len(record.mean)
+  arguments = _arguments(variant, size, record, source)
   config = records.timm_config(
     variant.name, module.backbone.config.width, record, classes, class_names, arguments, fixed_size=size is not None
   )
@@ -162,7 +160,22 @@ def _records(
   task = {} if source.task == 'classification' else {TLX: {'task': source.task}}
   had_head = 'head' in (source.config.get(TLX) or {})  # then the old record describes a head that no longer exists
   kept = source.config if 'architecture' in source.config and not had_head else {}
-  return {**kept, **config, **task}, {}
+  return {**_without_arguments(kept), **config, **task}, {}
+
+
+def _arguments(variant: catalog.Variant, size: int | None, record: Preprocess, source: Source) -> dict[str, Any]:
+  """Arguments of timm's constructor: those of the source that still hold, and what differs from the variant."""
+  changed = ('num_classes', 'in_chans', 'img_size')  # timm prefers them to the fields beside `model_args`
+  kept = {name: x for name, x in (source.config.get('model_args') or {}).items() if name not in changed}
+  if size and size != variant.config.size:
+    kept['img_size'] = size
+  if len(record.mean) != 3:
+    kept['in_chans'] = len(record.mean)
+  return kept
+
+
+def _without_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in config.items() if name != 'model_args'}
 
 
 def _records_with_head(
@@ -177,9 +190,7 @@ def _records_with_head(
   record = preprocess or preprocess_of({}, {}, variant.checkpoint)
   config = module.backbone.config
   size = config.size
-  arguments = {'img_size': size} if size and size != variant.config.size else {}
-  if len(record.mean) != 3:
-    arguments['in_chans'] = len(record.mean)
+  arguments = _arguments(variant, size, record, source)
   made = records.timm_config(variant.name, config.width, record, 0, (), arguments, fixed_size=size is not None)
   classes = getattr(module.head, 'num_classes', len(class_names))
   known = catalog.variant(variant.name).config if variant.name in catalog.variants() else config
@@ -196,7 +207,7 @@ def _records_with_head(
     theirs = source.config
     if 'model_type' in theirs:
       theirs = records.transformers_config(theirs, classes, class_names)
-    return {**theirs, **made}, dict(source.processor)
+    return {**_without_arguments(theirs), **made}, dict(source.processor)
   if layout != source.layout or not _describes(smp.theirs(source.config), module):
     return made, {}
   sized = {'img_size': size} if 'img_size' in arguments else {}
