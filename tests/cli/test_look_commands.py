@@ -2,11 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import tlx
+from tlx import catalog, pretrained
 from tlx.cli import main
+from tlx.types import Source
 
 
 @pytest.fixture
@@ -47,6 +51,25 @@ def test_deletion_and_exciting_over_a_folder(say, tiny_model, tiny_images, tmp_p
   (row,) = made(say, tmp_path / 'b', 'exciting', tiny_model, *data, *words)['channels']
   assert row['channel'] == 2 and len(row['names']) == 3 and row['values'] == sorted(row['values'], reverse=True)
   assert row['names'][0].startswith('val/')
+
+
+def test_a_segmenter_shows_its_layers_and_has_no_class_per_image(say, tiny_images, tmp_path):
+  module = pretrained.build(catalog.variant('mobilenetv1_test'), 3, head='unet(widths=(4, 4, 4))')
+  variables = module.init(jax.random.key(0), np.zeros((1, 32, 48, 3), np.float32))
+  about = {'preprocess': tlx.Preprocess((32, 48), 1.0, mode='squash'), 'class_names': ('blue', 'green', 'red')}
+  about['source'] = Source('mobilenetv1_test', task='segmentation')
+  model = tlx.save(tmp_path / 'model', module, variables, **about)
+  photo, data = tiny_images / 'val' / 'red' / '0.png', ('--data', f'folder:{tiny_images}')
+  made(say, tmp_path / 'a', 'features', model, photo, '--layer', 'stem')
+  made(say, tmp_path / 'b', 'exciting', model, *data, '--layer', 'stem', '--channel', 1, '--photographs', 2)
+  made(say, tmp_path / 'c', 'ideal', model, '--layer', 'stem', '--channel', 1, '--steps', 2)
+  for words in (
+    ('gradcam', photo), ('attack', photo), ('deletion', *data), ('robustness', *data), ('map', *data),
+    ('ideal', '--class', 'red'), ('gradcam', photo, '--class', 'red'),
+  ):  # fmt: skip
+    code, _, err = say(words[0], model, *words[1:], '--out', tmp_path / 'd')
+    assert code == 2 and 'made for segmentation and has no class per image; use explain features' in err, words
+  assert not (tmp_path / 'd').exists()
 
 
 @pytest.mark.parametrize(

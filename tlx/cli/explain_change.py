@@ -74,7 +74,7 @@ class Ideal:
     goals = self._goals(model)
     for goal in goals if judge else ():
       ideal.judged_class(judge, model, goal.index)
-    size = check_size(model, model.preprocess.size if self.size is None else self.size)
+    size = check_size(model, max(model.preprocess.shape) if self.size is None else self.size)
     work = ideal.ideal_images(
       model,
       goals,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tlx.data.augment import to_float
 from tlx.explain import pictures
-from tlx.explain.outputs import LOGITS, Explanation, look
+from tlx.explain.outputs import LOGITS, Explanation, check_picture, look
 from tlx.nn.model import POOLED
 from tlx.report import html
 from tlx.types import Batch, Pretrained, TlxError, UsageError
@@ -60,10 +60,11 @@ def data_map(
 
   Raises:
     TlxError: if scikit-learn is not installed.
-    UsageError: for fewer than 4 images.
+    UsageError: for fewer than 4 images, and for a model whose outputs are not for whole images.
   """
   if importlib.util.find_spec('sklearn') is None:
     raise TlxError('a map needs scikit-learn; run: pip install scikit-learn')
+  check_picture(model)
   parts = []
   for part in _parts(model, batches):
     parts.append(part)

@@ -172,7 +172,7 @@ def judged_class(judge: Pretrained, model: Pretrained, index: int) -> int:
 
 def _verdicts(judge: Pretrained, model: Pretrained, goals: Sequence[Goal], shown: np.ndarray) -> list[dict[str, Any]]:
   """The judge's answer for each picture, at the judge's input size; {} for pictures that are not of a class."""
-  side = judge.preprocess.size
+  side = max(judge.preprocess.shape)
   pixels = pictures.to_floats(np.stack([pictures.resized(picture, side, side) for picture in shown]))
   rows = np.asarray(jax.nn.softmax(_see(judge, set())(judge.variables, pixels)[LOGITS]))
   return [{} if goal.index is None else _verdict(judge, model, goal.index, row) for goal, row in zip(goals, rows)]

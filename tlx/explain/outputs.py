@@ -84,10 +84,15 @@ def check_head(model: Pretrained) -> None:
   """Raises UsageError if the model has no classes, or is not a classifier of whole images."""
   if not getattr(model.module.head, 'num_classes', 1):
     raise UsageError('the model has no head, so it has no class to explain; choose a model with classes, or a run')
+  check_picture(model)
+
+
+def check_picture(model: Pretrained) -> None:
+  """Raises UsageError if the model's outputs are not for whole images."""
   if model.source.task.split('(')[0] not in PICTURE_CLASSES:
     raise UsageError(
       f'the model is made for {model.source.task} and has no class per image; use explain features or explain '
-        'exciting, which show its layers'
+      'exciting, which show its layers'
     )
 
 
@@ -97,10 +102,10 @@ def class_index(model: Pretrained, name: str | int) -> int:
   Raises:
     UsageError: for an unknown class, with the most similar names.
   """
+  check_head(model)
   count, names = model.module.head.num_classes, [known.lower() for known in model.class_names]
   if str(name).lower() in names:
     return names.index(str(name).lower())
-  check_head(model)
   if not str(name).lstrip('-').isdecimal():
     raise UsageError(f'no class {name!r}{_near(str(name).lower(), names)}; numbers from 0 to {count - 1} work too')
   if not 0 <= int(name) < count:

@@ -11,8 +11,8 @@ from tlx.data.augment import to_float
 from tlx.data.split import Subset
 from tlx.explain import pictures
 from tlx.explain.attack import Attack, perturb
-from tlx.explain.outputs import LOGITS, Explanation, look
-from tlx.types import Batch, DataSource, Pretrained
+from tlx.explain.outputs import LOGITS, Explanation, check_head, look
+from tlx.types import Batch, DataSource, Pretrained, UsageError
 
 # norm -> (factor from epsilon to the x axis, label of the x axis)
 UNITS = {'linf': (255, 'epsilon, of 255 levels (L-infinity)'), 'l2': (1, 'epsilon (L2, pixels in [0, 1])')}
@@ -43,7 +43,13 @@ def robustness(
 
   Yields:
     The curve so far, after each batch. It gains one point with each epsilon.
+
+  Raises:
+    UsageError: if the model or the data set has no class per image.
   """
+  check_head(model)
+  if source.labels is None:
+    raise UsageError('the data set has no single class per image, so no answer is right or wrong; choose another')
   seen, program, key = look(model), perturb(look(model), attack), jax.random.key(seed)
   answer = jax.jit(lambda variables, images: seen(variables, to_float(images))[LOGITS].argmax(-1))
   survives = jax.jit(

@@ -93,7 +93,7 @@ def paper_layers(model: Pretrained) -> tuple[tuple[str, ...], str]:
   """
   seen = shapes(model)
   maps = [name for name in model.module.backbone.names if seen[name].ndim > 2]
-  stride = {name: _stride(model.preprocess.size, seen[name]) for name in maps}
+  stride = {name: _stride(model.preprocess.shape[0], seen[name]) for name in maps}
   firsts = list({stride[name]: name for name in reversed(maps) if stride[name] <= COARSE}.values())[::-1]
   if len(set(stride.values())) < 3:
     places = np.linspace(0, len(maps) - 1, min(LAYERS, len(maps)))
