@@ -49,11 +49,7 @@ def shapes(model: Pretrained) -> Mapping[str, jax.ShapeDtypeStruct]:
 
 
 def check_size(model: Pretrained, size: int) -> int:
-  """Returns `size` (height and width in pixels) if the model takes it.
-
-  Raises:
-    UsageError: if the model does not take images of that size.
-  """
+  """Returns `size` (height and width in pixels). Raises UsageError if the model does not take images of that size."""
   config = model.module.backbone.config
   if config.size and size != config.size:
     raise UsageError(f'size {size}: the model takes pictures of {config.size} pixels only')
