@@ -112,8 +112,7 @@ def make(name: str, peak: float, steps: int, warmup_steps: int = 0, end: float =
     )
     if wrong
   ]
-  if problems:
-    raise UsageError('\n'.join(problems))
+  words.refuse(problems)
   rise, fall, share = SCHEDULES[name]
   warmup = min(warmup_steps or int(share * steps), steps - 1)
   falling = fall(peak, steps - warmup, end)

@@ -12,6 +12,12 @@ from typing import Any
 from tlx.types import UsageError
 
 
+def refuse(problems: Iterable[str]) -> None:
+  """Raises UsageError with all problems, one line each; does nothing if there are none."""
+  if lines := list(problems):
+    raise UsageError('\n'.join(lines))
+
+
 def near(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> list[str]:
   """At most three known words that look like `word`, the nearest first. The dashes of options do not count.
 

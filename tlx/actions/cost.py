@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tlx import catalog, pretrained, trees
+from tlx import catalog, pretrained, trees, words
 from tlx.actions import defaults, tasks
 from tlx.cost import certificate
 from tlx.train import optimizer
 from tlx.train.step import Recipe
-from tlx.types import Preprocess, UsageError
+from tlx.types import Preprocess
 
 OF_THE_COSTLIEST = ('flops', 'peak_bytes', 'optimizer_bytes', 'allreduce_bytes', 'activation_bytes')
 
@@ -101,5 +101,4 @@ def _check(batch_size: int, micro_batches: int, num_classes: int, image_size: in
   parts = micro_batches * jax.device_count()
   if not problems and batch_size % parts:
     problems = [f'--batch-size {batch_size} does not divide into {parts} parts (micro-batches x devices)']
-  if problems:
-    raise UsageError('\n'.join(problems))
+  words.refuse(problems)

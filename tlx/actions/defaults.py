@@ -223,8 +223,7 @@ def check(e: Experiment) -> None:
     problems.append(f'no augmentation {e.augment!r}{words.suggest(e.augment, augment.PRESETS)}')
   if e.norm_statistics not in (None, *STATISTICS):
     problems.append(f'no norm statistics {e.norm_statistics!r}{words.suggest(e.norm_statistics, STATISTICS)}')
-  if problems:
-    raise UsageError('\n'.join(problems))
+  words.refuse(problems)
 
 
 def problems_of_size(image_size: int | str | None) -> list[str]:
@@ -260,8 +259,7 @@ def check_task(e: Experiment, task: Task, chosen: augment.Augment | None, lackin
   if task.dense and e.cache_views:
     why = f'the labels of {called} would not move with the views; leave it out'
     problems.append(f'--cache-views {e.cache_views}: {why}')
-  if problems:
-    raise UsageError('\n'.join(problems))
+  words.refuse(problems)
 
 
 def check_views(e: Experiment, chosen: augment.Augment | None) -> None:
@@ -282,8 +280,7 @@ def check_views(e: Experiment, chosen: augment.Augment | None) -> None:
     problems.append(f'{option}: no fresh pixels to mix; add {" ".join(f"--{n} 0" for n in mixing)}')
   if e.cache == 'off':
     problems.append(f'{option}: --cache off keeps none; leave it out')
-  if problems:
-    raise UsageError('\n'.join(problems))
+  words.refuse(problems)
 
 
 def least_micro_batches(e: Experiment) -> int:

@@ -16,7 +16,7 @@ def model_table(
 ) -> list[dict[str, Any]]:
   """Lists models, one row per model: their figures, licence and source of weights. None means unknown.
 
-  Figures of segmenters are counted only if the model is the only row, because counting takes seconds.
+  The figures of segmenters are unknown here, because counting takes seconds; see `with_layers`.
 
   Args:
     pattern: shell pattern of names.
@@ -44,10 +44,14 @@ def model_table(
     rows = [row for row in rows if (row['parameters'] or math.inf) <= max_parameters]
     if not rows:
       raise UsageError(f'no model fits --max-parameters {max_parameters:,.0f}; the smallest here has {least:,}')
-  if len(rows) == 1 and rows[0]['parameters'] is None:
-    layers = layer_table(rows[0]['name'])
-    rows[0] |= {key: sum(layer[key] for layer in layers) for key in ('parameters', 'gmacs')}
   return sorted(rows, key=lambda row: _rank(row, sort))
+
+
+def with_layers(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """A row of `model_table` whose unknown figures are counted, and the layers of the model."""
+  layers = layer_table(row['name'])
+  counted = {key: sum(layer[key] for layer in layers) for key in ('parameters', 'gmacs') if row[key] is None}
+  return {**row, **counted}, layers
 
 
 def layer_table(name: str) -> list[dict[str, Any]]:

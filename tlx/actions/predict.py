@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tlx import words
 from tlx.actions import runs, tasks
 from tlx.data import decode, transforms
 from tlx.nn.model import forward_of
@@ -99,8 +100,7 @@ def check_windows(task: Task, scales: Sequence[float]) -> None:
   problems = [f'--scales {scale:g}: must be above 0' for scale in scales if not scale > 0]
   if not hasattr(task, 'whole'):
     problems.append(f'--scales: {tasks.name_of(task)} judges the whole picture at once; leave it out')
-  if problems:
-    raise UsageError('\n'.join(problems))
+  words.refuse(problems)
 
 
 def _written(task, photograph: np.ndarray, prediction: dict[str, Any], file: Path, out: Path | None) -> dict[str, Any]:

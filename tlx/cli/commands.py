@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from tlx import words
 from tlx.experiment import Experiment
 from tlx.report import terminal
 from tlx.report.folder import plain
@@ -162,12 +163,12 @@ class Models:
   json: Json = False
 
   def __call__(self) -> None:
-    from tlx.actions.models import layer_table, model_table
+    from tlx.actions.models import model_table, with_layers
 
     most = None if self.max_parameters is None else quantity('--max-parameters', self.max_parameters)
     rows = model_table(self.pattern, sort=self.sort, max_parameters=most, license=self.license)
     if len(rows) == 1:
-      (row,), layers = rows, layer_table(rows[0]['name'])
+      row, layers = with_layers(rows[0])
       return print_json([{**row, 'layers': layers}]) if self.json else terminal.Console().model(row, layers)
     print_json(rows) if self.json else terminal.Console().models(rows)
 
@@ -275,8 +276,7 @@ class Report:
 def positive(**given: float) -> None:
   """Raises UsageError that lists the options which are not above 0."""
   wrong = {name.replace('_', '-'): value for name, value in given.items() if value <= 0}
-  if problems := [f'--{name} {value}: must be above 0' for name, value in wrong.items()]:
-    raise UsageError('\n'.join(problems))
+  words.refuse([f'--{name} {value}: must be above 0' for name, value in wrong.items()])
 
 
 def print_json(value: Any) -> None:

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special  # a dependency of jax
 
+from tlx import words
 from tlx.data import pixels
 from tlx.data.geometry import Warp
-from tlx.types import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Augment:
       low, high = getattr(self, name)
       if not 0 < low <= high <= limit:
         problems.append(f'augment.{name} is ({low}, {high}): give 0 < low <= high{" <= 1" * (limit == 1)}')
-    if problems:
-      raise UsageError('\n'.join(problems))
+    words.refuse(problems)
 
 
 _PROBABILITIES = dict.fromkeys(('flip', 'vertical_flip', 'erasing'), 1)

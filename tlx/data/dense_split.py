@@ -7,6 +7,33 @@ import numpy as np
 from tlx.data.masks import some
 from tlx.types import UsageError
 
+SHARE = 0.2  # of the images, held back for validation if a data set has neither validation nor test images
+HELD_BACK = f' ({SHARE:.0%} of the images held back for validation)'
+FROM_TEST = ' (no validation: test is used for validation)'
+
+
+def with_validation(counts: Mapping[str, np.ndarray], *, seed: int) -> tuple[dict[str, tuple[str, np.ndarray]], str]:
+  """Finds validation images for splits that have none: those of 'test', or else a part of 'train'.
+
+  Args:
+    counts: {split: int [n, k]}, as in `holdout`; 'train' is among them.
+    seed: random seed.
+
+  Returns:
+    {split: (the given split that it comes from, positions int [m] in it)}, and a note that says where the validation
+    images come from; '' if they were given.
+
+  Raises:
+    UsageError: if no image can be held back.
+  """
+  every = {split: (split, np.arange(len(found))) for split, found in counts.items()}
+  if 'validation' in counts:
+    return every, ''
+  if 'test' in counts:
+    return {'train': every['train'], 'validation': every['test']}, FROM_TEST
+  kept, held = holdout(counts['train'], share=SHARE, seed=seed)
+  return {'train': ('train', kept), 'validation': ('train', held)}, HELD_BACK
+
 
 def holdout(counts: np.ndarray, *, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Holds back random images, and keeps at least one image of every class.

@@ -38,6 +38,14 @@ class Legend:
     """The class index of a known value, or IGNORE. Raises KeyError for an unknown one."""
     return self.palette[value] if isinstance(value, tuple) else self.values[value]
 
+  def counts(self, found: Sequence[masks.Found]) -> np.ndarray:
+    """Counts the pixels of each class in each mask: int64 [n, k]. All values must be known."""
+    counts = np.zeros((len(found), IGNORE + 1), np.int64)
+    for row, mask in zip(counts, found):
+      for value, count in mask.pixels.items():
+        row[self.index(value)] += count
+    return counts[:, : len(self.class_names)]
+
   def decode(self, encoded: bytes) -> np.ndarray:
     """Decodes a mask file to class indices.
 

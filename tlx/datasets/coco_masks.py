@@ -12,7 +12,6 @@ they are ignored instead.
 
 import concurrent.futures
 import hashlib
-import os
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tlx import words
 from tlx.data import coco_files, decode, dense_split
+from tlx.data.folders import folder_of
 from tlx.data.mask_folders import shortened
 from tlx.data.masks import IGNORE, upright_size
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
-SHARE = 0.2  # share of the images that is held back for validation
 FULL_CHECK = 20_000  # images; with more, tlx checks only headers, and counts pixels in a part of the masks
 
 Content = Mapping[str, Any]  # content of a json file
@@ -70,17 +70,7 @@ class CocoSource(DataSource):
     return Example(path.read_bytes(), self.annotation(index), path.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> np.ndarray:
-    """Draws the mask of an image.
-
-    Args:
-      index: position in the split.
-
-    Returns:
-      uint8 [h, w]: class indices, or IGNORE for pixels that do not count.
-
-    Raises:
-      TlxError: if an object cannot be drawn.
-    """
+    """Draws the mask uint8 [h, w]: class indices, or IGNORE. Raises TlxError if an object cannot be drawn."""
     return draw(self.photos[index], self.uncovered)
 
   def size(self, index: int) -> tuple[int, int]:
@@ -132,21 +122,23 @@ def load(argument: str, *, seed: int) -> Dataset:
       object of an unknown class or image, no object with a mask, a class that training lacks, a split without images.
       Also if the package hotcoco is not installed.
   """
-  root = _root(argument)
+  root = folder_of('coco_masks', argument, 'the json files and the images')
   _hotcoco()
   files = {split: [(p, coco_files.read(p)) for p in paths] for split, paths in coco_files.find(root).items()}
   class_names, uncovered = _class_names(files)
   photos, rejected = _photos(root, files, class_names)
   facts = _check([photo for found in photos.values() for photo in found], uncovered, len(class_names))
-  _refuse(shortened([fact.problem for fact in facts.values() if fact.problem]))
+  words.refuse(shortened([fact.problem for fact in facts.values() if fact.problem]))
   rejected += [(path.relative_to(root).as_posix(), fact.reason) for path, fact in facts.items() if fact.reason]
   photos = {split: [p for p in found if not facts[p.path].reason] for split, found in photos.items()}
-  _refuse([f'split {s} has no image that can be used; left out: {rejected[:3]}' for s in photos if not photos[s]])
-  photos, note = _with_validation(photos, facts, seed)
+  words.refuse([f'split {s} has no image that can be used; left out: {rejected[:3]}' for s in photos if not photos[s]])
   counts = {split: np.stack([facts[photo.path].counts for photo in found]) for split, found in photos.items()}
+  parts, note = dense_split.with_validation(counts, seed=seed)
+  photos = {split: [photos[given][i] for i in rows] for split, (given, rows) in parts.items()}
+  counts = {split: counts[given][rows] for split, (given, rows) in parts.items()}
   if all(count.any(axis=1).all() for count in counts.values()):  # false if the masks were counted in part
     names = {split: [photo.path.name for photo in found] for split, found in photos.items()}
-    _refuse(dense_split.untrained(class_names, counts, names))
+    words.refuse(dense_split.untrained(class_names, counts, names))
   sizes = [photo.size for found in photos.values() for photo in found]
   info = DatasetInfo(
     name=root.name,
@@ -168,17 +160,6 @@ def _hotcoco() -> Any:
   except ImportError as error:
     raise UsageError('data set \'coco_masks\' needs hotcoco; run: pip install "tlx[coco]"') from error
   return mask
-
-
-def _root(argument: str) -> pathlib.Path:
-  """The absolute path of the folder. Raises UsageError if it does not exist."""
-  if not argument:
-    raise UsageError("data set 'coco_masks' needs a path; write --data coco_masks:PATH")
-  root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
-  if not root.is_dir():
-    kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
-    raise UsageError(f'{argument} {kind}; choose the folder that holds the json files and the images')
-  return root
 
 
 def _class_names(files: Files) -> tuple[tuple[str, ...], int]:
@@ -216,7 +197,7 @@ def _photos(
     photos[split] = list(found.values())
   if not any(photo.things for found in photos.values() for photo in found):
     problems.append(f'no object in the json files of {root} has a polygon or RLE; boxes alone are for detection')
-  _refuse(problems)
+  words.refuse(problems)
   return photos, rejected
 
 
@@ -269,24 +250,3 @@ def _look(photo: Photo, uncovered: int, classes: int, *, full: bool, count: bool
   except TlxError as error:
     return Facts('', str(error))
   return Facts('', '' if counts.any() else 'all pixels are ignored', counts)
-
-
-def _with_validation(
-  photos: Mapping[str, list[Photo]], facts: Mapping[pathlib.Path, Facts], seed: int
-) -> tuple[Mapping[str, list[Photo]], str]:
-  """Adds validation images if the splits have none, and says in a note where they come from."""
-  if 'validation' in photos:
-    return photos, ''
-  if 'test' in photos:
-    note = ' (no validation: test is used for validation)'
-    return {'train': photos['train'], 'validation': photos['test']}, note
-  found = photos['train']
-  counts = np.stack([facts[photo.path].counts for photo in found])
-  kept, held = dense_split.holdout(counts, share=SHARE, seed=seed)
-  note = f' ({SHARE:.0%} of the images held back for validation)'
-  return {'train': [found[i] for i in kept], 'validation': [found[i] for i in held]}, note
-
-
-def _refuse(problems: Sequence[str]) -> None:
-  if problems:
-    raise UsageError('\n'.join(problems))

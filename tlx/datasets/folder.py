@@ -15,6 +15,7 @@ import numpy as np
 
 from tlx import words
 from tlx.data import decode
+from tlx.data.folders import path_of
 from tlx.data.split import Labelled, Subset, class_counts, holdout
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, Example, UsageError
@@ -58,16 +59,16 @@ def load(argument: str, *, seed: int) -> Dataset:
       or is missing from the training folder.
   """
   root = _root(argument)
-  _refuse(_masks(root, argument))
+  words.refuse(_masks(root, argument))
   folders, note = _layout(root)
   files = {split: {d.name: _images(d) for d in _subfolders(folder)} for split, folder in folders.items()}
   class_names = tuple(sorted(files['train']))
-  _refuse(_problems(folders, files))
+  words.refuse(_problems(folders, files))
 
   findings = _inspect([path for classes in files.values() for paths in classes.values() for path in paths])
   rejected = tuple((path.relative_to(root).as_posix(), f.reason) for path, f in findings.items() if f.reason)
   usable = {s: {c: [p for p in paths if not findings[p].reason] for c, paths in files[s].items()} for s in files}
-  _refuse(_unusable(root, files, findings))
+  words.refuse(_unusable(root, files, findings))
 
   splits = {split: _source(root, usable[split], class_names) for split in usable}
   if 'validation' not in splits:
@@ -95,9 +96,7 @@ def _masks(root: pathlib.Path, argument: str) -> list[str]:
 
 
 def _root(argument: str) -> pathlib.Path:
-  if not argument:
-    raise UsageError("data set 'folder' needs a path; write --data folder:PATH")
-  root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
+  root = path_of('folder', argument)
   if root.is_file():
     raise UsageError(
       f'{argument} is a file, not a folder; unpack it, or choose a folder that holds one folder per class'
@@ -209,11 +208,6 @@ def _unusable(
     for name, paths in classes.items()
     if all(findings[path].reason for path in paths)
   ]
-
-
-def _refuse(problems: Sequence[str]) -> None:
-  if problems:
-    raise UsageError('\n'.join(problems))
 
 
 def _inspect(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, decode.Finding]:

@@ -17,21 +17,21 @@ out and listed in `info.rejected`.
 
 import concurrent.futures
 import hashlib
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from tlx import words
 from tlx.data import decode, dense_split, mask_classes, mask_folders, masks
+from tlx.data.folders import folder_of
 from tlx.data.mask_classes import Legend
 from tlx.data.mask_folders import Pair
 from tlx.data.masks import IGNORE
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
-SHARE = 0.2  # share of the images that is held back for validation
 FULL_CHECK = 20_000  # images; with more, tlx checks only headers, and counts pixels in a part of the masks
 VOC = (  # the classes of Pascal VOC
   'background', 'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable',
@@ -55,17 +55,7 @@ class MaskSource(DataSource):
     return Example(image.read_bytes(), self.annotation(index), image.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> np.ndarray:
-    """Reads the mask of an image.
-
-    Args:
-      index: position in the split.
-
-    Returns:
-      uint8 [h, w]: class indices, or IGNORE for pixels that do not count.
-
-    Raises:
-      TlxError: if the file cannot be read, or contains a value without a class.
-    """
+    """Reads the mask uint8 [h, w]: class indices, or IGNORE. Raises TlxError if the file cannot be read."""
     path = self.pairs[index].mask
     try:
       return self.legend.decode(path.read_bytes())
@@ -103,17 +93,19 @@ def load(argument: str, *, seed: int) -> Dataset:
     UsageError: it lists all problems, one per line: an image without a mask, a mask without an image, a mask whose size
       differs from its image, values or colours without a class, a class that training lacks, a split without images.
   """
-  root = _root(argument)
+  root = folder_of('masks', argument, 'the images and the masks')
   found = mask_folders.find(root)
   legend, facts = _survey(root, found)
   rejected = {pair: reason for pair, fact in facts.items() if (reason := fact.reason or _empty(fact, legend))}
   splits = {split: [p for p in pairs if p not in rejected] for split, pairs in found.pairs.items()}
-  _refuse(_without_images(splits, rejected))
-  counts = {split: _counts([facts[pair].mask for pair in pairs], legend) for split, pairs in splits.items()}
-  splits, counts, note = _with_validation(splits, counts, seed)
+  words.refuse(_without_images(splits, rejected))
+  counts = {split: legend.counts([facts[pair].mask for pair in pairs]) for split, pairs in splits.items()}
+  parts, note = dense_split.with_validation(counts, seed=seed)
+  splits = {split: [splits[given][i] for i in rows] for split, (given, rows) in parts.items()}
+  counts = {split: counts[given][rows] for split, (given, rows) in parts.items()}
   if all(count.any(axis=1).all() for count in counts.values()):  # false if the masks were counted in part
     names = {split: [pair.mask.relative_to(root).as_posix() for pair in pairs] for split, pairs in splits.items()}
-    _refuse(dense_split.untrained(legend.class_names, counts, names))
+    words.refuse(dense_split.untrained(legend.class_names, counts, names))
   used = [facts[pair] for pairs in splits.values() for pair in pairs]
   info = DatasetInfo(
     name=root.name,
@@ -144,19 +136,8 @@ def _survey(root: pathlib.Path, found: mask_folders.Found) -> tuple[Legend, dict
       problems.append(str(error))
   if legend:
     problems += [f'{line}; next: correct the masks or {file}' for line in masks.unknown(held, legend.known())]
-  _refuse(problems)
+  words.refuse(problems)
   return legend, facts
-
-
-def _root(argument: str) -> pathlib.Path:
-  """The absolute path of the folder. Raises UsageError if it does not exist."""
-  if not argument:
-    raise UsageError("data set 'masks' needs a path; write --data masks:PATH")
-  root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
-  if not root.is_dir():
-    kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
-    raise UsageError(f'{argument} {kind}; choose the folder that holds the images and the masks')
-  return root
 
 
 def _check(pairs: Sequence[Pair], *, coloured: bool) -> dict[Pair, Facts]:
@@ -192,32 +173,6 @@ def _empty(found: Facts, legend: Legend) -> str:
   return 'all pixels are ignored' if counted and all(legend.index(v) == IGNORE for v in counted) else ''
 
 
-def _counts(found: Sequence[masks.Found], legend: Legend) -> np.ndarray:
-  """int64 [n, k]: pixels of each class in each mask."""
-  counts = np.zeros((len(found), IGNORE + 1), np.int64)
-  for row, mask in zip(counts, found):
-    for value, count in mask.pixels.items():
-      row[legend.index(value)] += count
-  return counts[:, : len(legend.class_names)]
-
-
-def _with_validation(
-  splits: Splits, counts: Mapping[str, np.ndarray], seed: int
-) -> tuple[Splits, Mapping[str, np.ndarray], str]:
-  """Adds validation images if the splits have none, and says in a note where they come from."""
-  if 'validation' in splits:
-    return splits, counts, ''
-  if 'test' in splits:
-    note = ' (no validation: test is used for validation)'
-    rename = lambda by_split: {'train': by_split['train'], 'validation': by_split['test']}
-    return rename(splits), rename(counts), note
-  parts = dense_split.holdout(counts['train'], share=SHARE, seed=seed)
-  parts = dict(zip(('train', 'validation'), parts, strict=True))
-  chosen = {split: [splits['train'][i] for i in part] for split, part in parts.items()}
-  note = f' ({SHARE:.0%} of the images held back for validation)'
-  return chosen, {split: counts['train'][part] for split, part in parts.items()}, note
-
-
 def _without_images(splits: Splits, rejected: Mapping[Pair, str]) -> list[str]:
   """One line for each split without a usable image."""
   some = next(((pair.image.name, reason) for pair, reason in rejected.items()), None)
@@ -227,8 +182,3 @@ def _without_images(splits: Splits, rejected: Mapping[Pair, str]) -> list[str]:
     for split, pairs in splits.items()
     if not pairs
   ]
-
-
-def _refuse(problems: Sequence[str]) -> None:
-  if problems:
-    raise UsageError('\n'.join(problems))

@@ -84,7 +84,7 @@ def photograph(name: str) -> np.ndarray:
 
 
 def regions(height: int, width: int, split: str) -> list[tuple[int, int, int, int]]:
-  """The rectangles (top, left, bottom, right) of a photograph that belong to a split. Two splits share no pixel.
+  """Returns the rectangles (top, left, bottom, right) of a photograph for a split, pixels. Splits do not overlap.
 
   >>> regions(220, 220, 'train')
   [(4, 4, 106, 106), (114, 114, 216, 216)]

@@ -16,7 +16,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -25,12 +24,12 @@ import numpy as np
 
 from tlx import words
 from tlx.data import decode, dense_split
+from tlx.data.folders import folder_of
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, UsageError
 
 FILES = ('tags.csv', 'tags.json')
 SPLITS = {'train': 'train', 'validation': 'validation', 'val': 'validation', 'valid': 'validation', 'test': 'test'}
-SHARE = 0.2  # share of the images that is held back for validation
 
 
 class Entry(NamedTuple):
@@ -77,7 +76,7 @@ def load(argument: str, *, seed: int) -> Dataset:
     UsageError: it lists the problems, one per line: no such folder, no table, a table that cannot be read, an unknown
       split, no image with a tag, a tag that training lacks, a split without images, an image without a split.
   """
-  root = _root(argument)
+  root = folder_of('tags', argument, f'the images and {" or ".join(FILES)}')
   entries = _entries(root)
   findings = {e.file: decode.inspect(root / e.file) for e in entries if (root / e.file).is_file()}
   usable = [e for e in entries if e.file in findings and not findings[e.file].reason]
@@ -89,7 +88,7 @@ def load(argument: str, *, seed: int) -> Dataset:
   for row, e in zip(hot, usable):
     row[[place[tag] for tag in e.tags]] = 1
   parts, note = _parts(usable, hot, seed)
-  _refuse(_problems(parts, hot, names, usable))
+  words.refuse(_problems(parts, hot, names, usable))
   sources = {
     split: TagSource(root, [root / usable[i].file for i in rows], [np.flatnonzero(hot[i]).tolist() for i in rows])
     for split, rows in parts.items()
@@ -107,17 +106,6 @@ def load(argument: str, *, seed: int) -> Dataset:
   return Dataset(info, sources)
 
 
-def _root(argument: str) -> pathlib.Path:
-  """The absolute path of the folder. Raises UsageError if it does not exist."""
-  if not argument:
-    raise UsageError("data set 'tags' needs a path; write --data tags:PATH")
-  root = pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
-  if not root.is_dir():
-    kind = 'is a file, not a folder' if root.is_file() else 'does not exist'
-    raise UsageError(f'{argument} {kind}; choose the folder that holds the images and {" or ".join(FILES)}')
-  return root
-
-
 def _entries(root: pathlib.Path) -> list[Entry]:
   """Reads the table. Raises UsageError with all problems of the table."""
   there = [root / name for name in FILES if (root / name).is_file()]
@@ -133,7 +121,7 @@ def _entries(root: pathlib.Path) -> list[Entry]:
   problems += [
     f'{there[0]}: {e.file} has the split {e.split!r}{words.suggest(e.split, SPLITS)}' for e in entries if not known(e)
   ]
-  _refuse(problems)
+  words.refuse(problems)
   return [e._replace(split=e.split and SPLITS[e.split.lower()]) for e in entries]
 
 
@@ -164,11 +152,11 @@ def _parts(entries: Sequence[Entry], hot: np.ndarray, seed: int) -> tuple[dict[s
   """{split: positions in `entries`}, and a note on where the validation images come from."""
   named = {split: np.flatnonzero([e.split == split for e in entries]) for split in ('train', 'validation', 'test')}
   if not any(e.split for e in entries):
-    kept, held = dense_split.holdout(hot, share=SHARE, seed=seed)
-    return {'train': kept, 'validation': held}, f' ({SHARE:.0%} of the images held back for validation)'
+    kept, held = dense_split.holdout(hot, share=dense_split.SHARE, seed=seed)
+    return {'train': kept, 'validation': held}, dense_split.HELD_BACK
   found = {split: rows for split, rows in named.items() if len(rows)}
   if 'validation' not in found and 'test' in found:
-    return {'train': named['train'], 'validation': found['test']}, ' (no validation: test is used for validation)'
+    return {'train': named['train'], 'validation': found['test']}, dense_split.FROM_TEST
   return {'train': named['train'], 'validation': named['validation'], **found}, ''
 
 
@@ -195,8 +183,3 @@ def _left_out(root: pathlib.Path, entries: Sequence[Entry], findings: Mapping) -
 def _twice(files: Sequence[str]) -> list[str]:
   """The files that occur more than once, sorted."""
   return sorted({file for file in files if files.count(file) > 1}) if len(set(files)) < len(files) else []
-
-
-def _refuse(problems: Sequence[str]) -> None:
-  if problems:
-    raise UsageError('\n'.join(problems))

@@ -28,7 +28,6 @@ from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, TlxError, UsageError
 
 CHUNK = 1000  # number of records to read at once
-SHARE = 0.2  # share of train that is held back, if train is the only split
 IMAGE, LABEL = 'image', 'label'
 SHOWN = 20  # maximum number of problems in a message
 # {data set: {class: value}}, for builders that do not name the classes of their masks
@@ -71,30 +70,12 @@ class TfdsMasks(DataSource):
     return Example(self.records[index][IMAGE], self.annotation(index), f'{self.name}/{index}')
 
   def annotation(self, index: int) -> np.ndarray:
-    """Reads the mask of an image.
-
-    Args:
-      index: position in the split.
-
-    Returns:
-      uint8 [h, w]: class indices, or IGNORE for pixels that do not count.
-
-    Raises:
-      TlxError: if the mask contains a value without a class.
-    """
+    """Reads the mask uint8 [h, w]: class indices, or IGNORE. Raises TlxError for a value without a class."""
     return self.legend.decode(self.records[index][self.feature])
 
   def size(self, index: int) -> tuple[int, int]:
     """Height and width of the mask, pixels."""
     return self.found[index].size
-
-  def counts(self) -> np.ndarray:
-    """int64 [n, k]: number of pixels of each class in each mask."""
-    counts = np.zeros((len(self), masks.IGNORE + 1), np.int64)
-    for row, found in zip(counts, self.found):
-      for value, count in found.pixels.items():
-        row[self.legend.index(value)] += count
-    return counts[:, : len(self.legend.class_names)]
 
   def fingerprint(self) -> str | None:
     return _fingerprint(self.folder, f'{self.name} {self.feature} {self.legend}')
@@ -211,7 +192,7 @@ def _with_labels(builder: Any, feature: str, splits: dict, seed: int) -> tuple[t
   """The class names, the splits with validation, and the number of examples of each class."""
   names = tuple(builder.info.features[feature].names)
   if 'validation' not in splits:
-    kept, held = holdout(splits['train'].labels, share=SHARE, seed=seed)
+    kept, held = holdout(splits['train'].labels, share=dense_split.SHARE, seed=seed)
     splits = {'train': Subset(splits['train'], kept), 'validation': Subset(splits['train'], held)}
   return names, splits, {split: class_counts(source.labels, len(names)) for split, source in splits.items()}
 
@@ -226,9 +207,9 @@ def _with_masks(builder: Any, feature: str, splits: dict, seed: int) -> tuple[tu
     raise UsageError('\n'.join(problems[:SHOWN]))
   for source in splits.values():
     source.legend = legend
-  counts = {split: source.counts() for split, source in splits.items()}
+  counts = {split: legend.counts(source.found) for split, source in splits.items()}
   if 'validation' not in splits:
-    parts = dict(zip(('train', 'validation'), dense_split.holdout(counts['train'], share=SHARE, seed=seed)))
+    parts = dict(zip(('train', 'validation'), dense_split.holdout(counts['train'], share=dense_split.SHARE, seed=seed)))
     splits = {split: Subset(splits['train'], part) for split, part in parts.items()}
     counts = {split: counts['train'][part] for split, part in parts.items()}
   return legend.class_names, splits, {split: tuple(found.sum(axis=0).tolist()) for split, found in counts.items()}

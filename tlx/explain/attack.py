@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from tlx import words
 from tlx.explain.objectives import log_probability
 from tlx.explain.outputs import LOGITS, Look
-from tlx.types import UsageError
 
 NORMS = ('linf', 'l2')
 TINY = 1e-12  # lower bound on norms; avoids division by zero
@@ -51,8 +51,7 @@ class Attack:
       (f'restarts is {self.restarts}; give at least 1', self.restarts >= 1),
       ('restarts need random_start: from one start all give the same result', self.random_start or self.restarts == 1),
     )
-    if problems := [f'attack: {what}' for what, right in checks if not right]:
-      raise UsageError('\n'.join(problems))
+    words.refuse([f'attack: {what}' for what, right in checks if not right])
 
   @property
   def share(self) -> float:

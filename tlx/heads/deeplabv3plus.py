@@ -53,8 +53,7 @@ class Head(nn.Module):
     x = resize.bilinear_corners(x, fine.shape[1:3])
     fine = ConvNorm(REDUCED, 1, name='reduce')(fine, train)
     x = Separable(self.width, name='fuse')(jnp.concatenate([x, fine], axis=-1), train)
-    x, factor = segmentation.logits(x, self.num_classes), self.upsampling or self.reads[0].stride
-    return resize.bilinear_corners(x, tuple(factor * side for side in x.shape[1:3]))
+    return segmentation.enlarged(segmentation.logits(x, self.num_classes), self.upsampling or self.reads[0].stride)
 
 
 class Dilations(nn.Module):
@@ -121,17 +120,7 @@ def _separable(source: str, norm: str, target: str) -> Iterator[rules.Rule]:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """Makes the model that a config.json of smp's DeepLabV3Plus describes.
-
-  Args:
-    config: arguments of smp's class by name; smp's defaults fill in the others.
-
-  Returns:
-    The row of the model, without a checkpoint.
-
-  Raises:
-    UsageError: it lists all arguments that tlx does not support.
-  """
+  """Makes the model that a config.json of smp's DeepLabV3Plus describes, without a checkpoint, as `smp.whole` does."""
   fields = {
     'encoder_output_stride': smp.Field(smp.OUTPUT_STRIDE, 16, smp.one_of(8, 16)),
     'decoder_channels': smp.Field('width', 256, smp.number),

@@ -56,8 +56,7 @@ class Head(nn.Module):
       parts.append(self._enlarged(x, i, sizes[: len(maps) - 1 - i][::-1]))
     x = sum(parts) if self.merge == 'add' else jnp.concatenate(parts, axis=-1)
     x = ChannelDropout(self.dropout, name='dropout')(x, train)
-    x, factor = segmentation.logits(x, self.num_classes), self.upsampling or self.reads[0].stride
-    return resize.bilinear_corners(x, tuple(factor * side for side in x.shape[1:3]))
+    return segmentation.enlarged(segmentation.logits(x, self.num_classes), self.upsampling or self.reads[0].stride)
 
   def _enlarged(self, x: jax.Array, i: int, sizes: list[tuple[int, int]]) -> jax.Array:
     """Enlarges map i of the pyramid to each of `sizes` in turn, with a convolution before each.
@@ -92,17 +91,7 @@ def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """Makes the model that a config.json of smp's FPN describes.
-
-  Args:
-    config: arguments of smp's class by name; smp's defaults fill in the others.
-
-  Returns:
-    The row of the model, without a checkpoint.
-
-  Raises:
-    UsageError: it lists all arguments that tlx does not support.
-  """
+  """Makes the model that a config.json of smp's FPN describes, without a checkpoint, as `smp.whole` does."""
   fields = {
     'decoder_pyramid_channels': smp.Field('width', 256, smp.number),
     'decoder_segmentation_channels': smp.Field('inner', 128, smp.number),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tlx.nn import resize
+from tlx.nn import resize, segmentation
 from tlx.nn.conv import Conv
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.dtypes import widened
@@ -51,8 +51,7 @@ class Head(nn.Module):
     x = ChannelDropout(self.dropout, name='dropout')(x, train)
     start = nn.initializers.lecun_normal()
     x = Conv(self.num_classes, 3, use_bias=True, kernel_init=start, name='logits')(widened(x))
-    factor = self.upsampling or self.reads.stride
-    return resize.bilinear_corners(x, tuple(factor * side for side in x.shape[1:3]))
+    return segmentation.enlarged(x, self.upsampling or self.reads.stride)
 
 
 def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
@@ -64,7 +63,7 @@ def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """The model that smp's config.json of a PSPNet describes. Raises UsageError listing all that tlx lacks."""
+  """Makes the model that a config.json of smp's PSPNet describes, without a checkpoint, as `smp.whole` does."""
   fields = {
     'encoder_depth': smp.Field('depth', 3, smp.one_of(3, 4, 5)),
     'psp_out_channels': smp.Field('width', 512, smp.number),

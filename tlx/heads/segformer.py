@@ -19,7 +19,7 @@ from tlx.nn import segmentation
 from tlx.nn.conv import linear
 from tlx.nn.levels import Level, choose, read
 from tlx.nn.norm import BatchNorm
-from tlx.nn.resize import bilinear, bilinear_corners
+from tlx.nn.resize import bilinear
 from tlx.nn.stochastic import Dropout
 from tlx.types import Checkpoint, Preprocess, WholeLayout, WholeModel
 from tlx.weights import records, rules, segformer, smp
@@ -55,7 +55,7 @@ class Head(nn.Module):
     x = nn.relu(BatchNorm(name='norm')(x, train))
     x = Dropout(self.dropout, name='dropout')(x, train)
     logits = segmentation.logits(x, self.num_classes)
-    return bilinear_corners(logits, tuple(self.upsampling * side for side in size)) if self.upsampling > 1 else logits
+    return segmentation.enlarged(logits, self.upsampling) if self.upsampling > 1 else logits
 
 
 class Fuse(nn.Module):
@@ -135,17 +135,7 @@ def of_config(config: Mapping[str, Any]) -> WholeModel | None:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """Makes the model that a config.json of smp's Segformer describes.
-
-  Args:
-    config: arguments of smp's class by name; smp's defaults fill in the others.
-
-  Returns:
-    The row of the model, without a checkpoint.
-
-  Raises:
-    UsageError: it lists all arguments that tlx does not support.
-  """
+  """Makes the model that a config.json of smp's Segformer describes, without a checkpoint, as `smp.whole` does."""
   fields = {
     'decoder_segmentation_channels': smp.Field('width', 256, smp.number),
     'upsampling': smp.Field('upsampling', 4, smp.number),

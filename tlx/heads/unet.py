@@ -93,17 +93,7 @@ def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """Makes the model that a config.json of smp's Unet describes.
-
-  Args:
-    config: arguments of smp's class by name; smp's defaults fill in the others.
-
-  Returns:
-    The row of the model, without a checkpoint.
-
-  Raises:
-    UsageError: it lists all arguments that tlx does not support.
-  """
+  """Makes the model that a config.json of smp's Unet describes, without a checkpoint, as `smp.whole` does."""
   fields = {
     'decoder_channels': smp.Field('widths', (256, 128, 64, 32, 16), smp.numbers),
     'decoder_use_norm': smp.Field('norm', 'batchnorm', smp.norm),

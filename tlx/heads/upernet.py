@@ -52,8 +52,7 @@ class Head(nn.Module):
       x = resize.bilinear(x, skip.shape[1:3]) + unit(1, name=f'lateral{i}')(skip, train)
       parts.append(resize.bilinear(unit(3, name=f'smooth{i}')(x, train), size))
     x = unit(3, name='fuse')(jnp.concatenate(parts[::-1], axis=-1), train)
-    x, factor = segmentation.logits(x, self.num_classes), self.upsampling or self.reads[0].stride
-    return resize.bilinear_corners(x, tuple(factor * side for side in x.shape[1:3]))
+    return segmentation.enlarged(segmentation.logits(x, self.num_classes), self.upsampling or self.reads[0].stride)
 
 
 class Pools(nn.Module):
@@ -87,17 +86,7 @@ def rules_of_smp(head: Head) -> Iterator[rules.Rule]:
 
 
 def of_smp(config: Mapping[str, Any]) -> WholeModel:
-  """Makes the model that a config.json of smp's UPerNet describes.
-
-  Args:
-    config: arguments of smp's class by name; smp's defaults fill in the others.
-
-  Returns:
-    The row of the model, without a checkpoint.
-
-  Raises:
-    UsageError: it lists all arguments that tlx does not support.
-  """
+  """Makes the model that a config.json of smp's UPerNet describes, without a checkpoint, as `smp.whole` does."""
   fields = {
     'decoder_channels': smp.Field('width', 256, smp.number),
     'decoder_use_norm': smp.Field('norm', 'batchnorm', smp.norm),

@@ -1,7 +1,7 @@
 """DINOv3 ViTs (Siméoni et al. 2025, https://arxiv.org/abs/2508.10104) and the tiny one of EUPE (2603.22387).
 
-There is no position table: queries and keys are rotated by the patch's position relative to the image's edges, so any
-size works, for example tlx.load('vit_small_patch16_dinov3', image_size=512). Pretraining also rescales the positions at
+Queries and keys are rotated by the position of the patch, in place of a table of positions. Any image size works, for
+example tlx.load('vit_small_patch16_dinov3', image_size=512). Pretraining also rescales the positions at
 random; fine-tuning leaves that out. Checkpoints have no head. The product for query, key and value has no bias, because
 the learned ones are zero; the variants named qkvb have it. timm's models pool the patches, transformers' the class
 token.

@@ -1,9 +1,9 @@
 """Mix Transformer, the backbone of SegFormer (Xie et al. 2021, https://arxiv.org/abs/2105.15203).
 
-There are no position embeddings: the zero padding of the depthwise convolutions marks positions, so images of any size
-and shape work. Every layer returns a map [b, h, w, c]. The first block of a stage begins with an overlapping patch
-embedding; the last block ends with the stage's norm. The last level of each stride is thus the map that dense heads
-read.
+The model has no position embeddings. The zero padding of the depthwise convolutions tells it the positions, so images
+of any size and shape work. Every layer returns a map [b, h, w, c]. The first block of a stage begins with an
+overlapping patch embedding; the last block ends with the stage's norm. The last level of each stride is thus the map
+that dense heads read.
 
 timm has no such models. A folder without a source layout is written under the authors' names, which
 segmentation_models_pytorch also uses. transformers gives every norm an epsilon of 1e-5, whatever its config.json says;

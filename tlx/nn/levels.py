@@ -3,6 +3,7 @@
 Dense heads (segmentation, detection) read a pyramid of levels. Neither they nor this file know a family.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from tlx.types import Level, UsageError
 SIDES = (256, 320)  # height and width of the probe image, pixels, if the model takes any size
 
 
+@functools.lru_cache(maxsize=64)  # tracing takes 0.4 s, and a run asks for its head and for its checks
 def levels(backbone: Backbone) -> tuple[Level, ...]:
   """Finds every layer and tap that returns a map.
 

@@ -10,6 +10,7 @@ from tlx.nn.conv import Conv
 from tlx.nn.conv_norm import ConvNorm
 from tlx.nn.dtypes import widened
 from tlx.nn.levels import Level, read
+from tlx.nn.resize import bilinear_corners
 from tlx.nn.stochastic import Dropout
 from tlx.types import Checkpoint, Preprocess, UsageError, WholeLayout, WholeModel
 from tlx.weights import rules
@@ -33,6 +34,11 @@ class FCN(nn.Module):
 def logits(x: jax.Array, num_classes: int) -> jax.Array:
   """Applies a 1x1 convolution named `logits` in float32, inside a compact module. The name marks a fresh head."""
   return Conv(num_classes, 1, use_bias=True, kernel_init=nn.initializers.lecun_normal(), name='logits')(widened(x))
+
+
+def enlarged(logits: jax.Array, factor: int) -> jax.Array:
+  """Enlarges a map [b, h, w, k] by a factor, bilinear with aligned corners, as smp does."""
+  return bilinear_corners(logits, tuple(factor * side for side in logits.shape[1:3]))
 
 
 def sow_auxiliary(head: nn.Module, features: Mapping[str, jax.Array], train: bool) -> None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tlx import words
 from tlx.data.augment import partners
 from tlx.tasks.classification import mistakes, sections
 from tlx.tasks.classification.metrics import Sums
@@ -57,8 +58,7 @@ class Task:
       if wrong or not all(0 <= w < np.inf for w in weights):
         count = len(self.class_names) or 'as many as there are classes'
         problems.append(f'classification: class_weights is {weights}; give {count} finite numbers >= 0')
-    if problems:
-      raise UsageError('\n'.join(problems))
+    words.refuse(problems)
 
   def bind(self, info: DatasetInfo) -> 'Task':
     """Sets the classes, and 'balanced' weights from the training split. Raises UsageError for other annotations."""

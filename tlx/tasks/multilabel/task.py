@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import struct
 
+from tlx import words
 from tlx.data.augment import partners
 from tlx.tasks.multilabel import metrics, sections
 from tlx.types import Card, DatasetInfo, DataSource, Geometry, Pretrained, Section, Target, UsageError, Warp
@@ -55,8 +56,7 @@ class Task:
       (f'threshold is {self.threshold}; give a number between 0 and 1', not 0 < self.threshold < 1),
       (f'focal_gamma is {self.focal_gamma}; give 0 or more', not self.focal_gamma >= 0),
     )
-    if problems := [f'multilabel: {what}' for what, wrong in checks if wrong]:
-      raise UsageError('\n'.join(problems))
+    words.refuse([f'multilabel: {what}' for what, wrong in checks if wrong])
 
   def bind(self, info: DatasetInfo) -> 'Task':
     if info.task not in ('multilabel', 'classification'):
