@@ -17,7 +17,7 @@ def run_folder(path: str | Path) -> Path:
     hint = words.did_you_mean(path.name, near) or '; `tlx finetune` makes one below runs/'
     raise UsageError(f'no run folder {path}{hint}')
   if not (path / 'experiment.json').exists():
-    raise UsageError(f'{path} is not a run folder: it lacks experiment.json; `tlx finetune --out {path}` makes one')
+    raise UsageError(f'{path} is not a run folder: it has no experiment.json; `tlx finetune --out {path}` makes one')
   if not (path / 'model' / 'config.json').exists():
     raise UsageError(f'{path} is not finished: run its `tlx finetune` command again to resume it')
   return path
