@@ -224,6 +224,7 @@ class DatasetInfo(NamedTuple):
   source: str = ''
   license: str = 'unknown'
   rejected: tuple[tuple[str, str], ...] = ()  # (file, why it was left out)
+  notes: tuple[str, ...] = ()  # how a folder was read, what was not read, and images that two splits share
   augment: str = 'photo'  # suitable augmentation: 'photo', or 'glyph' if mirroring changes the meaning
   task: str = 'classification'  # the file of `tlx/tasks` that reads the annotations
   images: Mapping[str, int] = {}  # split -> images, if `counts` does not add up to them

@@ -1,9 +1,9 @@
-"""The user's own images: PATH/train/CLASS/*, PATH/validation/CLASS/* and PATH/test/CLASS/*, or PATH/CLASS/* alone.
+"""The user's own images in one folder per class: PATH/SPLIT/CLASS/*, PATH/CLASS/SPLIT/* or PATH/CLASS/* alone.
 
-The validation folder may be called validation, val or valid. Without one, 'test' is used for validation. Without both,
-20 % of the training images are held back, stratified and seeded. Files may lie in sub-folders of a class. Hidden files
-and files with an extension that Pillow does not read are skipped. Images that cannot be decoded are left out and listed
-in `info.rejected`.
+Splits are found by name (train, Training, val, dev, eval, test, ...) and by structure, as `tlx.data.class_folders`
+describes. Without a validation folder, 'test' is used for validation. Without both, 20 % of the training images are
+held back, stratified and seeded. Files may lie in sub-folders of a class. `info.notes` says how the folder was read and
+what was not; images that cannot be decoded are left out and listed in `info.rejected`.
 """
 
 import concurrent.futures
@@ -14,34 +14,32 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tlx import words
-from tlx.data import decode
+from tlx.data import class_folders, decode, duplicates, known_layouts, listing
+from tlx.data.class_folders import Classes, Layout
 from tlx.data.folders import path_of
 from tlx.data.split import Labelled, Subset, class_counts, holdout
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, Example, UsageError
 
 SHARE = 0.2  # share of each class that is held back for validation
-FOLDERS = {'train': ('train',), 'validation': ('validation', 'val', 'valid'), 'test': ('test',)}
 FULL_CHECK = 20_000  # images; with more, only headers and end markers are checked, so that the start takes seconds
-
-Files = Mapping[str, Sequence[pathlib.Path]]  # class name -> its images
 
 
 class FolderSource(Labelled):
   """One split of encoded files. It reads a file when an example is needed."""
 
-  def __init__(self, root: pathlib.Path, paths: Sequence[pathlib.Path], labels: np.ndarray):
+  def __init__(self, root: pathlib.Path, paths: Sequence[str], labels: np.ndarray):
     self.root, self.paths, self.labels = root, list(paths), labels
 
   def __len__(self) -> int:
     return len(self.paths)
 
   def __getitem__(self, index: int) -> Example:
-    path = self.paths[index]
+    path = pathlib.Path(self.paths[index])
     return Example(path.read_bytes(), int(self.labels[index]), path.relative_to(self.root).as_posix())
 
   def fingerprint(self) -> str | None:
-    return fingerprint(self.root, self.paths)
+    return fingerprint(self.root, map(pathlib.Path, self.paths))
 
 
 def load(argument: str, *, seed: int) -> Dataset:
@@ -56,43 +54,62 @@ def load(argument: str, *, seed: int) -> Dataset:
 
   Raises:
     UsageError: it lists all problems, one per line: no such folder, no images, a class that is empty, is the only one,
-      or is missing from the training folder.
+      or is missing from the training folder; splits that cannot be told apart; another kind of data set.
   """
   root = _root(argument)
-  words.refuse(_masks(root, argument))
-  folders, note = _layout(root)
-  files = {split: {d.name: _images(d) for d in _subfolders(folder)} for split, folder in folders.items()}
-  class_names = tuple(sorted(files['train']))
-  words.refuse(_problems(folders, files))
-
-  findings = _inspect([path for classes in files.values() for paths in classes.values() for path in paths])
-  rejected = tuple((path.relative_to(root).as_posix(), f.reason) for path, f in findings.items() if f.reason)
-  usable = {s: {c: [p for p in paths if not findings[p].reason] for c, paths in files[s].items()} for s in files}
-  words.refuse(_unusable(root, files, findings))
-
-  splits = {split: _source(root, usable[split], class_names) for split in usable}
-  if 'validation' not in splits:
-    kept, held = holdout(splits['train'].labels, share=SHARE, seed=seed)
-    splits = {'train': Subset(splits['train'], kept), 'validation': Subset(splits['train'], held)}
+  found, layout = index(root)
+  classes = tuple(layout.splits['train'])
+  findings = _inspect([path for part in layout.splits.values() for paths in part.values() for path in paths])
+  rejected = tuple((_below(root, path), f.reason) for path, f in findings.items() if f.reason)
+  words.refuse(_unusable(root, layout, findings))
+  sources = {split: _source(root, part, classes, findings) for split, part in layout.splits.items()}
+  splits, note = _with_validation(sources, seed)
   info = DatasetInfo(
     name=root.name,
-    class_names=class_names,
-    counts={split: class_counts(source.labels, len(class_names)) for split, source in splits.items()},
+    class_names=classes,
+    counts={split: class_counts(source.labels, len(classes)) for split, source in splits.items()},
     resolution=tuple(np.median([f.size for f in findings.values() if not f.reason], axis=0).astype(int).tolist()),
     source=f'{root}{note}',
     rejected=rejected,
+    notes=(*layout.notes, *_left_out(root, found, layout), *duplicates.across(root, _paths(splits))),
   )
   return Dataset(info, splits)
 
 
-def _masks(root: pathlib.Path, argument: str) -> list[str]:
-  """The line for a folder whose sub-folders hold images and their masks, not classes; [] for any other."""
-  for folder in (root, *_subfolders(root)):
-    found = {d.name.lower() for d in _subfolders(folder)}
-    masks = found & {'masks', 'annotations', 'labels', 'segmentationclass'}
-    if masks and found & {'images', 'jpegimages'}:
-      return [f'{folder} holds {", ".join(sorted(found))}: images with masks, not classes; use --data masks:{argument}']
-  return []
+def index(root: pathlib.Path) -> tuple[listing.Listing, Layout]:
+  """Lists the files of a folder and finds its splits and classes, without opening a file.
+
+  Args:
+    root: the folder.
+
+  Returns:
+    The listing and the layout.
+
+  Raises:
+    UsageError: as in `load`.
+  """
+  found = listing.look(root)
+  words.refuse(known_layouts.other_than_classes(root, found))
+  layout = class_folders.read(found, os.fspath(root))
+  words.refuse(_problems(found, layout))
+  return found, layout
+
+
+def _with_validation(splits: Mapping[str, FolderSource], seed: int) -> tuple[dict[str, Labelled | Subset], str]:
+  """Adds a split 'validation' if there is none, and a note that says where its images come from."""
+  if 'validation' in splits:
+    return dict(splits), ''
+  if 'test' in splits:
+    chosen = {'train': splits['train'], 'validation': splits['test']}
+    return chosen, ' (no validation folder: test is used for validation)'
+  kept, held = holdout(splits['train'].labels, share=SHARE, seed=seed)
+  if not len(held):
+    raise UsageError(
+      f'{splits["train"].root}: no class has a second image, so that none can be held back for validation; '
+      'next: add images, or a folder of validation images'
+    )
+  chosen = {'train': Subset(splits['train'], kept), 'validation': Subset(splits['train'], held)}
+  return chosen, f' ({SHARE:.0%} of each class held back for validation)'
 
 
 def _root(argument: str) -> pathlib.Path:
@@ -104,118 +121,89 @@ def _root(argument: str) -> pathlib.Path:
   if not root.is_dir():
     parent = next(p for p in root.parents if p.is_dir())
     wanted = root.relative_to(parent).parts[0]
-    siblings = [d.name for d in _subfolders(parent)]
+    siblings = sorted(d.name for d in parent.iterdir() if d.is_dir() and not listing.is_leftover(d.name))
     close = words.near(wanted, siblings) or siblings[:10]
-    raise UsageError(f'no folder {argument}: {parent} has no {wanted}; {_did_you_mean(close)}')
+    hint = f'did you mean {" or ".join(close)}?' if close else 'it has no folders at all'
+    raise UsageError(f'no folder {argument}: {parent} has no {wanted}; {hint}')
   return root
 
 
-def _did_you_mean(names: Sequence[str]) -> str:
-  return f'did you mean {" or ".join(names)}?' if names else 'it has no folders at all'
-
-
-def _layout(root: pathlib.Path) -> tuple[dict[str, pathlib.Path], str]:
-  present = {d.name.lower(): d for d in _subfolders(root)}
-  found = {}
-  for split, names in FOLDERS.items():
-    hits = [present[name] for name in names if name in present]
-    if len(hits) > 1:
-      raise UsageError(f'{root} has {len(hits)} folders for {split}: {", ".join(h.name for h in hits)}; keep one')
-    found |= {split: hits[0]} if hits else {}
-  other = len(present) - len(found)
-  if 'train' not in found or (
-    other and not _subfolders(found['train'])
-  ):  # 'train' may be a class, next to 'bus' and 'car'
-    if found and not other and 'train' not in found:
-      raise UsageError(
-        f'{root} has {", ".join(d.name for d in found.values())} but no train; add {root / "train"}'
-      )
-    return {'train': root}, f' ({SHARE:.0%} of each class held back for validation)'
-  if 'validation' in found:
-    return found, ''
-  if 'test' in found:
-    return {
-      'train': found['train'],
-      'validation': found['test'],
-    }, ' (no validation folder: test is used for validation)'
-  return found, f' ({SHARE:.0%} of each class held back for validation)'
-
-
-def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(d for d in folder.iterdir() if d.is_dir() and not _hidden(d.name))
-
-
-def _hidden(name: str) -> bool:
-  return name.startswith('.') or name == '__MACOSX'
-
-
-def _is_image(name: str) -> bool:
-  return not _hidden(name) and os.path.splitext(name)[1].lower() in decode.extensions()
-
-
-def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-  found, seen = [], set()
-  for current, folders, names in os.walk(folder, followlinks=True):
-    real = os.path.realpath(current)
-    folders[:] = [] if real in seen else sorted(d for d in folders if not _hidden(d))
-    if real not in seen:
-      found += [pathlib.Path(current, name) for name in names if _is_image(name)]
-    seen.add(real)
-  return sorted(found)
-
-
-def _problems(folders: Mapping[str, pathlib.Path], files: Mapping[str, Files]) -> list[str]:
-  train = files['train']
+def _problems(found: listing.Listing, layout: Layout) -> list[str]:
+  train, top = layout.splits['train'], layout.tops['train']
   if not any(train.values()):
-    folder = folders['train']
-    loose = sum(_is_image(path.name) for path in folder.iterdir() if path.is_file())
+    loose = len(found.folders[top].images)
     where = (
       f'{loose} lie directly in it, without a class folder' if loose else f'{len(train)} folders, none with an image'
     )
+    unread = listing.kinds(found.left_out)
     return [
-      f'no images found in the class folders of {folder}: {where}; make one folder per class: {folder / "CLASS/1.jpg"}'
+      f'no images found in the class folders of {top}: {where}{unread and f"; {unread}"}; '
+      f'next: make one folder per class: {os.path.join(top, "CLASS", "1.jpg")}'
     ]
   problems = [
-    f'class {name!r} is empty: no image in {folders[split] / name}; add images, or remove the folder'
-    for split in files
-    for name, paths in files[split].items()
+    f'class {name!r} is empty: no image in {os.path.join(layout.tops[split], name)}; add images, or remove the folder'
+    for split, classes in layout.splits.items()
+    for name, paths in classes.items()
     if not paths
   ]
   if len(train) == 1:
-    problems.append(
-      f'only one class, {next(iter(train))!r}, in {folders["train"]}; add at least one more folder of images'
-    )
-  for split in set(files) - {'train'}:
-    unknown = sorted(set(files[split]) - set(train))
+    problems.append(f'only one class, {next(iter(train))!r}, in {top}; add at least one more folder of images')
+  for split in set(layout.splits) - {'train'}:
+    folder, classes = layout.tops[split], layout.splits[split]
+    unknown = sorted(set(classes) - set(train))
     close = {name: words.near(name, train)[:1] for name in unknown}
     problems += [
-      f'class {name!r} in {folders[split]} is not in {folders["train"]}, which has {", ".join(train)}'
+      f'class {name!r} in {folder} is not in {top}, which has {", ".join(train)}'
       + (f'; did you mean {close[name][0]!r}?' if close[name] else '; add it there, or remove it here')
       for name in unknown
     ]
-    if not any(files[split].values()):
-      problems.append(f'no images found in {folders[split]}; make one folder per class there, or remove the folder')
+    if not any(classes.values()):
+      problems.append(f'no images found in {folder}; make one folder per class there, or remove the folder')
   return problems
 
 
-def _unusable(
-  root: pathlib.Path, files: Mapping[str, Files], findings: Mapping[pathlib.Path, decode.Finding]
-) -> list[str]:
+def _left_out(root: pathlib.Path, found: listing.Listing, layout: Layout) -> list[str]:
+  """Lines about images outside of the class folders, and about files of other kinds."""
+  used = {path for classes in layout.splits.values() for paths in classes.values() for path in paths}
+  unused = [path for path in found.images(os.fspath(root)) if path not in used]
+  lines = [listing.kinds(found.left_out)] if found.left_out else []
+  if unused:
+    such = ', '.join(sorted({os.path.dirname(_below(root, path)) or '.' for path in unused})[:5])
+    lines.append(f'{len(unused):,} images lie in no class of a split and are not used; they are in {such}')
+  return lines
+
+
+def _unusable(root: pathlib.Path, layout: Layout, findings: Mapping[str, decode.Finding]) -> list[str]:
   return [
     f'class {name!r}: none of its {len(paths)} images can be decoded, '
-    f'such as {paths[0].relative_to(root)} ({findings[paths[0]].reason})'
-    for classes in files.values()
+    f'such as {_below(root, paths[0])} ({findings[paths[0]].reason})'
+    for classes in layout.splits.values()
     for name, paths in classes.items()
     if all(findings[path].reason for path in paths)
   ]
 
 
-def _inspect(paths: Sequence[pathlib.Path]) -> dict[pathlib.Path, decode.Finding]:
+def _inspect(paths: Sequence[str]) -> dict[str, decode.Finding]:
   full = len(paths) <= FULL_CHECK
   with concurrent.futures.ThreadPoolExecutor() as pool:
     return dict(zip(paths, pool.map(lambda path: decode.inspect(path, full=full), paths), strict=True))
 
 
-def _source(root: pathlib.Path, classes: Files, class_names: Sequence[str]) -> FolderSource:
-  pairs = [(path, label) for label, name in enumerate(class_names) for path in classes.get(name, ())]
+def _source(
+  root: pathlib.Path, classes: Classes, class_names: Sequence[str], findings: Mapping[str, decode.Finding]
+) -> FolderSource:
+  named = [(path, label) for label, name in enumerate(class_names) for path in classes.get(name, ())]
+  pairs = [(path, label) for path, label in named if not findings[path].reason]
   return FolderSource(root, [path for path, _ in pairs], np.array([label for _, label in pairs], np.int32))
+
+
+def _paths(splits: Mapping[str, Labelled | Subset]) -> dict[str, list[str]]:
+  """{split: the paths of its images}."""
+  return {
+    split: [source.source.paths[i] for i in source.indices] if isinstance(source, Subset) else source.paths
+    for split, source in splits.items()
+  }
+
+
+def _below(root: pathlib.Path, path: str) -> str:
+  return pathlib.Path(path).relative_to(root).as_posix()

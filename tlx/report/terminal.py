@@ -46,7 +46,7 @@ class Console:
     print(f'warning: {text}', file=sys.stderr, flush=True)
 
   def data(self, info: DatasetInfo) -> None:
-    """Prints split sizes, classes with the fewest and most images, and rejected files with the reason."""
+    """Prints split sizes, classes with the fewest and most images, notes, and rejected files with the reason."""
     table = _table(f'data: {info.name}', 'split', 'images', 'classes', 'fewest', 'most')
     for split, counts in info.counts.items():
       fewest, most = (f'{f(counts):,} {info.class_names[counts.index(f(counts))]}' for f in (min, max))
@@ -56,6 +56,8 @@ class Console:
       f', ... ({len(info.class_names)})' if len(info.class_names) > 12 else ''
     )
     self.line(f'classes: {shown}')
+    for note in info.notes:
+      self.warn(note)
     for path, reason in info.rejected[:10]:
       self.warn(f'{path}: {reason}; left out')
     if info.rejected:

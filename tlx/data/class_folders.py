@@ -1,0 +1,193 @@
+"""Reads a folder of classes: which folders are splits, which are classes, and which images each class has.
+
+Splits are found by name (train, Training, seg_train, val, dev, eval, test, ...) and by structure: two or more folders
+that hold folders of the same names are splits. PATH/CLASS/SPLIT works as well as PATH/SPLIT/CLASS.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from tlx import words
+from tlx.data.listing import Listing, same_name
+from tlx.types import UsageError
+
+ROLES = {  # split: the words that name it
+  'train': r'train(ing|ings|s|set|data)?|trn|learn(ing)?',
+  'validation': r'val|vals|valid(ation|s|set)?|valset|vld|dev(elopment|set)?|eval(uation)?|holdout',
+  'test': r'test(ing|s|set|data)?|tst|unseen',
+}
+CLEARLY = 1.5  # a folder whose name tells nothing is for training if it has so many times the images of any other
+
+Classes = Mapping[str, Sequence[str]]  # {class: its images}
+
+
+class Layout(NamedTuple):
+  """The result of `read`."""
+
+  splits: Mapping[str, Classes]  # {split: its classes}; 'train' is among them
+  tops: Mapping[str, str]  # {split: the folder that holds its classes}
+  notes: Sequence[str] = ()  # how the folder was read, where it is not evident
+
+
+def role(name: str) -> str | None:
+  """The split that a word of a name tells; None if none does, or if words tell different splits.
+
+  >>> [role(name) for name in ('seg_train', 'TrainingSet', 'dev', 'instances_val2017', 'valley')]
+  ['train', 'train', 'validation', 'validation', None]
+  """
+  parts = [word.lower() for word in re.findall('[A-Z]?[a-z]+|[A-Z]+', name)]
+  found = {split for split, pattern in ROLES.items() for part in parts if re.fullmatch(pattern, part)}
+  return found.pop() if len(found) == 1 else None
+
+
+def read(listing: Listing, root: str) -> Layout:
+  """Finds the splits and classes of a folder.
+
+  Args:
+    listing: of the folder, by `tlx.data.listing.look`.
+    root: its path.
+
+  Returns:
+    The layout. A folder without splits is all 'train'.
+
+  Raises:
+    UsageError: if it cannot be known which folder is for training, or if two folders are for the same split.
+  """
+  return _Reader(listing).read(root)
+
+
+class _Reader:
+  """The folders of a listing, with the questions that `read` asks of them."""
+
+  def __init__(self, listing: Listing):
+    self.listing, self.folders = listing, listing.folders
+
+  def read(self, root: str) -> Layout:
+    top = self.unwrapped(root)
+    notes = [f'the images are in {top}'] if top != root else []
+    below = self.folders[top].subfolders
+    full = [path for path in below if self.images(path)]
+    roles = {path: role(_name(path)) for path in below}
+    if any(roles[path] == 'train' and self.names(path) for path in below) and not self.trains(full, roles):
+      found = self.by_name(top, below, roles)
+    elif full and {roles[path] for path in full} <= {'validation', 'test'}:
+      there = ', '.join(map(_name, full))
+      raise UsageError(f'{top} has {there} but no train; next: add {os.path.join(top, "train")}')
+    elif self.is_class_first(full):
+      found = self.class_first(top, full)
+    elif self.alike(full):
+      found = self.by_structure(top, full, roles)
+    else:
+      found = Layout({'train': self.classes(below)}, {'train': top})
+    return found._replace(notes=[*notes, *found.notes])
+
+  def images(self, path: str) -> list[str]:
+    return self.listing.images(path)
+
+  def names(self, path: str) -> set[str]:
+    """The names of a folder's sub-folders."""
+    return {same_name(_name(sub)) for sub in self.folders[path].subfolders}
+
+  def unwrapped(self, top: str) -> str:
+    """Goes down while all images lie in one sub-folder, which has sub-folders itself and is no split."""
+    full = [path for path in self.folders[top].subfolders if self.images(path)]
+    if self.folders[top].images or len(full) != 1 or role(_name(full[0])) or self.folders[full[0]].images:
+      return top
+    return self.unwrapped(full[0])
+
+  def trains(self, full: Sequence[str], roles: Mapping[str, str | None]) -> bool:
+    """Whether 'train' is a class of vehicles, beside 'bus' and 'car'."""
+    train = next(path for path in roles if roles[path] == 'train' and self.names(path))
+    others = [path for path in full if path != train]
+    return len(others) > 1 and not any(roles[path] or self.names(path) & self.names(train) for path in others)
+
+  def by_name(self, top: str, below: Sequence[str], roles: Mapping[str, str | None]) -> Layout:
+    """Splits whose names tell which they are, with perhaps one more that only its classes tell."""
+    tops = {}
+    for split in ROLES:
+      found = [path for path in below if roles[path] == split]
+      if len(found) > 1:
+        raise UsageError(
+          f'{top} has {len(found)} folders for {split}: {", ".join(map(_name, found))}; next: keep one, or rename them'
+        )
+      tops |= {split: found[0]} if found else {}
+    others = [path for path in below if path not in tops.values() and self.images(path)]
+    train = self.names(self.inner(tops['train']))
+    like = [path for path in others if self.names(path) & train]
+    free, notes = [split for split in ROLES if split not in tops], []
+    if len(like) > 1 or (like and not free):
+      raise UsageError(
+        f'{top}: {", ".join(map(_name, like))} hold folders of the same names as {_name(tops["train"])}, and no name '
+        'tells what they are for; next: rename them to validation and test, or move them away'
+      )
+    for path in like:
+      tops[free[0]] = path
+      notes = [f'{_name(path)} holds folders of the same names as {_name(tops["train"])}: it is used for {free[0]}']
+    return self.of_tops(tops, notes)
+
+  def of_tops(self, tops: Mapping[str, str], notes: Sequence[str]) -> Layout:
+    inner = {split: self.inner(path) for split, path in tops.items()}
+    return Layout({split: self.classes(self.folders[path].subfolders) for split, path in inner.items()}, inner, notes)
+
+  def inner(self, top: str) -> str:
+    """The folder of a split's classes; a split may hold one folder of its own name: seg_train/seg_train/CLASS."""
+    found = self.folders[top].subfolders
+    return self.inner(found[0]) if len(found) == 1 and role(_name(found[0])) == role(_name(top)) is not None else top
+
+  def is_class_first(self, full: Sequence[str]) -> bool:
+    """Whether the folders are classes that hold their splits."""
+    roles = [role(name) for path in full for name in self.names(path)]
+    return 'train' in roles and None not in roles
+
+  def class_first(self, top: str, full: Sequence[str]) -> Layout:
+    """The layout PATH/CLASS/SPLIT."""
+    parts = {path: {role(_name(sub)): sub for sub in self.folders[path].subfolders} for path in full}
+    words.refuse(
+      f'class {_name(path)!r} has no folder train, and others have; next: add {os.path.join(path, "train")}'
+      for path in full
+      if 'train' not in parts[path]
+    )
+    splits = {
+      split: self.classes([path for path in full if split in parts[path]], split)
+      for split in ROLES
+      if any(split in parts[path] for path in full)
+    }
+    return Layout(splits, dict.fromkeys(splits, top), ['each class has folders of its own for the splits'])
+
+  def alike(self, full: Sequence[str]) -> bool:
+    """Whether the folders hold folders of the same names, and no images beside these."""
+    names = [self.names(path) for path in full]
+    if len(full) < 2 or not all(names) or any(self.folders[path].images for path in full):
+      return False
+    return 2 * len(set.intersection(*names)) >= min(map(len, names))
+
+  def by_structure(self, top: str, alike: Sequence[str], roles: Mapping[str, str | None]) -> Layout:
+    """Splits of which no name tells the one for training: it is the largest."""
+    sizes = {path: len(self.images(path)) for path in alike}
+    there = ', '.join(f'{_name(path)} ({sizes[path]} images)' for path in alike)
+    tops = {roles[path]: path for path in alike if roles[path]}
+    largest, *others = sorted((path for path in alike if not roles[path]), key=lambda path: -sizes[path])
+    free = [split for split in ROLES if split not in tops and split != 'train']
+    clear = all(sizes[largest] >= CLEARLY * sizes[path] for path in alike if path != largest)
+    if not clear or len(others) > 1 or len(others) > len(free) or len(tops) + len(others) + 1 != len(alike):
+      raise UsageError(
+        f'{top}: {there} hold folders of the same names, and neither names nor sizes tell which is for what; '
+        'next: rename them to train, validation and test'
+      )
+    tops |= {'train': largest, **dict(zip(free, others))}
+    told = ', '.join(f'{_name(tops[split])} for {split}' for split in ROLES if split in tops)
+    return self.of_tops(tops, [f'{there} hold folders of the same names; so they are splits: {told}'])
+
+  def classes(self, folders: Iterable[str], split: str | None = None) -> Classes:
+    """{class: its images}, of class folders, or of their sub-folders for a split. Names in NFC and NFD meet."""
+    found = {}
+    for path in folders:
+      parts = [sub for sub in self.folders[path].subfolders if role(_name(sub)) == split] if split else [path]
+      found.setdefault(same_name(_name(path)), []).extend(image for part in parts for image in self.images(part))
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def _name(path: str) -> str:
+  return os.path.basename(path)

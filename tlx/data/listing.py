@@ -1,0 +1,149 @@
+"""Lists the images below a folder, and counts what is left out. Every entrance of tlx uses this one rule."""
+
+import collections
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from tlx.data import decode
+
+# Folders that systems, network storage and notebooks leave behind. They hold copies, or nothing of the user's.
+LEFTOVERS = frozenset({
+  '__macosx', '@eadir', '#recycle', '@recycle', '@recently-snapshot', '#snapshot', '~snapshot', '$recycle.bin',
+  'system volume information', 'lost+found', '__pycache__', 'found.000',
+})  # fmt: skip
+SYSTEM_FILES = frozenset({'thumbs.db', 'ehthumbs.db', 'desktop.ini', '.ds_store', 'icon\r', '.gitkeep', '.gitignore'})
+RUN, RUN_PARTS = 'experiment.json', frozenset({'checkpoints', 'metrics.jsonl', 'model', 'result.json'})
+HEIC = ('.heic', '.heif', '.hif')  # Pillow reads them with the package pillow-heif
+HIDDEN, IN_RUNS, SPECIAL, BARE = 'in hidden folders', 'in run folders', 'not a regular file', 'no extension'
+
+
+class Folder(NamedTuple):
+  """The content of one folder. Both lists are sorted."""
+
+  subfolders: list[str]
+  images: list[str]  # those that lie directly in it
+
+
+class Listing(NamedTuple):
+  """The result of `look`."""
+
+  folders: Mapping[str, Folder]  # {path: content} of the folder and of all below it
+  left_out: Mapping[str, int]  # {kind of file, or place: number of files}
+
+  def images(self, folder: str) -> list[str]:
+    """The images in one of the folders and below it, sorted by folder."""
+    here = self.folders[folder]
+    return here.images + [image for below in here.subfolders for image in self.images(below)]
+
+
+def look(folder: str | os.PathLike) -> Listing:
+  """Lists a folder and all folders below it. It follows links, and enters each real folder once.
+
+  It leaves out hidden folders, leftovers of systems, and run folders of tlx, whose reports hold pictures.
+
+  Args:
+    folder: the folder.
+
+  Returns:
+    The images by folder, and the number of files that are left out by kind: an extension such as '.heic', or a constant
+    of this module.
+
+  Raises:
+    OSError: if a folder cannot be read.
+  """
+  top = os.fspath(folder)
+  folders, left_out = {}, collections.Counter()
+  waiting, seen, holders = [(top, '')], set(), set()
+  while waiting:
+    path, place = waiting.pop()
+    if (real := os.path.realpath(path)) in seen:
+      continue
+    seen.add(real)
+    with os.scandir(path) as entries:
+      found = sorted(entries, key=lambda entry: entry.name)
+    names = {entry.name for entry in found} if path != top else set()
+    if not place and RUN in names and names & RUN_PARTS:
+      place, holders = IN_RUNS, holders | {os.path.dirname(path)}
+    below = [entry for entry in found if entry.is_dir()]
+    waiting += [(entry.path, place or (HIDDEN if is_leftover(entry.name) else '')) for entry in below]
+    files = [(_kind(entry, place), entry.path) for entry in found if not entry.is_dir()]
+    left_out.update(kind for kind, _ in files if kind not in ('image', ''))
+    if not place:
+      folders[path] = Folder(
+        [entry.path for entry in below if not is_leftover(entry.name)], [p for kind, p in files if kind == 'image']
+      )
+  return Listing(_tidy(folders, holders), left_out)
+
+
+def _tidy(folders: Mapping[str, Folder], holders: set[str]) -> dict[str, Folder]:
+  """Drops the folders that were not entered, and those that hold nothing but runs."""
+  kept = dict(folders)
+  for path in sorted(folders, key=len, reverse=True):
+    below = [sub for sub in kept[path].subfolders if sub in kept]
+    kept[path] = Folder(below, kept[path].images)
+    if path in holders and not below and not kept[path].images:
+      del kept[path]
+  return {path: kept[path] for path in folders if path in kept}
+
+
+def is_image(name: str) -> bool:
+  """Whether a file of this name is an image in a format that tlx reads.
+
+  >>> is_image('cat.JPG'), is_image('._cat.jpg'), is_image('notes.txt')
+  (True, False, False)
+  """
+  return not name.startswith('.') and os.path.splitext(name)[1].lower() in decode.extensions()
+
+
+def is_leftover(name: str) -> bool:
+  """Whether a folder of this name is hidden, or left behind by a system or a notebook.
+
+  >>> is_leftover('.ipynb_checkpoints'), is_leftover('@eaDir'), is_leftover('cats')
+  (True, True, False)
+  """
+  return name.startswith('.') or name.lower() in LEFTOVERS
+
+
+def same_name(name: str) -> str:
+  """The one form of a name that systems write in two: macOS splits 'é' into a letter and an accent (NFD).
+
+  >>> same_name('cafe\\u0301') == 'caf\\u00e9'
+  True
+  """
+  return unicodedata.normalize('NFC', name)
+
+
+def kinds(left_out: Mapping[str, int]) -> str:
+  """A line about what is left out, and how to have it read; '' if nothing is.
+
+  >>> kinds({'.txt': 1, 'no extension': 5})
+  '6 files are not read: no extension 5, .txt 1'
+  """
+  if not left_out:
+    return ''
+  parts = ', '.join(f'{kind} {count:,}' for kind, count in sorted(left_out.items(), key=lambda pair: -pair[1]))
+  heic = '; next: pip install "tlx[heic]", then tlx reads .heic' if any(kind in HEIC for kind in left_out) else ''
+  total = sum(left_out.values())
+  return f'{total:,} {"file is" if total == 1 else "files are"} not read: {parts}{heic}'
+
+
+def merged(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+  """Adds up several `Listing.left_out`."""
+  return dict(sum((collections.Counter(count) for count in counts), collections.Counter()))
+
+
+def _kind(entry: os.DirEntry, place: str) -> str:
+  """'image', or the kind under which a file is left out; '' for files that nobody misses."""
+  name, extension = entry.name.lower(), os.path.splitext(entry.name)[1].lower()
+  readable = extension in decode.extensions()
+  if place:
+    return place if readable else ''
+  if name in SYSTEM_FILES or name.startswith('._'):  # macOS stores attributes of NAME in ._NAME
+    return ''
+  if name.startswith('.'):
+    return 'hidden' if readable else ''
+  if not entry.is_file():
+    return SPECIAL
+  return 'image' if readable else extension or BARE
