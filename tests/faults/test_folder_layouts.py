@@ -57,7 +57,7 @@ def test_splits_by_name(make, train, held, test):
 def test_a_split_without_a_telling_name_is_found_by_its_classes(make):
   info = info_of(make({'train/a': 3, 'train/b': 3, 'golden/a': 1, 'golden/b': 1}))
   assert info.counts == {'train': (3, 3), 'validation': (1, 1)}
-  assert 'golden holds folders of the same names as train' in info.notes[0]
+  assert 'laid out alike' in info.notes[0] and 'golden for validation' in info.notes[0]
 
 
 def test_the_largest_of_folders_that_no_name_tells_is_for_training(make):
@@ -76,7 +76,7 @@ def test_the_largest_of_folders_that_no_name_tells_is_for_training(make):
   ],
 )
 def test_splits_that_cannot_be_told_apart_are_refused(make, counts):
-  assert 'hold folders of the same names' in problem(make(counts)) and 'next: rename them' in problem(make({}))
+  assert 'laid out alike' in problem(make(counts)) and 'next: rename them' in problem(make({}))
 
 
 def test_classes_may_hold_their_splits(make):
@@ -114,6 +114,11 @@ def test_folders_beside_the_splits_are_said(make):
   assert any('4 images' in note and 'unlabelled' in note for note in info.notes)
 
 
+def test_test_images_without_classes_are_said_and_not_used(make):
+  info = info_of(make({'train/a': 5, 'train/b': 5, 'test': 3}))
+  assert set(info.counts) == {'train', 'validation'} and '3 images lie in no class' in info.notes[0]
+
+
 def test_names_in_two_unicode_forms_meet(make):
   forms = [unicodedata.normalize(form, 'café') for form in ('NFC', 'NFD')]
   info = info_of(make({f'train/{forms[0]}': 3, 'train/tea': 3, f'val/{forms[1]}': 1, 'val/tea': 1}))
@@ -142,7 +147,17 @@ def test_what_is_left_out_is_counted_by_kind(make):
 
 
 def test_heic_says_what_to_install():
-  assert 'pip install' in listing.kinds({'.heic': 3}) and 'pip install' not in listing.kinds({'.txt': 3})
+  assert 'pip install' in listing.unread({'.heic': 3})[0] and 'pip install' not in listing.unread({'.txt': 3})[0]
+
+
+@pytest.mark.parametrize('extension', ['HEIC', 'avif'])
+def test_what_phones_write_is_read(make, extension):
+  root = make({'cat': 3, 'dog': 3})
+  Image.open(root / 'cat/0.png').resize((64, 64)).save(
+    root / f'cat/9.{extension}', 'heif' if extension == 'HEIC' else None
+  )
+  info = info_of(root)
+  assert sum(map(sum, info.counts.values())) == 7 and not info.notes and not info.rejected
 
 
 def test_a_pipe_is_not_waited_for(make):
@@ -155,7 +170,7 @@ def test_images_that_two_splits_share_are_reported(make):
   root = make({'train/a': 3, 'train/b': 3, 'val/a': 1, 'val/b': 1})
   shutil.copy(root / 'train/a/2.png', root / 'val/b/copy.png')
   (note,) = info_of(root).notes
-  assert note.startswith('1 image of validation is also in train, such as val/b/copy.png = train/a/2.png')
+  assert note.startswith('1 image of validation also in train, such as val/b/copy.png = train/a/2.png')
 
 
 def test_one_image_per_class_cannot_be_split(make):

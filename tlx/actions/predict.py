@@ -1,7 +1,6 @@
 """`tlx predict`: predicts the classes, tags or masks of image files."""
 
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from PIL import Image
 
 from tlx import words
 from tlx.actions import runs, tasks
-from tlx.data import decode, transforms
+from tlx.data import decode, listing, transforms
 from tlx.nn.model import forward_of
-from tlx.report import folder
+from tlx.report import folder, terminal
 from tlx.types import Geometry, Pretrained, Task, TlxError, UsageError
 
 
@@ -124,25 +123,23 @@ def _png(picture: np.ndarray) -> bytes:
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-  """The given files, and the images in the given folders."""
+  """The given files, and the images in the given folders; warns of files in these that are not read."""
   if not paths:
     raise UsageError('no images: name files or folders')
   if missing := [str(path) for path in paths if not path.exists()]:
     raise UsageError(f'no such file: {", ".join(missing)}')
   files: list[Path] = []
   for path in paths:
-    if path.is_dir():
-      found = sorted(
-        Path(root) / name
-        for root, _, names in os.walk(path)
-        for name in names
-        if Path(name).suffix.lower() in decode.extensions()
-      )
-      if not found:
-        raise UsageError(f'no images in {path}')
-      files += found
-    else:
+    if not path.is_dir():
       files.append(path)
+      continue
+    found = listing.look(path)
+    unread = [f'{path}: {line}' for line in listing.unread(found.left_out)]
+    if not (images := found.images(str(path))):
+      raise UsageError('\n'.join([f'no images in {path}', *unread]))
+    files += map(Path, sorted(images))
+    for line in unread:
+      terminal.Console().warn(line)
   return files
 
 

@@ -42,6 +42,37 @@ def role(name: str) -> str | None:
   return found.pop() if len(found) == 1 else None
 
 
+def told_apart(top: str, sizes: Mapping[str, int]) -> tuple[dict[str, str], str]:
+  """Tells which of several alike folders is which split: by name, and where names tell nothing, the largest trains.
+
+  Args:
+    top: the folder that holds them, for messages.
+    sizes: {path: number of its images} of two folders or more.
+
+  Returns:
+    {split: path}, and a line that says how it was decided.
+
+  Raises:
+    UsageError: if neither names nor sizes tell.
+  """
+  named = {path: role(_name(path)) for path in sizes}
+  tops = {split: path for path, split in named.items() if split}
+  nameless = sorted((path for path in sizes if not named[path]), key=lambda path: -sizes[path])
+  free = [split for split in ROLES if split not in tops]
+  largest = nameless[0] if nameless else ''
+  clear = 'train' in tops or all(sizes.get(largest, 0) >= CLEARLY * sizes[path] for path in sizes if path != largest)
+  there = ', '.join(f'{_name(path)} ({sizes[path]} images)' for path in sizes)
+  enough = len(nameless) <= min(len(free), 2 - ('train' in tops))
+  if not clear or not enough or len(tops) + len(nameless) != len(sizes):
+    raise UsageError(
+      f'{top}: {there} are laid out alike, and neither names nor sizes tell which is for what; '
+      'next: rename them to train, validation and test'
+    )
+  tops |= dict(zip(free, nameless))
+  told = ', '.join(f'{_name(tops[split])} for {split}' for split in ROLES if split in tops)
+  return tops, f'{there} are laid out alike; so they are splits: {told}'
+
+
 def read(listing: Listing, root: str) -> Layout:
   """Finds the splits and classes of a folder.
 
@@ -78,7 +109,7 @@ class _Reader:
     elif self.is_class_first(full):
       found = self.class_first(top, full)
     elif self.alike(full):
-      found = self.by_structure(top, full, roles)
+      found = self.by_structure(top, full)
     else:
       found = Layout({'train': self.classes(below)}, {'train': top})
     return found._replace(notes=[*notes, *found.notes])
@@ -113,22 +144,17 @@ class _Reader:
           f'{top} has {len(found)} folders for {split}: {", ".join(map(_name, found))}; next: keep one, or rename them'
         )
       tops |= {split: found[0]} if found else {}
-    others = [path for path in below if path not in tops.values() and self.images(path)]
     train = self.names(self.inner(tops['train']))
-    like = [path for path in others if self.names(path) & train]
-    free, notes = [split for split in ROLES if split not in tops], []
-    if len(like) > 1 or (like and not free):
-      raise UsageError(
-        f'{top}: {", ".join(map(_name, like))} hold folders of the same names as {_name(tops["train"])}, and no name '
-        'tells what they are for; next: rename them to validation and test, or move them away'
-      )
-    for path in like:
-      tops[free[0]] = path
-      notes = [f'{_name(path)} holds folders of the same names as {_name(tops["train"])}: it is used for {free[0]}']
-    return self.of_tops(tops, notes)
+    like = [path for path in below if path not in tops.values() and self.images(path) and self.names(path) & train]
+    if not like:
+      return self.of_tops(tops, [])
+    tops, note = told_apart(top, {path: len(self.images(path)) for path in [*tops.values(), *like]})
+    return self.of_tops(tops, [note])
 
   def of_tops(self, tops: Mapping[str, str], notes: Sequence[str]) -> Layout:
     inner = {split: self.inner(path) for split, path in tops.items()}
+    if 'test' in inner and not self.names(inner['test']):
+      del inner['test']  # images without classes, as in a competition
     return Layout({split: self.classes(self.folders[path].subfolders) for split, path in inner.items()}, inner, notes)
 
   def inner(self, top: str) -> str:
@@ -163,22 +189,9 @@ class _Reader:
       return False
     return 2 * len(set.intersection(*names)) >= min(map(len, names))
 
-  def by_structure(self, top: str, alike: Sequence[str], roles: Mapping[str, str | None]) -> Layout:
-    """Splits of which no name tells the one for training: it is the largest."""
-    sizes = {path: len(self.images(path)) for path in alike}
-    there = ', '.join(f'{_name(path)} ({sizes[path]} images)' for path in alike)
-    tops = {roles[path]: path for path in alike if roles[path]}
-    largest, *others = sorted((path for path in alike if not roles[path]), key=lambda path: -sizes[path])
-    free = [split for split in ROLES if split not in tops and split != 'train']
-    clear = all(sizes[largest] >= CLEARLY * sizes[path] for path in alike if path != largest)
-    if not clear or len(others) > 1 or len(others) > len(free) or len(tops) + len(others) + 1 != len(alike):
-      raise UsageError(
-        f'{top}: {there} hold folders of the same names, and neither names nor sizes tell which is for what; '
-        'next: rename them to train, validation and test'
-      )
-    tops |= {'train': largest, **dict(zip(free, others))}
-    told = ', '.join(f'{_name(tops[split])} for {split}' for split in ROLES if split in tops)
-    return self.of_tops(tops, [f'{there} hold folders of the same names; so they are splits: {told}'])
+  def by_structure(self, top: str, alike: Sequence[str]) -> Layout:
+    tops, note = told_apart(top, {path: len(self.images(path)) for path in alike})
+    return self.of_tops(tops, [note])
 
   def classes(self, folders: Iterable[str], split: str | None = None) -> Classes:
     """{class: its images}, of class folders, or of their sub-folders for a split. Names in NFC and NFD meet."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tlx.data.mask_folders import SPLITS
+from tlx.data.class_folders import ROLES, role
 from tlx.types import UsageError
 
 # The names of COCO's files for other tasks begin with these words.
@@ -35,13 +35,13 @@ def find(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   Raises:
     UsageError: if there is no file, or no file of the split 'train'.
   """
-  folders = [root, root / 'annotations', *(d for d in sorted(root.iterdir()) if d.is_dir() and split_of(d.name))]
+  folders = [root, root / 'annotations', *(d for d in sorted(root.iterdir()) if d.is_dir() and role(d.name))]
   files = [path for folder in folders for path in sorted(folder.glob('*.json')) if not path.name.startswith(OTHER)]
   if not files:
     raise UsageError(f'no COCO json file in {root} or {root / "annotations"}; next: add {root / "train.json"}')
   splits = {}
   for path in files:
-    split = split_of(path.stem) or (split_of(path.parent.name) if path.parent != root else None)
+    split = role(path.stem) or (role(path.parent.name) if path.parent != root else None)
     splits.setdefault(split, []).append(path)
   unknown = splits.pop(None, [])
   if not splits and len(unknown) == 1:
@@ -50,17 +50,7 @@ def find(root: pathlib.Path) -> dict[str, list[pathlib.Path]]:
     there = ', '.join(path.relative_to(root).as_posix() for path in files)
     raise UsageError(f'{root} has no json file of the split train, only {there}; next: rename one to train.json')
   order = lambda path: ('stuff' not in path.stem, path.name)
-  return {split: sorted(splits[split], key=order) for split in SPLITS if split in splits}
-
-
-def split_of(name: str) -> str | None:
-  """The split that a word of the name tells, or None.
-
-  >>> split_of('instances_val2017')
-  'validation'
-  """
-  words = re.findall('[a-z]+', name.lower())
-  return next((split for split, names in SPLITS.items() if set(names) & set(words)), None)
+  return {split: sorted(splits[split], key=order) for split in ROLES if split in splits}
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ blending, and undoes Adobe's inverted CMYK. tlx differs in two ways, on purpose:
 scales grey of more than 8 bits, which Pillow would clip. Of an animation tlx reads the first frame.
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -32,15 +33,20 @@ class Finding(NamedTuple):
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-  """Pillow's names of the formats that tlx reads."""
+  """Pillow's names of the formats that tlx reads; HEIF is among them if the package pillow-heif is installed."""
   Image.init()
+  with contextlib.suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
   return tuple(sorted(set(Image.OPEN) - REFUSED))
 
 
 @functools.cache
 def extensions() -> frozenset[str]:
   """Lower-case file extensions of those formats, with the dot."""
-  return frozenset(e for e, f in Image.registered_extensions().items() if f in formats())
+  known = formats()  # it registers formats
+  return frozenset(e for e, f in Image.registered_extensions().items() if f in known)
 
 
 def decode(encoded: bytes, *, min_size: int | None = None) -> np.ndarray:

@@ -35,7 +35,7 @@ def across(root: pathlib.Path, splits: Mapping[str, Sequence[str | pathlib.Path]
         pairs[split, group[0][0]].append((path, firsts[group[0][0]]))
   show = lambda path: pathlib.Path(path).relative_to(root).as_posix()
   return [
-    f'{len(found):,} {f"image of {split} is" if len(found) == 1 else f"images of {split} are"} also in {other}, such as '
+    f'{len(found):,} {"image" if len(found) == 1 else "images"} of {split} also in {other}, such as '
     f'{show(found[0][0])} = {show(found[0][1])}; next: remove them from one of both, or {split} flatters the model'
     for (split, other), found in pairs.items()
   ]

@@ -115,18 +115,27 @@ def same_name(name: str) -> str:
   return unicodedata.normalize('NFC', name)
 
 
-def kinds(left_out: Mapping[str, int]) -> str:
-  """A line about what is left out, and how to have it read; '' if nothing is.
+def unread(left_out: Mapping[str, int], but: Iterable[str] = ()) -> list[str]:
+  """Says what is left out, and how to have it read.
 
-  >>> kinds({'.txt': 1, 'no extension': 5})
-  '6 files are not read: no extension 5, .txt 1'
+  Args:
+    left_out: as in `Listing`.
+    but: kinds that the data set reads in another way.
+
+  Returns:
+    One line, or none.
+
+  Examples:
+    >>> unread({'.txt': 1, 'no extension': 5, '.csv': 1}, but=['.csv'])
+    ['6 files are not read: no extension 5, .txt 1']
   """
-  if not left_out:
-    return ''
-  parts = ', '.join(f'{kind} {count:,}' for kind, count in sorted(left_out.items(), key=lambda pair: -pair[1]))
-  heic = '; next: pip install "tlx[heic]", then tlx reads .heic' if any(kind in HEIC for kind in left_out) else ''
-  total = sum(left_out.values())
-  return f'{total:,} {"file is" if total == 1 else "files are"} not read: {parts}{heic}'
+  counts = {kind: count for kind, count in left_out.items() if kind not in but}
+  if not counts:
+    return []
+  parts = ', '.join(f'{kind} {count:,}' for kind, count in sorted(counts.items(), key=lambda pair: -pair[1]))
+  heic = '; next: pip install "tlx[heic]", then tlx reads .heic' if any(kind in HEIC for kind in counts) else ''
+  total = sum(counts.values())
+  return [f'{total:,} {"file is" if total == 1 else "files are"} not read: {parts}{heic}']
 
 
 def merged(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -1,24 +1,18 @@
 """Finds the images and masks of a folder, in the layouts that people use, and pairs each image with its mask."""
 
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tlx.data import decode, masks
+from tlx.data import listing, masks
+from tlx.data.class_folders import ROLES, role, told_apart
 from tlx.types import UsageError
 
-SPLITS = {
-  'train': ('train', 'training'),
-  'validation': ('validation', 'val', 'valid', 'dev'),
-  'test': ('test', 'testing'),
-}
 IMAGES = ('images', 'image', 'imgs', 'img', 'jpegimages')
 MASKS = ('masks', 'mask', 'annotations', 'annotation', 'labels', 'label', 'segmentationclass')
 ENDINGS = ('_mask', '-mask', '_masks', '_label', '_labels', '_gt', '_seg')  # a mask's name = its image's + one of these
 VOC_LISTS = pathlib.Path('ImageSets', 'Segmentation')
 PHOTOGRAPHS = ('.jpg', '.jpeg', '.webp')  # NAME.png is the mask of NAME.jpg in the same folder
-TEXT = ('.txt', '.json', '.xml', '.csv', '.yaml', '.yml', '.md', '.db', '.ini')  # files that need no message
 LINES = 10  # maximum number of problems of one kind in a message
 
 
@@ -34,7 +28,7 @@ class Found(NamedTuple):
 
   pairs: Mapping[str, Sequence[Pair]]  # {split: its pairs}; only 'train' if the folder has no splits
   problems: Sequence[str]  # one line each, for an error message
-  unused: Sequence[tuple[str, str]] = ()  # (path, the reason why tlx does not use it)
+  notes: Sequence[str] = ()  # how the folder was read, and what was not
   voc: bool = False  # whether the folder has the layout of Pascal VOC
 
 
@@ -59,11 +53,21 @@ def find(root: pathlib.Path) -> Found:
     masks_of = _splits(labels)
     folders = {name: (folder, masks_of.get(name, labels / folder.name)) for name, folder in splits.items()}
     return _folders(root, folders, _others(root, [images, labels]) + _others(images, splits.values()))
-  if splits := _splits(root):
-    return _folders(root, {name: _inside(d) for name, d in splits.items()}, _others(root, splits.values()))
-  if any(_is_image(path) for path in root.iterdir()):
+  splits, notes = _alike(root, _splits(root))
+  if splits:
+    return _folders(root, {name: _inside(d) for name, d in splits.items()}, notes + _others(root, splits.values()))
+  if any(listing.is_image(path.name) for path in root.iterdir()):
     return _folders(root, {'train': (root, root)}, _others(root, []))
   raise UsageError(_nothing(root))
+
+
+def _alike(root: pathlib.Path, splits: Mapping[str, pathlib.Path]) -> tuple[dict[str, pathlib.Path], list[str]]:
+  """Adds the folders that hold images and masks too, but whose names tell no split; and a note on what they are for."""
+  more = [d for d in _subfolders(root) if d not in splits.values() and _child(d, IMAGES) and _child(d, MASKS)]
+  if not more or len(splits) + len(more) < 2:
+    return dict(splits), []
+  tops, note = told_apart(str(root), {str(d): len(_images(_inside(d)[0])) for d in [*splits.values(), *more]})
+  return {split: pathlib.Path(path) for split, path in tops.items()}, [note]
 
 
 def _inside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -88,7 +92,7 @@ def _voc(root: pathlib.Path) -> Found:
   """Finds the pairs of a folder in the layout of Pascal VOC, whose text files list the images of each split."""
   images, labels, lists = root / 'JPEGImages', root / 'SegmentationClass', root / VOC_LISTS
   names = {path.stem: path.read_text().split() for path in sorted(lists.glob('*.txt'))}
-  chosen = {split: names[known] for split, words in SPLITS.items() for known in words if known in names}
+  chosen = {split: names[known] for known in sorted(names) if (split := role(known))}
   if 'train' not in chosen:
     raise UsageError(f'{lists} has no train.txt; there is {", ".join(names) or "no list"}')
   image_of, mask_of = ({path.stem: path for path in _images(folder)} for folder in (images, labels))
@@ -104,13 +108,13 @@ def _voc(root: pathlib.Path) -> Found:
 
 
 def _folders(
-  root: pathlib.Path, folders: Mapping[str, tuple[pathlib.Path, pathlib.Path]], unused: Sequence[tuple[str, str]]
+  root: pathlib.Path, folders: Mapping[str, tuple[pathlib.Path, pathlib.Path]], notes: Sequence[str]
 ) -> Found:
   """Finds the pairs of {split: (folder of images, folder of masks)}."""
   if 'train' not in folders:
     there = ', '.join(images.name for images, _ in folders.values())
     raise UsageError(f'{root} has no train, only {there}; next: add a folder train beside them')
-  pairs, problems, unread = {}, [], []
+  pairs, problems, left_out = {}, [], []
   for split, both in folders.items():
     if missing := [folder for folder in both if not folder.is_dir()]:
       pairs[split] = []
@@ -123,8 +127,8 @@ def _folders(
       image_files = sorted(set(image_files) - set(mask_files))
     pairs[split], wrong = _match(root, images, image_files, labels, mask_files)
     problems += wrong
-    unread += _unread(root, set(both))
-  return Found(pairs, problems, [*unused, *unread])
+    left_out += [listing.look(folder).left_out for folder in dict.fromkeys(both)]
+  return Found(pairs, problems, [*notes, *listing.unread(listing.merged(left_out))])
 
 
 def _match(
@@ -179,8 +183,8 @@ def _masks_beside_images(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 
 def _key(folder: pathlib.Path, path: pathlib.Path) -> str:
-  """The path of a file below the folder, with slashes and without the extension."""
-  return path.relative_to(folder).with_suffix('').as_posix()
+  """The path of a file below the folder, with slashes and without the extension; one form of each accent."""
+  return listing.same_name(path.relative_to(folder).with_suffix('').as_posix())
 
 
 def _without_ending(key: str) -> str:
@@ -190,8 +194,8 @@ def _without_ending(key: str) -> str:
 def _splits(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """{split: sub-folder} for the sub-folders that are named after a split."""
   found = {}
-  for split, names in SPLITS.items():
-    hits = [d for d in _subfolders(folder) if d.name.lower() in names]
+  for split in ROLES:
+    hits = [d for d in _subfolders(folder) if role(d.name) == split]
     if len(hits) > 1:
       there = ', '.join(d.name for d in hits)
       raise UsageError(f'{folder} has {len(hits)} folders for {split}: {there}; next: keep one')
@@ -205,48 +209,17 @@ def _child(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path | None:
   return next((present[name] for name in names if name in present), None)
 
 
-def _others(folder: pathlib.Path, used: Iterable[pathlib.Path]) -> list[tuple[str, str]]:
-  """The sub-folders that the layout does not use, so that a message can name them."""
-  return [(d.name, 'a folder that the layout does not use') for d in _subfolders(folder) if d not in set(used)]
-
-
-def _unread(root: pathlib.Path, folders: Iterable[pathlib.Path]) -> list[tuple[str, str]]:
-  """Counts files that are neither images nor text, by extension: ('train/images/*.heic', '40 files ...')."""
-  counts = {}
-  for folder in folders:
-    for path in _files(folder):
-      if not _is_image(path) and path.suffix.lower() not in TEXT:
-        name = f'{(folder.relative_to(root) / f"*{path.suffix}").as_posix()}'
-        counts[name] = counts.get(name, 0) + 1
-  return [(name, f'{count} files in a format that is not read') for name, count in counts.items()]
+def _others(folder: pathlib.Path, used: Iterable[pathlib.Path]) -> list[str]:
+  """One line for each sub-folder that the layout does not use."""
+  return [f'{d} is a folder that the layout does not use' for d in _subfolders(folder) if d not in set(used)]
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:
-  return [path for path in _files(folder) if _is_image(path)]
-
-
-def _files(folder: pathlib.Path) -> list[pathlib.Path]:
-  """All files below a folder, sorted, except hidden ones. It follows links, but enters each real folder once."""
-  found, seen = [], set()
-  for current, folders, names in os.walk(folder, followlinks=True):
-    real = os.path.realpath(current)
-    folders[:] = [] if real in seen else sorted(name for name in folders if not _hidden(name))
-    if real not in seen:
-      found += [pathlib.Path(current, name) for name in names if not _hidden(name)]
-    seen.add(real)
-  return sorted(found)
+  return sorted(map(pathlib.Path, listing.look(folder).images(str(folder))))
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(d for d in folder.iterdir() if d.is_dir() and not _hidden(d.name))
-
-
-def _hidden(name: str) -> bool:
-  return name.startswith('.') or name == '__MACOSX'
-
-
-def _is_image(path: pathlib.Path) -> bool:
-  return not _hidden(path.name) and path.suffix.lower() in decode.extensions()
+  return sorted(d for d in folder.iterdir() if d.is_dir() and not listing.is_leftover(d.name))
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

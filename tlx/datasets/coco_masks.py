@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tlx import words
-from tlx.data import coco_files, decode, dense_split
+from tlx.data import coco_files, decode, dense_split, duplicates, listing
 from tlx.data.folders import folder_of
 from tlx.data.mask_folders import shortened
 from tlx.data.masks import IGNORE, upright_size
@@ -149,6 +149,10 @@ def load(argument: str, *, seed: int) -> Dataset:
     rejected=tuple(rejected),
     task='segmentation',
     images={split: len(found) for split, found in photos.items()},
+    notes=(
+      *listing.unread(listing.look(root).left_out, but=('.json',)),
+      *duplicates.across(root, {split: [photo.path for photo in found] for split, found in photos.items()}),
+    ),
   )
   return Dataset(info, {split: CocoSource(root, found, uncovered) for split, found in photos.items()})
 

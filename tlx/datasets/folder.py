@@ -135,10 +135,10 @@ def _problems(found: listing.Listing, layout: Layout) -> list[str]:
     where = (
       f'{loose} lie directly in it, without a class folder' if loose else f'{len(train)} folders, none with an image'
     )
-    unread = listing.kinds(found.left_out)
     return [
-      f'no images found in the class folders of {top}: {where}{unread and f"; {unread}"}; '
-      f'next: make one folder per class: {os.path.join(top, "CLASS", "1.jpg")}'
+      f'no images found in the class folders of {top}: {where}; '
+      f'next: make one folder per class: {os.path.join(top, "CLASS", "1.jpg")}',
+      *listing.unread(found.left_out),
     ]
   problems = [
     f'class {name!r} is empty: no image in {os.path.join(layout.tops[split], name)}; add images, or remove the folder'
@@ -166,7 +166,7 @@ def _left_out(root: pathlib.Path, found: listing.Listing, layout: Layout) -> lis
   """Lines about images outside of the class folders, and about files of other kinds."""
   used = {path for classes in layout.splits.values() for paths in classes.values() for path in paths}
   unused = [path for path in found.images(os.fspath(root)) if path not in used]
-  lines = [listing.kinds(found.left_out)] if found.left_out else []
+  lines = listing.unread(found.left_out)
   if unused:
     such = ', '.join(sorted({os.path.dirname(_below(root, path)) or '.' for path in unused})[:5])
     lines.append(f'{len(unused):,} images lie in no class of a split and are not used; they are in {such}')

@@ -6,7 +6,8 @@
 - PATH/SPLIT/* with NAME.jpg next to NAME.png or NAME_mask.png; also directly in PATH
 - Pascal VOC: JPEGImages, SegmentationClass and ImageSets/Segmentation/*.txt
 
-SPLIT is train, validation (val, valid, dev) or test. The folder of masks may also be called annotations or labels.
+SPLIT is a name such as train, val, dev or Testing (`tlx.data.class_folders.role`). The folder of masks may also be
+called annotations or labels.
 Without validation images, 'test' is used for validation. Without both, a random 20 % of the training images are held
 back for validation; every class stays in training.
 
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tlx import words
-from tlx.data import decode, dense_split, mask_classes, mask_folders, masks
+from tlx.data import decode, dense_split, duplicates, mask_classes, mask_folders, masks
 from tlx.data.folders import folder_of
 from tlx.data.mask_classes import Legend
 from tlx.data.mask_folders import Pair
@@ -113,9 +114,10 @@ def load(argument: str, *, seed: int) -> Dataset:
     counts={split: tuple(count.sum(axis=0).tolist()) for split, count in counts.items()},
     resolution=tuple(np.median([fact.size for fact in used], axis=0).astype(int).tolist()),
     source=f'{root}{note}',
-    rejected=(*((pair.image.relative_to(root).as_posix(), why) for pair, why in rejected.items()), *found.unused),
+    rejected=tuple((pair.image.relative_to(root).as_posix(), why) for pair, why in rejected.items()),
     task='segmentation',
     images={split: len(pairs) for split, pairs in splits.items()},
+    notes=(*found.notes, *duplicates.across(root, {s: [p.image for p in pairs] for s, pairs in splits.items()})),
   )
   sources = {s: MaskSource(root, pairs, [facts[p].size for p in pairs], legend) for s, pairs in splits.items()}
   return Dataset(info, sources)

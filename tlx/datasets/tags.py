@@ -17,19 +17,19 @@ import hashlib
 import io
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from tlx import words
-from tlx.data import decode, dense_split
+from tlx.data import decode, dense_split, duplicates, listing
+from tlx.data.class_folders import ROLES, role
 from tlx.data.folders import folder_of
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, UsageError
 
 FILES = ('tags.csv', 'tags.json')
-SPLITS = {'train': 'train', 'validation': 'validation', 'val': 'validation', 'valid': 'validation', 'test': 'test'}
 
 
 class Entry(NamedTuple):
@@ -77,7 +77,10 @@ def load(argument: str, *, seed: int) -> Dataset:
       split, no image with a tag, a tag that training lacks, a split without images, an image without a split.
   """
   root = folder_of('tags', argument, f'the images and {" or ".join(FILES)}')
-  entries = _entries(root)
+  there = listing.look(root)
+  images = [pathlib.Path(path).relative_to(root).as_posix() for path in there.images(str(root))]
+  stored = {listing.same_name(file): file for file in images}  # the table may write an accent in another form
+  entries = [e._replace(file=stored.get(listing.same_name(e.file), e.file)) for e in _entries(root)]
   findings = {e.file: decode.inspect(root / e.file) for e in entries if (root / e.file).is_file()}
   usable = [e for e in entries if e.file in findings and not findings[e.file].reason]
   names = tuple(sorted({tag for e in usable for tag in e.tags}))
@@ -99,9 +102,13 @@ def load(argument: str, *, seed: int) -> Dataset:
     counts={split: tuple(hot[rows].sum(axis=0).tolist()) for split, rows in parts.items()},
     resolution=tuple(np.median([findings[e.file].size for e in usable], axis=0).astype(int).tolist()),
     source=f'{root}{note}',
-    rejected=_left_out(root, entries, findings),
+    rejected=_left_out(entries, sorted(images), findings),
     task='multilabel',
     images={split: len(rows) for split, rows in parts.items()},
+    notes=(
+      *listing.unread(there.left_out, but=('.csv', '.json')),
+      *duplicates.across(root, {split: source.paths for split, source in sources.items()}),
+    ),
   )
   return Dataset(info, sources)
 
@@ -117,12 +124,12 @@ def _entries(root: pathlib.Path) -> list[Entry]:
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UsageError(f'{there[0]} cannot be read: {error}; see the forms in `tlx/datasets/tags.py`') from None
   problems = [f'{there[0]}: {file} stands in it twice' for file in _twice([e.file for e in entries])]
-  known = lambda e: e.split is None or e.split.lower() in SPLITS
+  known = lambda e: e.split is None or role(e.split)
   problems += [
-    f'{there[0]}: {e.file} has the split {e.split!r}{words.suggest(e.split, SPLITS)}' for e in entries if not known(e)
+    f'{there[0]}: {e.file} has the split {e.split!r}{words.suggest(e.split, ROLES)}' for e in entries if not known(e)
   ]
   words.refuse(problems)
-  return [e._replace(split=e.split and SPLITS[e.split.lower()]) for e in entries]
+  return [e._replace(split=e.split and role(e.split)) for e in entries]
 
 
 def _of_csv(text: str) -> list[Entry]:
@@ -171,10 +178,9 @@ def _problems(
   return problems + [f'{file} has no split and others have; next: give it one' for file in missing[:10]]
 
 
-def _left_out(root: pathlib.Path, entries: Sequence[Entry], findings: Mapping) -> tuple[tuple[str, str], ...]:
+def _left_out(entries: Sequence[Entry], images: Iterable[str], findings: Mapping) -> tuple[tuple[str, str], ...]:
   """(file, reason) for every entry that cannot be used and for every image without an entry."""
   gone = [(e.file, findings[e.file].reason if e.file in findings else 'no such file') for e in entries]
-  images = [p.relative_to(root).as_posix() for p in sorted(root.rglob('*')) if p.suffix.lower() in decode.extensions()]
   known = {e.file for e in entries}
   unknown = [(file, 'it has no tags') for file in images if file not in known]
   return (*((file, why) for file, why in gone if why), *unknown)

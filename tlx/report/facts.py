@@ -157,6 +157,7 @@ def data_facts(data: Mapping) -> dict[str, Any]:
     'rows': [] if many else rows,
     'profile': charts.profile(train) if many else '',
     'extremes': [(names[i], train[i]) for i in extremes],
+    'notes': data.get('notes', []),
     'rejected': rejected[:_REJECTED],
     'rejected_count': len(rejected),
   }

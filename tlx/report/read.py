@@ -113,6 +113,7 @@ def _tidy(experiment: Mapping) -> dict[str, Any]:
     'class_names': [str(name) for name in _list(data, 'class_names')],
     'counts': counts,
     'rejected': rejected,
+    'notes': [str(note) for note in _list(data, 'notes')],
     'resolution': _list(data, 'resolution'),
   }
   learning = [dict(phase, rows=_mappings(phase, 'rows')) for phase in _mappings(experiment, 'learning')]
