@@ -4,6 +4,7 @@
 
 The files are empty hard links of one image, because neither opens a file to index it. Each turn is a new process; the
 table shows medians of the turns, which alternate. `checked` is `tlx.datasets.folder.load`, which also opens each file.
+On 2 shared cores, 2026-11-25: tlx 1.85 s and 30 MiB, torchvision 2.42 s and 34 MiB.
 """
 
 import argparse

@@ -99,7 +99,7 @@ class _Reader:
     top = self.unwrapped(root)
     notes = [f'the images are in {top}'] if top != root else []
     below = self.folders[top].subfolders
-    full = [path for path in below if self.images(path)]
+    full = [path for path in below if self.holds(path)]
     roles = {path: role(_name(path)) for path in below}
     if any(roles[path] == 'train' and self.names(path) for path in below) and not self.trains(full, roles):
       found = self.by_name(top, below, roles)
@@ -117,13 +117,18 @@ class _Reader:
   def images(self, path: str) -> list[str]:
     return self.listing.images(path)
 
+  def holds(self, path: str) -> bool:
+    """Whether an image lies in a folder or below it."""
+    here = self.folders[path]
+    return bool(here.images) or any(map(self.holds, here.subfolders))
+
   def names(self, path: str) -> set[str]:
     """The names of a folder's sub-folders."""
     return {same_name(_name(sub)) for sub in self.folders[path].subfolders}
 
   def unwrapped(self, top: str) -> str:
     """Goes down while all images lie in one sub-folder, which has sub-folders itself and is no split."""
-    full = [path for path in self.folders[top].subfolders if self.images(path)]
+    full = [path for path in self.folders[top].subfolders if self.holds(path)]
     if self.folders[top].images or len(full) != 1 or role(_name(full[0])) or self.folders[full[0]].images:
       return top
     return self.unwrapped(full[0])
@@ -145,7 +150,7 @@ class _Reader:
         )
       tops |= {split: found[0]} if found else {}
     train = self.names(self.inner(tops['train']))
-    like = [path for path in below if path not in tops.values() and self.images(path) and self.names(path) & train]
+    like = [path for path in below if path not in tops.values() and self.holds(path) and self.names(path) & train]
     if not like:
       return self.of_tops(tops, [])
     tops, note = told_apart(top, {path: len(self.images(path)) for path in [*tops.values(), *like]})
@@ -198,8 +203,8 @@ class _Reader:
     found = {}
     for path in folders:
       parts = [sub for sub in self.folders[path].subfolders if role(_name(sub)) == split] if split else [path]
-      found.setdefault(same_name(_name(path)), []).extend(image for part in parts for image in self.images(part))
-    return {name: sorted(found[name]) for name in sorted(found)}
+      found.setdefault(same_name(_name(path)), []).extend(parts)
+    return {name: sorted(image for part in found[name] for image in self.images(part)) for name in sorted(found)}
 
 
 def _name(path: str) -> str:

@@ -22,7 +22,9 @@ def other_than_classes(root: pathlib.Path, found: Listing) -> list[str]:
   Returns:
     The problem, one line; [] if the folder may hold classes.
   """
-  for folder in [os.fspath(root), *found.folders[os.fspath(root)].subfolders]:
+  below = found.folders[os.fspath(root)].subfolders
+  splits = [path for path in below if found.folders[path].subfolders or role(os.path.basename(path))]
+  for folder in [os.fspath(root), *splits]:  # not every class folder: they hold most of the files
     if line := _of(pathlib.Path(folder), root):
       return [line]
   return []

@@ -61,19 +61,16 @@ def look(folder: str | os.PathLike) -> Listing:
     if (real := os.path.realpath(path)) in seen:
       continue
     seen.add(real)
-    with os.scandir(path) as entries:
-      found = sorted(entries, key=lambda entry: entry.name)
-    names = {entry.name for entry in found} if path != top else set()
-    if not place and RUN in names and names & RUN_PARTS:
+    below, images, others = _sorted_out(path)
+    if not place and path != top and _is_run(others, below):
       place, holders = IN_RUNS, holders | {os.path.dirname(path)}
-    below = [entry for entry in found if entry.is_dir()]
-    waiting += [(entry.path, place or (HIDDEN if is_leftover(entry.name) else '')) for entry in below]
-    files = [(_kind(entry, place), entry.path) for entry in found if not entry.is_dir()]
-    left_out.update(kind for kind, _ in files if kind not in ('image', ''))
-    if not place:
-      folders[path] = Folder(
-        [entry.path for entry in below if not is_leftover(entry.name)], [p for kind, p in files if kind == 'image']
-      )
+    inside = [(sub, place or (HIDDEN if is_leftover(os.path.basename(sub)) else '')) for sub in below]
+    waiting += inside
+    if place:
+      left_out[place] += len(images)
+    else:
+      left_out.update(filter(None, map(_kind, others)))
+      folders[path] = Folder([sub for sub, where in inside if not where], images)
   return Listing(_tidy(folders, holders), left_out)
 
 
@@ -143,16 +140,34 @@ def merged(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
   return dict(sum((collections.Counter(count) for count in counts), collections.Counter()))
 
 
-def _kind(entry: os.DirEntry, place: str) -> str:
-  """'image', or the kind under which a file is left out; '' for files that nobody misses."""
+def _sorted_out(folder: str) -> tuple[list[str], list[str], list[os.DirEntry]]:
+  """The sub-folders and the images of a folder, both sorted, and the other entries."""
+  below, images, others, known = [], [], [], decode.extensions()
+  with os.scandir(folder) as entries:
+    for entry in entries:  # a data set may have millions
+      name = entry.name
+      if name[name.rfind('.') :].lower() in known and name[0] != '.' and entry.is_file():
+        images.append(entry.path)
+      elif entry.is_dir():
+        below.append(entry.path)
+      else:
+        others.append(entry)
+  return sorted(below), sorted(images), others
+
+
+def _is_run(others: Iterable[os.DirEntry], below: Iterable[str]) -> bool:
+  """Whether a folder of these entries is a run of tlx."""
+  names = {entry.name for entry in others}
+  return RUN in names and not RUN_PARTS.isdisjoint(names.union(map(os.path.basename, below)))
+
+
+def _kind(entry: os.DirEntry) -> str:
+  """The kind under which a file that is no image is left out; '' for files that nobody misses."""
   name, extension = entry.name.lower(), os.path.splitext(entry.name)[1].lower()
-  readable = extension in decode.extensions()
-  if place:
-    return place if readable else ''
   if name in SYSTEM_FILES or name.startswith('._'):  # macOS stores attributes of NAME in ._NAME
     return ''
   if name.startswith('.'):
-    return 'hidden' if readable else ''
+    return 'hidden' if extension in decode.extensions() else ''
   if not entry.is_file():
     return SPECIAL
-  return 'image' if readable else extension or BARE
+  return extension or BARE
