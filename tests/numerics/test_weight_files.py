@@ -13,7 +13,7 @@ import pytest
 from tlx.types import TlxError
 from tlx.weights import input_channels, read_tensors, write_safetensors
 from tlx.weights.read import SAFETENSORS_DTYPES
-from tlx.weights.torch_pickle import DTYPES
+from tlx.weights.torch_names import DTYPES
 
 RNG = np.random.default_rng(0)
 TENSORS = {
