@@ -10,7 +10,7 @@ from tlx import words
 from tlx.labels import HEAD
 from tlx.types import UsageError, Variables
 from tlx.weights import fit, rules
-from tlx.weights.contents import Contents
+from tlx.weights.contents import Contents, Tensor
 
 OLD_HEAD = (HEAD, 'logits')  # names of modules that a new head replaces
 MOST = 64  # prefixes whose shapes are compared; a file of more copies of a model is refused all the same
@@ -70,7 +70,7 @@ def _needed(rule: rules.Rule) -> bool:
   return rule.target is not None and rule.absent is None
 
 
-def _under(file: File, prefix: str) -> dict[str, object]:
+def _under(file: File, prefix: str) -> dict[str, Tensor]:
   """{name without the prefix: tensor}."""
   return {name[len(prefix) :]: x for name, x in file.contents.tensors.items() if name.startswith(prefix)}
 
@@ -121,7 +121,7 @@ def _key(place: fit.Place) -> str:
   return place.prefix.rstrip('./') or '.'
 
 
-def _say(file: File, place: fit.Place, equal: list[fit.Place], taken: Mapping[str, object]) -> None:
+def _say(file: File, place: fit.Place, equal: list[fit.Place], taken: Mapping[str, Tensor]) -> None:
   if not place.prefix:
     return
   text = f'{file.location}: tensors under {place.prefix!r} are taken'

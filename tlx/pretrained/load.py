@@ -159,7 +159,8 @@ def _variables(
   module = ask.module(ask.variant(stored.variant), stored.classes, stored.head)
   another = ask.head is not None and ask.head != stored.head
   where = f'{found.location} -> {found.variant.name}'
-  if not another and ask.num_classes in (None, stored.classes):
+  headless = ask.num_classes == 0 and modules.is_classifier(module)
+  if not another and not headless and ask.num_classes in (None, stored.classes):
     like = modules.abstract(module, channels, shape)
     with _advice(stored, tensors):
       return *rules.read(tensors, stored.table, like, where=where), module, False

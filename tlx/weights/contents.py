@@ -10,7 +10,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,11 +25,18 @@ BROKEN = (
 )  # fmt: skip
 
 
+class Tensor(Protocol):
+  """An array, or a tensor in a file that was not read."""
+
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+
 class Contents(NamedTuple):
   """The tensors of a file, before they are read."""
 
-  tensors: Mapping[str, Any]  # name -> array, or the View of one; both have a shape
-  read: Callable[[Mapping[str, Any]], dict[str, np.ndarray]]  # makes arrays of those chosen, which may have new names
+  tensors: Mapping[str, Tensor]
+  read: Callable[[Mapping[str, Tensor]], dict[str, np.ndarray]]  # of those chosen, which may have new names
   preferred: str = ''  # timm would load the tensors whose names begin with this
 
 

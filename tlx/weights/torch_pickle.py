@@ -205,7 +205,8 @@ class Machine:
       target[key if plain else OddKey(_key_text(key), len(target))] = value
 
   def _global(self, module: str, attribute: str) -> Global:
-    name = f'{module:.{NAME_LENGTH}}.{attribute:.{NAME_LENGTH}}'
+    module, attribute = module[:NAME_LENGTH], attribute[:NAME_LENGTH]
+    name = f'{module}.{attribute}'
     if module.partition('.')[0] in known.ATTACKS or name in known.ATTACKS:
       raise Unsafe(repr(name[:80])[1:-1])
     return Global(name)
