@@ -10,8 +10,7 @@ import torch_builder as tb
 import tlx
 from tlx import catalog
 from tlx.types import TlxError, UsageError
-from tlx.weights import rules, write_safetensors
-from tlx.weights.fit import split_key
+from tlx.weights import fit, rules, write_safetensors
 
 NAME = 'resnet_test'
 
@@ -175,7 +174,7 @@ def test_a_key_that_is_not_there(tmp_path):
 def test_a_path_with_a_colon(tmp_path):
   path = write(tmp_path / 'a:b.pth', NESTS['timm'])
   assert factor(load(path)) == 2 and factor(load(f'{path}:state_dict')) == 1
-  assert split_key(str(tmp_path / 'gone:b')) == (str(tmp_path / 'gone:b'), '')
+  assert fit.split_key(str(tmp_path / 'gone:b')) == (str(tmp_path / 'gone:b'), '')
 
 
 HEADS = {
@@ -218,3 +217,12 @@ def test_names_are_shown_escaped(tmp_path, caplog):
   load(path)
   assert r'1 other is left out: \x1b[31m\u202e\x07' in caplog.messages[0]
   assert r'\x1b[31m' in error(write(tmp_path / 'x.npz', {odd: np.ones(2)}))
+
+
+def test_layers_after_the_head_are_of_the_head():
+  table = [
+    *rules.dense('classifier.0', 'backbone/hidden'), *rules.norm('classifier.8', 'backbone/norm'),
+    *rules.dense('classifier.6', 'head/logits'),
+  ]  # fmt: skip
+  names = [f'classifier.{layer}.weight' for layer in (*range(9), 'more')] + ['classifier', 'other.7.weight']
+  assert fit.replaced(names, table, ('head',)) == [f'classifier.{layer}.weight' for layer in (6, 7, 'more')]

@@ -183,14 +183,11 @@ def _variables(
 
 
 def _old_head(stored: Stored, tensors: Tensors) -> Tensors:
-  """The tensors of the file's head, also those that the table does not know.
-
-  A head that the user changed has names below those of the library's head, such as 'fc.1.weight' for 'fc.weight'.
-  """
+  """The tensors of the file's head, also those of a head that the user changed."""
   tables, _ = rules.tables(stored.variant.family.LAYOUTS, stored.variant.config)
-  starts = {start for table in (stored.table, *tables.values()) for start in fit.regions(table, OLD_HEAD)}
-  others = {rule.source for rule in stored.table if rule.target and set(OLD_HEAD).isdisjoint(rule.target.split('/'))}
-  return {name: x for name, x in tensors.items() if name.startswith(tuple(starts)) and name not in others}
+  old = {name for table in (stored.table, *tables.values()) for name in fit.replaced(tensors, table, OLD_HEAD)}
+  body = {rule.source for rule in stored.table if rule.target and set(OLD_HEAD).isdisjoint(rule.target.split('/'))}
+  return {name: x for name, x in tensors.items() if name in old and name not in body}
 
 
 @contextlib.contextmanager

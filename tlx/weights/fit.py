@@ -127,20 +127,38 @@ def fitting(shapes: Mapping[str, tuple[int, ...]], rules: Sequence[Rule], like: 
   )
 
 
-def regions(rules: Sequence[Rule], fresh: Sequence[str]) -> set[str]:
-  """Finds under which names a checkpoint has the modules that are replaced.
+def replaced(names: Iterable[str], rules: Sequence[Rule], fresh: Sequence[str]) -> list[str]:
+  """Selects the tensors of the modules that are replaced, also of those whose form the user changed.
+
+  A changed module lies below the table's name for it, such as 'fc.1.weight' for 'fc.weight', or after it in the same
+  sequence of layers, such as 'classifier.7.weight' for 'classifier.6.weight'.
 
   Args:
+    names: of the file's tensors.
     rules: the table.
-    fresh: names of the modules, as for `read`.
+    fresh: names of the modules, as for `rules.read`.
 
   Returns:
-    For each module, the shortest beginning of its tensors' names that no other tensor shares: 'fc.', 'classifier.'.
+    Those names.
   """
-  replaced = lambda rule: rule.target is not None and not set(fresh).isdisjoint(rule.target.split('/'))
-  others = {start for rule in rules if not replaced(rule) for start in _starts(rule.source)}
-  alone = ([start for start in _starts(rule.source) if start not in others] for rule in rules if replaced(rule))
-  return {starts[0] for starts in alone if starts}
+  is_fresh = lambda rule: rule.target is not None and not set(fresh).isdisjoint(rule.target.split('/'))
+  others = {start for rule in rules if not is_fresh(rule) for start in _starts(rule.source)}
+  alone = ([start for start in _starts(rule.source) if start not in others] for rule in rules if is_fresh(rule))
+  regions = {starts[0] for starts in alone if starts}
+  sequences = [found.groups() for region in regions if (found := re.fullmatch(r'(.*[./])(\d+)[./]', region))]
+
+  def follows(name: str, parent: str, last: str) -> bool:
+    starts = _starts(name.removeprefix(parent)) if name.startswith(parent) else []
+    if not starts or parent + starts[0] in others:
+      return False
+    layer = starts[0][:-1]
+    return not layer.isdecimal() or int(layer[:9]) > int(last[:9])
+
+  return [
+    name
+    for name in names
+    if name.startswith(tuple(regions)) or any(follows(name, parent, last) for parent, last in sequences)
+  ]
 
 
 def _starts(name: str) -> list[str]:
