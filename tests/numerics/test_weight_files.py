@@ -162,6 +162,22 @@ def test_missing(tmp_path):
     read_tensors(tmp_path)
 
 
+@pytest.mark.timeout(60)
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'w.pth')
+  for path in (tmp_path / 'w.pth', '/dev/zero'):
+    with pytest.raises(TlxError, match='a pipe or device'):
+      read_tensors(path)
+
+
+def test_a_name_that_is_not_unicode_comes_back(tmp_path):
+  tensors = {'\ud800\x1b': np.zeros(2), 'ä': np.ones(2)}
+  write_safetensors(tmp_path / 'a', tensors)
+  assert_equal(read_tensors(tmp_path / 'a'), tensors)
+  with pytest.raises(TlxError, match=r'tensor \\ud800\\x1b is <U1'):
+    write_safetensors(tmp_path / 'a', {'\ud800\x1b': np.array('x')})
+
+
 def test_what_cannot_be_written(tmp_path):
   with pytest.raises(TlxError, match='tensor a is <U1'):
     write_safetensors(tmp_path / 'a', {'a': np.array('x')})

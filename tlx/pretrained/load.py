@@ -40,7 +40,8 @@ def load(
   Args:
     name: a variant (`tlx.list_models()`); or a folder or 'hf-hub:OWNER/NAME' with config.json and weights in the layout
       of timm or transformers; or the result of `resolve` or `locate`, to avoid a second look-up.
-    weights: a file, URL or folder of weights to use instead of the published ones.
+    weights: a file, URL or folder of weights to use instead of the published ones. The tensors whose names fit are
+      found in it; FILE:KEY chooses those under KEY, such as 'last.pth:state_dict_ema' or 'moco.pth:encoder_k'.
     num_classes: None keeps the checkpoint's head; another number makes a new head; 0 makes a model without head.
     image_size: side or (height, width), pixels; None keeps the checkpoint's. Position tables are resampled.
     in_channels: number of input channels; None keeps the checkpoint's. The first convolution is adapted.

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from tlx import words
 from tlx.types import TlxError
 from tlx.weights.contents import BROKEN, ZIP_MAGIC, Contents, broken, open_zip, reading
 from tlx.weights.torch_file import LEGACY_MAGIC, open_torch
@@ -104,7 +105,8 @@ def _weight_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
   found = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
   if len(found) == 1:
     return found, set()
-  what = f'several files of weights ({", ".join(file.name for file in found)}): name one' if found else 'no weights'
+  names = words.shown(', '.join(file.name for file in found))
+  what = f'several files of weights ({names}): name one' if found else 'no weights'
   raise TlxError(f'{folder}: {what}; looked for {", ".join(WEIGHT_NAMES)} and *{", *".join(SUFFIXES)}')
 
 
@@ -117,11 +119,14 @@ def _shards(index: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
   except BROKEN as error:
     raise broken(index, 'an index of shards', error) from None
   if missing := [name for name in names if not (index.parent / name).is_file()]:
-    raise TlxError(f'{index.parent}: {len(missing)} of {len(names)} shards are missing: {", ".join(missing[:5])}')
+    lost = words.shown(', '.join(missing[:5]))
+    raise TlxError(f'{index.parent}: {len(missing)} of {len(names)} shards are missing: {lost}')
   return [index.parent / name for name in names], set(places)
 
 
 def _open_file(path: pathlib.Path) -> Contents:
+  if path.exists() and not path.is_file():
+    raise TlxError(f'{path}: a pipe or device, not a file of weights')
   with path.open('rb') as file:
     head = file.read(512)
   if head[:4] == ZIP_MAGIC:
