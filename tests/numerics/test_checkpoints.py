@@ -165,6 +165,17 @@ def test_the_same_tensors_under_two_names_are_one(tmp_path):
   assert factor(load(write(tmp_path / 'w.npz', under('net.') | under('online.net.') | {'x': np.zeros(2)}))) == 1
 
 
+@pytest.mark.parametrize('options', [{}, {'num_classes': 2}])
+def test_names_of_a_library_with_a_prefix_of_its_own_are_no_tie(tmp_path, caplog, options):
+  """'resnet.' belongs to transformers' names for a classifier; its names for a backbone alone have none."""
+  variant = catalog.variant(NAME)
+  tensors = rules.write(tiny.built(NAME).variables, tuple(variant.family.LAYOUTS['transformers'](variant.config)))
+  assert sum(name.startswith('resnet.') for name in tensors) > 20
+  assert load(write(tmp_path / 'w.npz', tensors), **options).source.layout == 'transformers'
+  path = write(tmp_path / 'v.npz', under('model.', tensors))
+  assert load(path, **options).source.layout == 'transformers' and f"{path}: tensors under 'model.'" in caplog.text
+
+
 def test_a_key_that_is_not_there(tmp_path):
   path = write(tmp_path / 'w.pth', NESTS['timm'])
   with pytest.raises(UsageError, match=r"no tensors under 'state_dikt' fit resnet_test: did you mean state_dict"):

@@ -83,24 +83,28 @@ def _best(
   fresh: bool,
 ) -> list[fit.Place]:
   """The places that fit best by names and shapes, without repetitions of the same tensors."""
-  counts = []
+  counts, bodies = [], []
   for place in places:
     shapes = {name: tuple(x.shape) for name, x in _under(file, place.prefix).items()}
     table = [rule for rule in tables[place.layout] if rule.target]
     body = [rule for rule in table if not _in_head(rule)]  # the shapes of the head depend on the number of classes
     head = 0 if fresh else sum(rule.source in shapes for rule in table if _in_head(rule))
     counts.append(head + fit.fitting(shapes, body, like(place.layout)))
+    bodies.append([place.prefix + rule.source for rule in body if rule.source in shapes])
   best: list[fit.Place] = []
-  for place, count in zip(places, counts):
-    if count == max(counts) and not any(_same(file, place, other) for other in best):
+  kept: list[list[str]] = []
+  for place, count, body in zip(places, counts, bodies):
+    if count == max(counts) and not any(_same(file, body, other) for other in kept):
       best.append(place)
+      kept.append(body)
   return best
 
 
-def _same(file: File, one: fit.Place, two: fit.Place) -> bool:
-  first, second = _under(file, one.prefix), _under(file, two.prefix)
-  equal = lambda x, y: np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y
-  return first.keys() == second.keys() and all(equal(x, second[name]) for name, x in first.items())
+def _same(file: File, one: list[str], two: list[str]) -> bool:
+  """Whether two layouts read the same tensors, or two prefixes have tensors of the same values."""
+  tensors = file.contents.tensors
+  equal = lambda x, y: x is y or (np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y)
+  return set(one) == set(two) or (len(one) == len(two) and all(equal(tensors[x], tensors[y]) for x, y in zip(one, two)))
 
 
 def _the_one(file: File, best: list[fit.Place]) -> fit.Place:
