@@ -62,7 +62,7 @@ class Experiment:
     None,
     metavar='FILE',
     default_text="the model's published weights",
-    help='File or URL of the pretrained weights.',
+    help='File or URL of the pretrained weights; FILE:KEY takes those under KEY in the file.',
   )
   task: 'str | Task | None' = option(
     None,

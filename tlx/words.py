@@ -6,6 +6,7 @@ Alternatives are 'unet', 'unet(widths=(64, 32), dropout=0.1)' or 'segmentation(l
 import ast
 import dataclasses
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -44,6 +45,21 @@ def suggest(word: str, known: Iterable[str]) -> str:
   """
   known = list(known)
   return did_you_mean(word, known) or f'; there are {", ".join(known[:40])}'
+
+
+def shown(text: str) -> str:
+  """Escapes what a terminal would act on: control characters, bidirectional overrides and lone surrogates.
+
+  Joiners stay, because Persian words and many emoji need them.
+
+  >>> shown('\\x1b[31mred\\u202e')
+  '\\\\x1b[31mred\\\\u202e'
+  """
+  return ''.join(char.encode('unicode_escape').decode() if _acts(char) else char for char in text)
+
+
+def _acts(char: str) -> bool:
+  return char not in '\u200c\u200d' and unicodedata.category(char) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:

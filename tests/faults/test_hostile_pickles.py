@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import random
 import resource
+import sys
 import time
 import zipfile
 
@@ -45,25 +46,44 @@ def write_either(tmp_path, layout: str, body: bytes) -> pathlib.Path:
   return tb.write_legacy(tmp_path / 'hostile.pth', body, {'0': (12, VALUES)})
 
 
-GLOBALS = (
+ATTACKS = (
   ('os', 'system'), ('posix', 'system'), ('nt', 'system'), ('builtins', 'eval'), ('builtins', 'exec'),
-  ('builtins', 'getattr'), ('builtins', '__import__'), ('__builtin__', 'eval'), ('subprocess', 'Popen'),
-  ('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', 'scalar'), ('functools', 'partial'),
-  ('torch', 'load'), ('torch.serialization', 'load'), ('torch.hub', 'load'), ('torch._utils', '_import_dotted_name'),
-  ('torch', 'FloatStorage.from_file'), ('torch.storage', '_load_from_bytes'), ('copyreg', '_reconstructor'),
-  ('operator', 'attrgetter'), ('collections', 'namedtuple'), ('collections', 'OrderedDict.__init__'),
-  ('argparse', 'Namespace'), ('torchvision.models.resnet', 'ResNet'), ('tlx.weights', 'fetch'),
+  ('builtins', '__import__'), ('__builtin__', 'eval'), ('subprocess', 'Popen'), ('importlib', 'import_module'),
+)  # fmt: skip
+OTHERS = (
+  ('builtins', 'getattr'), ('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', 'scalar'),
+  ('functools', 'partial'), ('torch', 'load'), ('torch.serialization', 'load'), ('torch.hub', 'load'),
+  ('torch._utils', '_import_dotted_name'), ('torch', 'FloatStorage.from_file'), ('torch.storage', '_load_from_bytes'),
+  ('copyreg', '_reconstructor'), ('operator', 'attrgetter'), ('collections', 'namedtuple'),
+  ('collections', 'OrderedDict.__init__'), ('argparse', 'Namespace'), ('torchvision.models.resnet', 'ResNet'),
+  ('tlx.weights', 'fetch'), ('timeit', 'timeit'), ('datetime', 'datetime'), ('pathlib', 'PosixPath'),
+  ('omegaconf.dictconfig', 'DictConfig'), ('', ''), ('collections', 'deque'), ('no.such.module', 'Class'),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize('layout', ['zip', 'legacy'])
-@pytest.mark.parametrize('name', GLOBALS, ids='.'.join)
-def test_foreign_globals(tmp_path, layout, name):
+def with_payload(tmp_path, layout: str, name: tuple[str, str]) -> tuple[pathlib.Path, pathlib.Path]:
+  """A file of weights beside a call of that name, and the file that the call makes if it is carried out."""
   canary = tmp_path / 'canary'
   payload = tb.call(tb.named(*name), tb.text(f'touch {canary}'))
   body = tb.dictionary({'state_dict': tb.dictionary({'w': leaf(), 'extra': payload})})
-  message = refusal(write_either(tmp_path, layout, body))
+  return write_either(tmp_path, layout, body), canary
+
+
+@pytest.mark.parametrize('layout', ['zip', 'legacy'])
+@pytest.mark.parametrize('name', ATTACKS, ids='.'.join)
+def test_attacks_are_refused(tmp_path, layout, name):
+  path, canary = with_payload(tmp_path, layout, name)
+  message = refusal(path)
   assert '.'.join(name) in message and 'nothing was run' in message and not canary.exists()
+
+
+@pytest.mark.parametrize('layout', ['zip', 'legacy'])
+@pytest.mark.parametrize('name', OTHERS, ids='.'.join)
+def test_other_globals_are_inert(tmp_path, layout, name):
+  path, canary = with_payload(tmp_path, layout, name)
+  modules = set(sys.modules)
+  assert list(read_tensors(path)) == ['state_dict.w'] and not canary.exists()
+  assert set(sys.modules) == modules
 
 
 class Exploit:
@@ -89,15 +109,50 @@ def test_real_exploits(tmp_path, protocol, nest):
 
 RAW = tb.named('torch', 'Size')
 OPCODES = {
-  'INST': b'(' + tb.text('x') + b'ios\nsystem\n', 'OBJ': b'(' + RAW + b'o', 'EXT1': b'\x82\x01', 'EXT2': b'\x83\x01\0',
-  'EXT4': b'\x84\x01\0\0\0', 'PERSID': b'P0\n', 'NEWOBJ': RAW + b')\x81', 'NEWOBJ_EX': RAW + b')}\x92',
-  'NEXT_BUFFER': b'\x97', 'STRING': b"S'a'\n", 'LONG4': b'\x8b\x01\0\0\0\x05', 'DUP': b'}2', 'POP': b'}}0',
+  'EXT1': b'\x82\x01', 'EXT2': b'\x83\x01\0', 'EXT4': b'\x84\x01\0\0\0', 'PERSID': b'P0\n',
+  'NEXT_BUFFER': b'\x97', 'READONLY_BUFFER': b'N\x98',
 }  # fmt: skip
 
 
 @pytest.mark.parametrize('name', OPCODES)
 def test_foreign_opcodes(tmp_path, name):
   assert f'opcode {name}' in refusal(write_zip(tmp_path, OPCODES[name]))
+
+
+@pytest.mark.parametrize('attack', [b'(' + tb.text('x') + b'ios\nsystem\n', b'(cos\nsystem\n' + tb.text('x') + b'o'])
+def test_attacks_by_other_opcodes(tmp_path, attack):
+  assert 'for os.system, which no file of weights needs; nothing was run' in refusal(write_zip(tmp_path, attack))
+
+
+OBJECTS = {
+  'INST': b'(' + tb.text('x') + b'imod\nOld\n', 'OBJ': b'(' + RAW + b'o', 'NEWOBJ': RAW + b')\x81',
+  'NEWOBJ_EX': RAW + b')}\x92', 'STRING': b"S'a'\n", 'LONG4': b'\x8b\x01\0\0\0\x05', 'DUP': b'}20', 'POP': b'}}0',
+  'set': b'\x8f(' + tb.text('a') + b'\x90', 'frozenset': b'(' + tb.text('a') + b'\x91', 'list': b'(Nl',
+  'dict': b'(NNd', 'bytes of Python 2': b'U\x02\xff\xfe', 'state': RAW + b')\x81' + tb.dictionary({'a': b'N'}) + b'b',
+  'items of a deque': RAW + b')\x81(NNe', 'items of a mapping': RAW + b')\x81N' + tb.text('x') + b's',
+  'called record': tb.call(tb.call(RAW, b'N'), b'N'), 'numbers as text': b'I01\nL5L\nF1.5\n\x87',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', OBJECTS)
+def test_other_objects_are_inert(tmp_path, name):
+  body = tb.dictionary({'w': leaf(), 'extra': OBJECTS[name]})
+  assert list(read_tensors(write_zip(tmp_path, body))) == ['w']
+
+
+FLOAT = b'G?\xf8' + bytes(6)
+KEYS = {
+  'float': FLOAT, 'None': b'N', 'bool': b'\x88', 'tuple': tb.numbers([1, 2]), 'bytes': b'C\x01a', 'class': RAW,
+  'nested tuple': b')' + b'\x85' * 100_000, 'object': RAW + b')\x81', 'large number': tb.number(2**300),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', KEYS)
+def test_any_key_is_accepted(tmp_path, name):
+  body = b'}(' + KEYS[name] + leaf() + tb.text('w') + leaf() + b'u'
+  read = read_tensors(write_zip(tmp_path, body))
+  assert len(read) == 2 and list(read)[1] == 'w'
+  np.testing.assert_array_equal(next(iter(read.values())), read['w'])
 
 
 HUGE, SIZE = 2**62, tb.named('torch', 'Size')
@@ -137,8 +192,37 @@ def laughs() -> bytes:
   return b'(](' + b'N' * 10 + b'e' + b''.join(levels) + b't'
 
 
+def laughs_at(bottom: bytes, levels: int = 40) -> bytes:
+  """Dictionaries, each holding the one before twice: 2**40 names for what is at the bottom."""
+  wrap = lambda i: b'q' + bytes([i]) + b'}(' + b''.join(tb.text(key) + b'h' + bytes([i]) for key in 'ab') + b'u'
+  return b'(' + bottom + b''.join(map(wrap, range(levels))) + b't'
+
+
+LONG = tb.text('x' * 100_000)
+TREES = {
+  'too many paths': laughs_at(leaf()),
+  'too deep': b''.join(b'}' + tb.text('a') for _ in range(2000)) + leaf() + b's' * 2000,
+  'too long': b'}(' + LONG + b'}(' + b''.join(tb.text(str(i)) + leaf() for i in range(1000)) + b'uu',
+  'every list in every other': b'(' + b''.join(b']q' + bytes([i]) for i in range(40)) + b't'
+  + b''.join(b'h' + bytes([i]) + b'(' + b''.join(b'h' + bytes([j]) for j in range(40)) + b'e' for i in range(40))
+  + b'h\0' + leaf() + b'a' + b'0' * 41 + b'\x85',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', TREES)
+def test_places_of_tensors_are_bounded(tmp_path, name):
+  message = refusal(write_zip(tmp_path, TREES[name]))
+  assert any(reason in message for reason in ('more than 200,000 tensors', 'more than 64 levels', 'too many places'))
+
+
+def test_a_list_that_holds_itself(tmp_path):
+  body = tb.dictionary({'w': leaf(), 'loop': b']q\0h\0a' + leaf() + b'a'})
+  assert list(read_tensors(write_zip(tmp_path, body))) == ['w', 'loop.1']
+
+
 def test_billion_laughs_and_deep_nesting_cost_nothing(tmp_path):
-  for junk in (laughs(), b']' * 300_000 + b'a' * 299_999, b')' + b'\x85' * 300_000):
+  objects = RAW + b')\x81' + (RAW + b')\x81') * 100_000 + b'b' * 100_000
+  for junk in (laughs(), b']' * 300_000 + b'a' * 299_999, b')' + b'\x85' * 300_000, objects):
     start = time.perf_counter()
     read = read_tensors(write_zip(tmp_path, tb.dictionary({'w': leaf(), 'junk': junk})))
     assert list(read) == ['w'] and time.perf_counter() - start < SECONDS
@@ -147,6 +231,8 @@ def test_billion_laughs_and_deep_nesting_cost_nothing(tmp_path):
 
 PAIRS = b'](' + (b'](' + tb.text('k') + b'Ne') * 2_000 + b'e'
 BOMBS = {
+  'long names of globals': tb.text('x' * 1_000_000) + b'q\0' + b'h\0h\0\x930' * 100_000,
+  'long keys': b'B' + (1_000_000).to_bytes(4, 'little') + bytes(1_000_000) + b'q\0}' + b'h\0Ns' * 200_000 + b'\x86',
   'steps': b'N0' * 10 + b'}' * 3_000_000,
   'marks': b'(' * 3_000_000,
   'nested lists': b']' * 3_000_000,

@@ -94,17 +94,31 @@ def test_nested_checkpoints(tmp_path, wrapper):
     'none': b'N',
   }
   body = tb.dictionary({**extras, wrapper: tb.dictionary({'module.a': leaf(1), 'module.b.c': leaf(2)})})
-  assert {name: array.tolist() for name, array in read_body(tmp_path, body).items()} == {'a': [1.0], 'b.c': [2.0]}
+  read = {name: array.tolist() for name, array in read_body(tmp_path, body).items()}
+  assert read == {f'{wrapper}.module.a': [1.0], f'{wrapper}.module.b.c': [2.0]}
 
 
-def test_averaged_weights_come_first(tmp_path):
-  body = tb.dictionary({'model': tb.dictionary({'w': leaf(1)}), 'state_dict_ema': tb.dictionary({'w': leaf(2)})})
-  assert read_body(tmp_path, body)['w'] == [2.0]
+def attributes(**items: bytes) -> bytes:
+  """A module, as pickle stores it."""
+  whole = {'training': b'\x88', '_parameters': b'N', '_buffers': b'N', '_modules': b'N'} | items
+  return tb.named('any.library', 'Net') + b')\x81' + tb.dictionary(whole) + b'b'
 
 
-def test_prefix_stays_when_it_is_not_everywhere(tmp_path):
-  body = tb.dictionary({'module.a': leaf(1), 'b': leaf(2)})
-  assert set(read_body(tmp_path, body)) == {'module.a', 'b'}
+def test_a_pickled_module_has_the_names_of_its_state_dict(tmp_path):
+  hidden = tb.call(tb.named('builtins', 'set'), b'](' + tb.text('grid') + b'e')
+  norm = attributes(
+    _parameters=tb.dictionary({'weight': leaf(1), 'bias': b'N'}),
+    _buffers=tb.dictionary({'mean': leaf(2), 'grid': leaf(3)}),
+    _non_persistent_buffers_set=hidden,
+  )
+  net = attributes(_modules=tb.dictionary({'norm': norm, 'act': attributes()}), cache=tb.dictionary({'x': leaf(4)}))
+  assert list(read_body(tmp_path, tb.dictionary({'model': net}))) == ['model.norm.weight', 'model.norm.mean']
+
+
+def test_two_tensors_of_one_name(tmp_path):
+  body = tb.dictionary({'a.b': leaf(1), 'a': tb.dictionary({'b': leaf(2)})})
+  with pytest.raises(TlxError, match="two tensors are called 'a.b'"):
+    read_body(tmp_path, body)
 
 
 def test_what_torch_wraps_tensors_in(tmp_path):
@@ -114,9 +128,17 @@ def test_what_torch_wraps_tensors_in(tmp_path):
   assert list(read_body(tmp_path, with_metadata)) == ['p']
 
 
-@pytest.mark.parametrize('body', [tb.number(1), tb.dictionary({}), tb.dictionary({'epoch': tb.number(1)}), leaf(0)])
-def test_no_tensors(tmp_path, body):
-  with pytest.raises(TlxError, match=r'c\.ckpt: not a torch checkpoint'):
+@pytest.mark.parametrize(
+  ('body', 'held'),
+  [
+    (tb.number(1), 'an object of int'),
+    (tb.dictionary({}), 'an empty dictionary'),
+    (tb.dictionary({'epoch': tb.number(1), '\x1b[31m': b'N'}), r"a dictionary of \['epoch', '\\x1b\[31m'\]"),
+    (tb.call(tb.named('argparse', 'Namespace')), "an object of class 'argparse.Namespace'"),
+  ],
+)
+def test_no_tensors(tmp_path, body, held):
+  with pytest.raises(TlxError, match=rf'c\.ckpt: a torch checkpoint without tensors; it holds {held}$'):
     read_body(tmp_path, body)
 
 
@@ -196,7 +218,8 @@ def test_a_training_checkpoint_like_torch(tmp_path, layout):
     'epoch': 3,
   }
   torch.save(state, tmp_path / 'c.pt', _use_new_zipfile_serialization=layout == 'zip')
-  assert_same(read_tensors(tmp_path / 'c.pt'), model.state_dict())
+  read = read_tensors(tmp_path / 'c.pt')
+  assert_same({name[6:]: x for name, x in read.items() if name.startswith('model.')}, model.state_dict())
 
 
 @pytest.mark.parity

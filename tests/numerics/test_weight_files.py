@@ -1,10 +1,12 @@
 """safetensors and npz in and out, shards, full disks, and stem kernels for other numbers of channels."""
 
+import contextlib
 import errno
 import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from tlx.types import TlxError
 from tlx.weights import input_channels, read_tensors, write_safetensors
 from tlx.weights.read import SAFETENSORS_DTYPES
-from tlx.weights.torch_pickle import DTYPES
+from tlx.weights.torch_names import DTYPES
 
 RNG = np.random.default_rng(0)
 TENSORS = {
@@ -113,11 +115,67 @@ def test_broken_files(tmp_path, name):
   assert str(path) in str(caught.value) and '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize('method', ['ZIP_STORED', 'ZIP_DEFLATED', 'ZIP_BZIP2', 'ZIP_LZMA'])
+def test_damaged_compression_is_one_line(tmp_path, method):
+  path = tmp_path / 'a.npz'
+  with zipfile.ZipFile(path, 'w', getattr(zipfile, method)) as archive, archive.open('a.npy', 'w') as file:
+    np.lib.format.write_array(file, RNG.normal(size=300))
+  raw = path.read_bytes()
+  assert read_tensors(path)['a'].shape == (300,)
+  for at in range(36, len(raw), 40):
+    path.write_bytes(raw[:at] + bytes([raw[at] ^ 0x55]) + raw[at + 1 :])
+    with contextlib.suppress(TlxError):
+      read_tensors(path)
+  path.write_bytes(raw[:300] + bytes([raw[300] ^ 0x55]) + raw[301:])
+  with pytest.raises(TlxError) as caught:
+    read_tensors(path)
+  assert str(path) in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_an_array_that_declares_too_much_takes_no_memory(tmp_path):
+  path = tmp_path / 'a.npz'
+  with zipfile.ZipFile(path, 'w') as archive, archive.open('a.npy', 'w') as file:
+    np.lib.format.write_array_header_1_0(file, {'descr': '<f8', 'fortran_order': False, 'shape': (2**40,)})
+  with pytest.raises(TlxError, match=r"array 'a.npy' has shape \(1099511627776,\) and 128 bytes"):
+    read_tensors(path)
+
+
+OTHERS = {
+  'gzip': (b'\x1f\x8b\x08', 'compressed with gzip'), 'tflite': (b'\x1c\0\0\0TFL3', 'TensorFlow Lite'),
+  'hdf5': (b'\x89HDF\r\n', 'HDF5'), 'tar': (b'sys_info'.ljust(257, b'\0') + b'ustar', 'tar archive'),
+  'pickle': (b'\x80\x04K\x01.', 'a pickle that torch.save did not write'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', OTHERS)
+def test_files_of_other_kinds_are_named(tmp_path, name):
+  raw, kind = OTHERS[name]
+  (tmp_path / 'w.pth').write_bytes(raw)
+  with pytest.raises(TlxError, match=kind):
+    read_tensors(tmp_path / 'w.pth')
+
+
 def test_missing(tmp_path):
   with pytest.raises(TlxError, match='No such file'):
     read_tensors(tmp_path / 'gone.pth')
   with pytest.raises(TlxError, match='no weights'):
     read_tensors(tmp_path)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / 'w.pth')
+  for path in (tmp_path / 'w.pth', '/dev/zero'):
+    with pytest.raises(TlxError, match='a pipe or device'):
+      read_tensors(path)
+
+
+def test_a_name_that_is_not_unicode_comes_back(tmp_path):
+  tensors = {'\ud800\x1b': np.zeros(2), 'ä': np.ones(2)}
+  write_safetensors(tmp_path / 'a', tensors)
+  assert_equal(read_tensors(tmp_path / 'a'), tensors)
+  with pytest.raises(TlxError, match=r'tensor \\ud800\\x1b is <U1'):
+    write_safetensors(tmp_path / 'a', {'\ud800\x1b': np.array('x')})
 
 
 def test_what_cannot_be_written(tmp_path):

@@ -11,7 +11,7 @@ from tlx import catalog, weights, words
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
 from tlx.types import Checkpoint, Preprocess, Size, TlxError, UsageError, WholeModel, shape_of
-from tlx.weights import records, smp
+from tlx.weights import fit, records, smp
 
 TLX = 'tlx'  # the key of config.json for a head that no other library knows
 Record = Mapping[str, Any]
@@ -28,6 +28,7 @@ class Found(NamedTuple):
   processor: Mapping[str, Any]  # its preprocessor_config.json
   location: str = ''  # of the weights, set by `locate`
   path: Path | None = None  # of the weights on this machine, set by `locate`
+  key: str = ''  # of the tensors in that file: FILE:KEY
   whole: WholeModel | None = None  # if backbone and head were trained together
   head: str | None = None  # a file of `tlx/heads` with its options; None = one linear layer
 
@@ -136,7 +137,8 @@ def locate(found: Found, weights_at: str | None = None) -> Found:
 
   Args:
     found: the model.
-    weights_at: a file, URL or folder of other weights; None takes the published ones.
+    weights_at: a file, URL or folder of other weights, or FILE:KEY for some of its tensors; None takes the published
+      ones.
 
   Returns:
     `found` with location, path and records.
@@ -154,10 +156,11 @@ def locate(found: Found, weights_at: str | None = None) -> Found:
       'or start from random ones with pretrained=False (--strategy scratch)'
     )
   record = checkpoint if checkpoint and location == checkpoint.location else None
-  path = weights.fetch(location, revision=record and record.revision, sha256=record and record.sha256)
+  place, key = fit.split_key(weights_at) if weights_at else (location, '')
+  path = weights.fetch(place, revision=record and record.revision, sha256=record and record.sha256)
   if record and not config and location.startswith('hf-hub:'):
     config, processor = weights.read_config(path), weights.read_processor(path)
-  return found._replace(config=config, processor=processor, location=location, path=path)
+  return found._replace(config=config, processor=processor, location=location, path=path, key=key)
 
 
 def _of_whole(head: str, whole: WholeModel, folder: Path | None, config: Record, processor: Record) -> Found:

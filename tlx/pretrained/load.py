@@ -1,7 +1,9 @@
 """Loads a model from a name, a folder or a hub id."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,12 +14,12 @@ from tlx import catalog, trees, weights
 from tlx.labels import HEAD
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
+from tlx.pretrained.choose import OLD_HEAD, File, choose, say_old_head
 from tlx.pretrained.found import Asked, Found, locate, resolve
 from tlx.types import Pretrained, Size, Source, UsageError, Variables
-from tlx.weights import records, rules
+from tlx.weights import fit, records, rules
 
 Tensors = Mapping[str, np.ndarray]
-OLD_HEAD = (HEAD, 'logits')  # names of modules that a new head replaces
 
 
 def load(
@@ -38,7 +40,8 @@ def load(
   Args:
     name: a variant (`tlx.list_models()`); or a folder or 'hf-hub:OWNER/NAME' with config.json and weights in the layout
       of timm or transformers; or the result of `resolve` or `locate`, to avoid a second look-up.
-    weights: a file, URL or folder of weights to use instead of the published ones.
+    weights: a file, URL or folder of weights to use instead of the published ones. The tensors whose names fit are
+      found in it; FILE:KEY chooses those under KEY, such as 'last.pth:state_dict_ema' or 'moco.pth:encoder_k'.
     num_classes: None keeps the checkpoint's head; another number makes a new head; 0 makes a model without head.
     image_size: side or (height, width), pixels; None keeps the checkpoint's. Position tables are resampled.
     in_channels: number of input channels; None keeps the checkpoint's. The first convolution is adapted.
@@ -90,13 +93,11 @@ class Stored(NamedTuple):
 
 def _read(found: Found, ask: Asked) -> Pretrained:
   assert found.path is not None  # `locate` has set it
-  tensors = weights.read_tensors(found.path)
-  where = f'{found.location} -> {found.variant.name}'
-  if found.head or found.record.get('module'):
-    stored = _with_head(found, ask, tensors, where)
-  else:
-    stored = _classifier(found, tensors, where)
-  variables, dropped, module, fresh = _variables(found, ask, stored, tensors, where)
+  location = found.location.removesuffix(f':{found.key}') if found.key else found.location
+  file = File(location, found.key, found.variant.name, weights.open_tensors(found.path))
+  describe = _with_head if found.head or found.record.get('module') else _classifier
+  stored, tensors = describe(found, ask, file)
+  variables, dropped, module, fresh = _variables(found, ask, stored, tensors, file)
   return Pretrained(
     module,
     jax.device_put(variables),  # one transfer: jnp.asarray would compile a program for each shape
@@ -116,16 +117,23 @@ def _read(found: Found, ask: Asked) -> Pretrained:
   )
 
 
-def _classifier(found: Found, tensors: Tensors, where: str) -> Stored:
+def _classifier(found: Found, ask: Asked, file: File) -> tuple[Stored, Tensors]:
   """Describes the file of a backbone with or without its linear head."""
-  layout, variant = _layout(found.variant, tensors, where)
-  variant = _as_stored(variant, layout, tensors)
+  tables, _ = rules.tables(found.variant.family.LAYOUTS, found.variant.config)
+
+  @functools.cache
+  def like(layout: str) -> Variables:
+    module = modules.build(ask.variant(_variant_of(found.variant, layout)), 0)
+    return modules.abstract(module, ask.channels(found.config), ask.preprocess(found).shape)
+
+  layout, tensors = choose(file, tables, like, ask.num_classes is not None or ask.head is not None)
+  variant = _as_stored(_variant_of(found.variant, layout), layout, tensors)
   table = tuple(variant.family.LAYOUTS[layout](variant.config))  # a layout may not exist at another size
   classes = _classes(table, tensors)
-  return Stored(layout, variant, table, classes, None, records.names_of_classes(found.config, classes))
+  return Stored(layout, variant, table, classes, None, records.names_of_classes(found.config, classes)), tensors
 
 
-def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored:
+def _with_head(found: Found, ask: Asked, file: File) -> tuple[Stored, Tensors]:
   """Describes the file of a backbone with another head, from another library or from tlx."""
   record, head = found.record, found.head or ask.head
   if head is None:
@@ -133,35 +141,68 @@ def _with_head(found: Found, ask: Asked, tensors: Tensors, where: str) -> Stored
       f"{found.location} has a head of its writer's own, {record.get('module')}; pass it: tlx.load(..., head=...)"
     )
   classes = record.get('num_classes') or (found.whole.num_classes if found.whole else 0)
-  tables = modules.tables(found.variant, modules.build(found.variant, classes, head=head))
-  layout = max(tables, key=lambda name: sum(rule.source in tensors for rule in tables[name]))
+  module = modules.build(found.variant, classes, head=head)
+  tables = modules.tables(found.variant, module)
+  like = functools.cache(lambda layout: modules.abstract(module))
+  layout, tensors = choose(file, tables, like, ask.num_classes is not None or ask.head is not None)
   if not record:
     classes = _outputs(found.variant, head, classes, tables[layout], tensors)
   published = found.whole.class_names if found.whole and found.whole.num_classes == classes else ()
   names = record.get('class_names') or published or records.names_of_classes(found.config, classes)
-  return Stored(layout, found.variant, tables[layout], classes, head, names)
+  return Stored(layout, found.variant, tables[layout], classes, head, names), tensors
 
 
 def _variables(
-  found: Found, ask: Asked, stored: Stored, tensors: Tensors, where: str
+  found: Found, ask: Asked, stored: Stored, tensors: Tensors, file: File
 ) -> tuple[Variables, Tensors, TransferModel, bool]:
   """Reads the variables: (variables, unused tensors, module, whether its outputs are new)."""
   channels, shape = ask.channels(found.config), ask.preprocess(found).shape
   module = ask.module(ask.variant(stored.variant), stored.classes, stored.head)
   another = ask.head is not None and ask.head != stored.head
-  if not another and ask.num_classes in (None, stored.classes):
-    return *rules.read(tensors, stored.table, modules.abstract(module, channels, shape), where=where), module, False
+  where = f'{found.location} -> {found.variant.name}'
+  headless = ask.num_classes == 0 and modules.is_classifier(module)
+  if not another and not headless and ask.num_classes in (None, stored.classes):
+    like = modules.abstract(module, channels, shape)
+    with _advice(stored, tensors):
+      return *rules.read(tensors, stored.table, like, where=where), module, False
   if modules.is_classifier(module):
     like = rules.blank(modules.abstract(module, channels, shape), ('logits',), modules.sees_map(module))
-    return *rules.read(tensors, stored.table, like, fresh=OLD_HEAD, where=where), module, True
-  like = modules.fresh_head(module, channels, shape, ask.seed)
-  if another:
+  else:
+    like = modules.fresh_head(module, channels, shape, ask.seed)
+  if modules.is_classifier(module) or another:
+    old = _old_head(stored, tensors)
+    if found.checkpoint is None or found.location != found.checkpoint.location:
+      say_old_head(file, {name: x.shape for name, x in old.items()}, has_head=ask.num_classes != 0)
+    known = {rule.source for rule in stored.table}
+    tensors = {name: x for name, x in tensors.items() if name not in old or name in known}
     return *rules.read(tensors, stored.table, like, fresh=OLD_HEAD, where=where), module, True
   same = ask._replace(num_classes=stored.classes).module(ask.variant(stored.variant), stored.classes, stored.head)
   variables, dropped = rules.read(tensors, stored.table, modules.abstract(same, channels, shape), where=where)
-  old = trees.flatten(variables)  # a new number of classes changes only the shapes of the last layer
-  kept = {path: old[path] if old[path].shape == x.shape else x for path, x in trees.flatten(like).items()}
+  kept = trees.flatten(variables)  # a new number of classes changes only the shapes of the last layer
+  kept = {path: kept[path] if kept[path].shape == x.shape else x for path, x in trees.flatten(like).items()}
   return trees.unflatten(kept), dropped, module, True
+
+
+def _old_head(stored: Stored, tensors: Tensors) -> Tensors:
+  """The tensors of the file's head, also those of a head that the user changed."""
+  tables, _ = rules.tables(stored.variant.family.LAYOUTS, stored.variant.config)
+  old = {name for table in (stored.table, *tables.values()) for name in fit.replaced(tensors, table, OLD_HEAD)}
+  body = {rule.source for rule in stored.table if rule.target and set(OLD_HEAD).isdisjoint(rule.target.split('/'))}
+  return {name: x for name, x in tensors.items() if name in old and name not in body}
+
+
+@contextlib.contextmanager
+def _advice(stored: Stored, tensors: Tensors) -> Iterator[None]:
+  """Adds the way out to the error of a file with a head of another form."""
+  try:
+    yield
+  except rules.WeightMismatchError as error:
+    known = {rule.source for rule in stored.table}
+    if all(name in known for name in _old_head(stored, tensors)):
+      raise
+    raise rules.WeightMismatchError(
+      f'{error}\n  next: ask for a fresh head, which leaves out the old one: num_classes=N'
+    ) from None
 
 
 def _outputs(
@@ -175,23 +216,10 @@ def _outputs(
   return found[0].shape[0] if found else guess
 
 
-def _layout(variant: catalog.Variant, tensors: Mapping[str, np.ndarray], where: str) -> tuple[str, catalog.Variant]:
-  """The layout with the most names in common with the tensors, and the variant that its weights belong to."""
-  tables, _ = rules.tables(variant.family.LAYOUTS, variant.config)
-  needed = lambda table: [rule.source for rule in table if rule.target and rule.absent is None]
-  wanted = {name: needed(table) for name, table in tables.items()}
-  shared = {name: sum(source in tensors for source in sources) for name, sources in wanted.items()}
-  best = max(shared, key=shared.__getitem__)
-  if shared[best] < len(wanted[best]) / 2:
-    names = ', '.join(list(tensors)[:3]) or 'nothing'
-    raise rules.WeightMismatchError(
-      f'{where}: weights of another architecture, which share {shared[best]} tensor names with it '
-      f'(they hold {names}, ...); choose the model that they belong to'
-    )
-  rename = getattr(variant.family, 'LAYOUT_VARIANTS', {}).get(best, str)
-  if (name := rename(variant.name)) != variant.name:
-    variant = catalog.variant(name)
-  return best, variant
+def _variant_of(variant: catalog.Variant, layout: str) -> catalog.Variant:
+  """The variant that weights in a layout belong to."""
+  rename = getattr(variant.family, 'LAYOUT_VARIANTS', {}).get(layout, str)
+  return variant if (name := rename(variant.name)) == variant.name else catalog.variant(name)
 
 
 def _as_stored(variant: catalog.Variant, layout: str, tensors: Mapping[str, np.ndarray]) -> catalog.Variant:

@@ -9,14 +9,17 @@ import math
 import mmap
 import pathlib
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from tlx import words
 from tlx.types import TlxError
-from tlx.weights.torch_file import BROKEN, LEGACY_MAGIC, broken, open_zip, read_torch
-from tlx.weights.torch_pickle import DTYPES
+from tlx.weights.contents import BROKEN, ZIP_MAGIC, Contents, broken, open_zip, reading
+from tlx.weights.torch_file import LEGACY_MAGIC, open_torch
+from tlx.weights.torch_names import DTYPES
 
 HEADER_BYTES = 32 << 20  # maximum header of a safetensors file; enough for 200,000 tensors
 NPZ_GROWTH = 100  # maximum ratio of arrays to file; compression does not shrink weights a hundredfold
@@ -29,33 +32,58 @@ WEIGHT_NAMES = ('model.safetensors', 'pytorch_model.bin')  # in order of prefere
 SUFFIXES = ('.safetensors', '.npz', '.pth', '.pt', '.bin', '.ckpt')
 
 
+KINDS = (  # (bytes, where in the file, what it is)
+  (b'version https://git-lfs', 0, 'only a git-lfs pointer; run `git lfs pull` to get the weights'),
+  (b'\x1f\x8b', 0, 'compressed with gzip; unpack it first'),
+  (b'BZh', 0, 'compressed with bzip2; unpack it first'),
+  (b'\xfd7zXZ', 0, 'compressed with xz; unpack it first'),
+  (b'ustar', 257, 'a tar archive; unpack it, or save it again with PyTorch if PyTorch 0.1 wrote it'),
+  (b'\x89HDF', 0, 'an HDF5 file of Keras; save its weights as .safetensors or .npz'),
+  (b'TFL3', 4, 'a TensorFlow Lite file; save its constants, not quantised, as .npz under their names'),
+  (b'\x80', 0, 'a pickle that torch.save did not write; save its tensors as .safetensors or .npz'),
+)  # fmt: skip
+
+
 def read_tensors(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the tensors of a file, or of the weights in a folder.
+  """Reads all tensors of a file, or of the weights in a folder.
 
   Args:
-    path: a .safetensors, .npz or torch file (see `torch_file.read_torch`), or a folder with the weights in one file or
+    path: a .safetensors, .npz or torch file (see `torch_file.open_torch`), or a folder with the weights in one file or
       in shards.
 
   Returns:
     {name: array}. Arrays are contiguous, in the machine's byte order, and independent of the file; bfloat16 is
-    ml_dtypes.bfloat16.
+    ml_dtypes.bfloat16. The names in dictionaries of a torch file begin with the dictionary's: 'state_dict.fc.bias'.
 
   Raises:
     TlxError: one line that names the file, if it cannot be read.
   """
+  contents = open_tensors(path)
+  return contents.read(contents.tensors)
+
+
+def open_tensors(path: str | pathlib.Path) -> Contents:
+  """Finds the tensors that `read_tensors` reads. Arguments and errors are the same."""
   path = pathlib.Path(path)
   try:
     if not path.is_dir():
-      return _read_file(path)
-    tensors: dict[str, np.ndarray] = {}
+      return _open_file(path)
     files, expected = _weight_files(path)
+    if len(files) == 1 and not expected:
+      return _open_file(files[0])
+    tensors: dict[str, np.ndarray] = {}
     for file in files:
-      tensors |= _read_file(file)
+      contents = _open_file(file)
+      tensors |= contents.read(contents.tensors)
   except OSError as error:
     raise TlxError(f'{path}: {error.strerror or error}') from None
   if missing := sorted(expected - tensors.keys()):
     raise TlxError(f'{path}: the index names {len(missing)} tensors that no shard holds, such as {missing[:3]}')
-  return tensors
+  return _of_arrays(tensors)
+
+
+def _of_arrays(tensors: Mapping[str, np.ndarray]) -> Contents:
+  return Contents(tensors, dict)
 
 
 def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -77,7 +105,8 @@ def _weight_files(folder: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
   found = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and file.is_file())
   if len(found) == 1:
     return found, set()
-  what = f'several files of weights ({", ".join(file.name for file in found)}): name one' if found else 'no weights'
+  names = words.shown(', '.join(file.name for file in found))
+  what = f'several files of weights ({names}): name one' if found else 'no weights'
   raise TlxError(f'{folder}: {what}; looked for {", ".join(WEIGHT_NAMES)} and *{", *".join(SUFFIXES)}')
 
 
@@ -87,53 +116,57 @@ def _shards(index: pathlib.Path) -> tuple[list[pathlib.Path], set[str]]:
     names = sorted(set(places.values()))
     if not names or any(pathlib.PurePath(name).name != name for name in names):
       raise ValueError('it names no shards, or shards in other folders')
-  except (*BROKEN, AttributeError) as error:
+  except BROKEN as error:
     raise broken(index, 'an index of shards', error) from None
   if missing := [name for name in names if not (index.parent / name).is_file()]:
-    raise TlxError(f'{index.parent}: {len(missing)} of {len(names)} shards are missing: {", ".join(missing[:5])}')
+    lost = words.shown(', '.join(missing[:5]))
+    raise TlxError(f'{index.parent}: {len(missing)} of {len(names)} shards are missing: {lost}')
   return [index.parent / name for name in names], set(places)
 
 
-def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _open_file(path: pathlib.Path) -> Contents:
+  if path.exists() and not path.is_file():
+    raise TlxError(f'{path}: a pipe or device, not a file of weights')
   with path.open('rb') as file:
-    head = file.read(64)
-  if head[:4] == b'PK\x03\x04':
-    return _read_npz(path) if _is_npz(path) else read_torch(path)
+    head = file.read(512)
+  if head[:4] == ZIP_MAGIC:
+    return _of_arrays(_read_npz(path)) if _is_npz(path) else open_torch(path)
   if LEGACY_MAGIC in head[:32]:  # it follows PROTO, and from protocol 4 on also FRAME
-    return read_torch(path)
+    return open_torch(path)
   if head[8:9] == b'{':
-    return _read_safetensors(path)
+    return _of_arrays(_read_safetensors(path))
   what = 'an empty file' if not head else 'not a safetensors, npz or torch file'
-  if head.startswith(b'version https://git-lfs'):
-    what = 'only a git-lfs pointer; run `git lfs pull` to get the weights'
-  elif head.lstrip()[:5].lower() in (b'<!doc', b'<html'):
+  if head.lstrip()[:5].lower() in (b'<!doc', b'<html'):
     what = 'a web page, not weights; its address may need a login'
+  what = next((kind for magic, at, kind in KINDS if head[at:].startswith(magic)), what)
   raise TlxError(f'{path}: {what} (it starts with {head[:8]!r})')
 
 
 def _is_npz(path: pathlib.Path) -> bool:
-  try:
-    with open_zip(path) as archive:
-      return any(name.endswith('.npy') for name in archive.namelist())
-  except BROKEN as error:
-    raise broken(path, 'a zip file of weights', error) from None
+  with reading(path, 'a zip file of weights'), open_zip(path) as archive:
+    return any(name.endswith('.npy') for name in archive.namelist())
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    with open_zip(path) as archive:
-      infos = archive.infolist()
-      if sum(info.file_size for info in infos) > NPZ_GROWTH * path.stat().st_size + (16 << 20):
-        raise ValueError(f'its arrays would take more than {NPZ_GROWTH} times the size of the file')
-      return {info.filename.removesuffix('.npy'): _read_npy(archive, info) for info in infos}
-  except BROKEN as error:
-    raise broken(path, 'an npz file', error) from None
+  with reading(path, 'an npz file'), open_zip(path) as archive:
+    infos = archive.infolist()
+    if sum(info.file_size for info in infos) > NPZ_GROWTH * path.stat().st_size + (16 << 20):
+      raise ValueError(f'its arrays would take more than {NPZ_GROWTH} times the size of the file')
+    return {info.filename.removesuffix('.npy'): _read_npy(archive, info) for info in infos}
 
 
 def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
   with archive.open(info) as file:
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):  # 3.0 is for structured types
+      raise ValueError(f'array {info.filename!r:.80} has format {version}')
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = header(file)
+    if file.tell() + math.prod(shape) * dtype.itemsize != info.file_size:  # before memory is taken for it
+      raise ValueError(f'array {info.filename!r:.80} has shape {shape!r:.60} and {info.file_size} bytes')
+  with archive.open(info) as file:
     array = np.lib.format.read_array(file, allow_pickle=False)
-    if file.read(1):
+    if file.read(1):  # the end, where the checksum is compared
       raise ValueError(f'array {info.filename!r:.80} is longer than its shape')
   if array.dtype == 'V2':  # NumPy writes bfloat16 as V2
     array = array.view(ml_dtypes.bfloat16)
@@ -143,7 +176,7 @@ def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
+  with reading(path, 'a safetensors file'):
     with path.open('rb') as file:
       data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = 8 + int.from_bytes(data[:8], 'little')
@@ -153,8 +186,6 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     header.pop('__metadata__', None)
     _check_tiling([entry['data_offsets'] for entry in header.values()], len(data) - start)
     return {name: _tensor(name, entry, data, start) for name, entry in header.items()}
-  except (*BROKEN, AttributeError) as error:
-    raise broken(path, 'a safetensors file', error) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tlx import trees
+from tlx import trees, words
 from tlx.types import TlxError, UsageError, Variables
 from tlx.weights import resample
 
@@ -153,7 +153,8 @@ def read(
   targets, drops = by_target(rules), _dropping(rules)
   dropped = {name: np.asarray(tensor) for name, tensor in tensors.items() if drops(name)}
   known = {rule.source for rule in rules} | dropped.keys()
-  problems = [f'{name} {tensors[name].shape}: no rule reads it' for name in tensors if name not in known]
+  strays = [f'{name} {tensors[name].shape}: no place in the model' for name in tensors if name not in known]
+  problems: list[str] = []
   for path, parts in targets.items():
     missing = [rule.source for rule in parts if rule.source not in tensors]
     if is_fresh(path) or (path not in wanted and len(missing) == len(parts)):
@@ -164,15 +165,15 @@ def read(
       leaves[path] = np.full(wanted[path].shape, parts[0].absent, wanted[path].dtype)
     elif missing:
       problems.append(f'{", ".join(missing)} -> {path}: not in the checkpoint')
-    elif (value := _join(parts, tensors, wanted[path])) is None:
+    elif (value := joined(parts, tensors, wanted[path])) is None:
       shapes = ', '.join(f'{rule.source} {tensors[rule.source].shape}' for rule in parts)
       problems.append(f'{shapes} -> {path} {wanted[path].shape}: shapes differ')
     else:
-      leaves[path] = value
+      leaves[path] = np.ascontiguousarray(value, dtype=wanted[path].dtype)
       dropped |= {rule.source: np.asarray(tensors[rule.source]) for rule in parts if not rule.transform.exact}
   problems += [f'{path}: no rule writes it' for path in wanted if path not in leaves and path not in targets]
-  if problems:
-    raise WeightMismatchError(_report(where, problems))
+  if strays or problems:
+    raise WeightMismatchError(_report(where, [strays, problems]))
   return trees.unflatten({path: leaves[path] for path in wanted}), dropped
 
 
@@ -196,7 +197,7 @@ def write(
   """
   leaves, targets = trees.flatten(variables), by_target(rules)
   if homeless := [f'{path}: no rule names it' for path in leaves if path not in targets]:
-    raise WeightMismatchError(_report('export', homeless))
+    raise WeightMismatchError(_report('export', [homeless]))
   tensors = {rule.source: rule.value() for rule in rules if rule.value} | dict(dropped or {})
   for path, leaf in leaves.items():
     parts = targets[path]
@@ -243,7 +244,7 @@ def _split(leaf: np.ndarray, parts: Sequence[Rule]) -> list[np.ndarray]:
   return np.split(leaf, shares[:-1] * (leaf.shape[-1] // shares[-1]), axis=-1)
 
 
-def _join(parts: Sequence[Rule], tensors: Tensors, leaf) -> np.ndarray | None:
+def joined(parts: Sequence[Rule], tensors: Tensors, leaf) -> np.ndarray | None:
   """Joins the tensors into the leaf; None if the shapes differ."""
   try:
     values = [rule.transform.read(np.asarray(tensors[rule.source])) for rule in parts]
@@ -253,12 +254,14 @@ def _join(parts: Sequence[Rule], tensors: Tensors, leaf) -> np.ndarray | None:
   except (ValueError, IndexError):  # the tensor has another rank
     return None
   fair = len(parts) == 1 or len({(*v.shape[:-1], v.shape[-1] / rule.share) for rule, v in zip(parts, values)}) == 1
-  return np.ascontiguousarray(value, dtype=leaf.dtype) if fair and value.shape == leaf.shape else None
+  return value if fair and value.shape == leaf.shape else None
 
 
-def _report(where: str, problems: list[str]) -> str:
-  shown = problems[:20] + [f'... and {len(problems) - 20} more'] * (len(problems) > 20)
-  return '\n  '.join([f'{where}: {len(problems)} problem{"s" * (len(problems) > 1)}', *shown])
+def _report(where: str, problems: list[list[str]]) -> str:
+  """The error's text. It shortens each kind of problem by itself, so that none hides another."""
+  count = sum(map(len, problems))
+  lines = [line for kind in problems for line in (*kind[:20], *[f'... and {len(kind) - 20} more'] * (len(kind) > 20))]
+  return '\n  '.join(map(words.shown, [f'{where}: {count} problem{"s" * (count > 1)}', *lines]))
 
 
 def own(leaves: Iterable[str]) -> Iterator[Rule]:

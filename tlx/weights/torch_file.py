@@ -5,94 +5,60 @@ without compression. The older format has five pickles in a row (magic number, p
 and then each storage, as an int64 count and the elements, little-endian.
 """
 
-import contextlib
 import io
 import math
 import mmap
 import pathlib
 import struct
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tlx.types import TlxError
-from tlx.weights.torch_pickle import PICKLE_BYTES, Machine, Unsafe, View
+from tlx.weights import torch_tree
+from tlx.weights.contents import BROKEN, ZIP_MAGIC, Contents, open_zip, reading
+from tlx.weights.torch_names import View
+from tlx.weights.torch_pickle import PICKLE_BYTES, Machine, Unsafe
 
 LEGACY_MAGIC = b'\x8a\x0a' + (0x1950A86A20F9469CFC6C).to_bytes(10, 'little')
 PROTOCOL = 1001
-DIRECTORY_BYTES = 8 << 20  # maximum directory of a zip file; enough for 100,000 entries
-WRAPPERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model_state_dict', 'model')  # averaged weights first, as timm
-PREFIXES = ('module.', '_orig_mod.')  # DistributedDataParallel and torch.compile add these
-BROKEN = (ValueError, LookupError, TypeError, OverflowError, EOFError, MemoryError, RuntimeError, AssertionError,
-          struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
-
+KIND = 'a torch checkpoint'
 Records = Callable[[View], np.ndarray]  # returns all bytes of a tensor's storage, uint8
 
 
-def read_torch(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the state dict of a torch checkpoint.
-
-  The state dict is the file's own dictionary, or the first of WRAPPERS in it that holds tensors. Entries that are not
-  tensors (epoch, arguments) are left out. A prefix of PREFIXES is removed if all names share it.
+def open_torch(path: pathlib.Path) -> Contents:
+  """Finds the tensors of a torch checkpoint, wherever they are in it.
 
   Args:
     path: of the file.
 
   Returns:
-    {name: array}; bfloat16 is ml_dtypes.bfloat16, and tied tensors share one array.
+    The tensors, to be read later; bfloat16 is ml_dtypes.bfloat16, and tied tensors share one array.
 
   Raises:
     TlxError: naming the file, if it is damaged, holds no tensors, or asks to run code.
   """
-  path = pathlib.Path(path)
   try:
-    with warnings.catch_warnings(action='ignore'), path.open('rb') as file:  # pickletools warns of odd escapes in names
+    with reading(path, KIND), path.open('rb') as file:
       data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-      load = _load_zip if data[:4] == b'PK\x03\x04' else _load_legacy
-      tree, records = load(path, data)
-    return _copy(_state_dict(tree), records, len(data))
+      tree, records = (_load_zip if data[:4] == ZIP_MAGIC else _load_legacy)(path, data)
+      views = torch_tree.tensors(tree)
+    if not views:
+      raise TlxError(f'{path}: a torch checkpoint without tensors; it holds {torch_tree.kinds(tree)}')
   except Unsafe as error:
     raise TlxError(
       f'{path}: refused, because its pickle asks for {error}, which no file of weights needs; nothing was run. '
       'Use a .safetensors file, or save the state dict alone: torch.save(model.state_dict(), FILE)'
     ) from None
-  except BROKEN as error:
-    raise broken(path, 'a torch checkpoint', error) from None
 
+  def read(chosen: Mapping[str, View]) -> dict[str, np.ndarray]:
+    with reading(path, KIND):
+      return _copy(chosen, records, len(data))
 
-def broken(path: pathlib.Path, kind: str, error: Exception) -> TlxError:
-  """Makes the one-line error for a file that is damaged or of another kind."""
-  reason = ' '.join(str(error).split())[:160].encode('ascii', 'backslashreplace').decode() or type(error).__name__
-  return TlxError(f'{path}: not {kind}, or a damaged one ({reason}); download or copy it again')
-
-
-class _Capped(io.FileIO):
-  """A file that refuses to read more than DIRECTORY_BYTES at once.
-
-  `zipfile` reads the central directory in one call, whatever size the file claims for it.
-  """
-
-  def read(self, size: int = -1) -> bytes:
-    if size is not None and size > DIRECTORY_BYTES:
-      raise zipfile.BadZipFile(f'its list of entries is larger than {DIRECTORY_BYTES >> 20} MiB')
-    return super().read(size)
-
-
-@contextlib.contextmanager
-def open_zip(path: pathlib.Path) -> Iterator[zipfile.ZipFile]:
-  """Opens a zip file. Raises ValueError for duplicate names, paths that point outside of it, and encryption."""
-  with _Capped(path) as file, zipfile.ZipFile(file) as archive:
-    names = archive.namelist()
-    if len(set(names)) != len(names):
-      raise ValueError('an entry appears twice')
-    for info in archive.infolist():
-      if info.filename.startswith('/') or '..' in info.filename.split('/') or info.flag_bits & 1:
-        raise ValueError(f'entry {info.filename!r:.60} is encrypted or points outside of the file')
-    yield archive
+  return Contents(views, read, torch_tree.preferred(tree))
 
 
 def _load_zip(path: pathlib.Path, data: mmap.mmap) -> tuple[Any, Records]:
@@ -151,25 +117,7 @@ def _load_legacy(path: pathlib.Path, data: mmap.mmap) -> tuple[Any, Records]:
   return tree, lambda view: records[view.storage.key]
 
 
-def _state_dict(tree: Any) -> dict[str, View]:
-  """The tensors of the state dict by name, without a shared prefix."""
-  if type(tree) is not dict:
-    raise ValueError('it holds no dictionary of tensors')
-  for candidate in [*(tree.get(name) for name in WRAPPERS), tree]:
-    views = {}
-    if type(candidate) is dict:
-      views = {name: view for name, view in candidate.items() if type(name) is str and isinstance(view, View)}
-    if views:
-      break
-  else:
-    raise ValueError('no tensors in it, nor under ' + ', '.join(WRAPPERS) + f'; it holds {sorted(map(str, tree))[:5]}')
-  for prefix in PREFIXES:
-    if all(name.startswith(prefix) for name in views):
-      views = {name.removeprefix(prefix): view for name, view in views.items()}
-  return views
-
-
-def _copy(views: dict[str, View], records: Records, file_bytes: int) -> dict[str, np.ndarray]:
+def _copy(views: Mapping[str, View], records: Records, file_bytes: int) -> dict[str, np.ndarray]:
   """Copies views of the file into arrays of their own.
 
   Many tensors may view one storage, so it limits the sum of their sizes to four times the file.

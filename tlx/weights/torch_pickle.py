@@ -1,92 +1,42 @@
 """Reads the pickles inside torch checkpoints with a machine that only builds data and calls nothing.
 
-`pickletools` splits the bytes into opcodes, and the loop below acts on the few that torch.save writes. It keeps a
-global as its name. REDUCE recognises a dozen names and builds inert records from them. Every other opcode and every
-other global is refused. Python's own unpickler would call what a file names; even with a guarded `find_class` it skips
-the guard for cached EXT codes and lets BUILD set attributes on whatever the guard returned.
+`pickletools` splits the bytes into opcodes, and the loop below acts on them. It keeps a global as its name. A dozen
+names make tensors and dictionaries; every other class or function becomes a `Record`, which holds what the pickle
+passed to it and does nothing. Python's own unpickler would call what a file names; even with a guarded `find_class` it
+skips the guard for cached EXT codes and lets BUILD set attributes on whatever the guard returned.
 
 The number of opcodes (`OPCODES`) and of bytes (`PICKLE_BYTES`) bound time and memory; a number that the file declares
-never does. Dictionary keys are strings and small integers only, because a hostile file could make others collide.
+never does. Keys of dictionaries are strings, small integers and `OddKey`s, because a hostile file could make the hashes
+of others collide.
 """
 
 import pickletools
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
+
+from tlx.weights import torch_names as known
+from tlx.weights.torch_names import Global, OddKey, Record, Storage, View
 
 OPCODES = 2_000_000  # a tensor takes about 30, so it is enough for 60,000 tensors
 PICKLE_BYTES = 32 << 20
 RANK = 32
-ARGUMENTS = 16
+NAME_LENGTH = 1000  # of a global; a pickle may join two long texts again and again
 LARGEST = 2**62  # upper bound of sizes, strides and offsets
-
-DTYPES = {
-  name: np.dtype(getattr(ml_dtypes, name, name))
-  for name in (
-    'float16', 'bfloat16', 'float32', 'float64', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32',
-    'uint64', 'bool', 'complex64', 'complex128', 'float8_e4m3fn', 'float8_e5m2',
-  )
-}  # fmt: skip
-STORAGES = {
-  'Float': 'float32', 'Double': 'float64', 'Half': 'float16', 'BFloat16': 'bfloat16', 'Bool': 'bool',
-  'Byte': 'uint8', 'Char': 'int8', 'Short': 'int16', 'Int': 'int32', 'Long': 'int64',
-  'ComplexFloat': 'complex64', 'ComplexDouble': 'complex128',
-}  # fmt: skip
-
-
-class Unsafe(ValueError):
-  """The pickle asks for something that a file of tensors never needs. The message says what."""
-
-
-class Global(NamedTuple):
-  """One of the ALLOWED names, which the pickle asked for."""
-
-  name: str
-
-
-class Storage(NamedTuple):
-  """A run of `count` elements, beginning at `start`, in a storage that holds `total`."""
-
-  key: str
-  dtype: np.dtype
-  total: int
-  start: int
-  count: int
-
-
-class View(NamedTuple):
-  """A tensor that has not been read yet. Strides and offset count elements of the storage."""
-
-  storage: Storage
-  dtype: np.dtype
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
-
-
-MAPPINGS = {'collections.OrderedDict', 'collections.Counter'}
-TENSORS = {f'torch._utils._rebuild_tensor{suffix}' for suffix in ('', '_v2', '_v3')}
-PARAMETERS = {'torch._utils._rebuild_parameter', 'torch._utils._rebuild_parameter_with_state'}
-SUBCLASS = 'torch._tensor._rebuild_from_type_v2'  # of (function, class, arguments, state): a tensor with attributes
-OTHERS = {'torch.Size', 'torch.device', 'torch.Tensor', 'torch.nn.parameter.Parameter', SUBCLASS}
-STORAGE_DTYPES = (
-  {f'torch.{name}Storage': DTYPES[dtype] for name, dtype in STORAGES.items()}
-  | {f'torch.cuda.{name}Storage': DTYPES[dtype] for name, dtype in STORAGES.items()}
-  | {f'torch.storage.{name}': DTYPES['uint8'] for name in ('UntypedStorage', '_UntypedStorage')}
-)
-TORCH_DTYPES = {f'torch.{name}': dtype for name, dtype in DTYPES.items()}
-ALLOWED = {*MAPPINGS, *TENSORS, *PARAMETERS, *OTHERS, *STORAGE_DTYPES, *TORCH_DTYPES}
 
 CONSTANTS = {
   'NONE': lambda: None, 'NEWTRUE': lambda: True, 'NEWFALSE': lambda: False,
-  'EMPTY_TUPLE': tuple, 'EMPTY_LIST': list, 'EMPTY_DICT': dict,
+  'EMPTY_TUPLE': tuple, 'EMPTY_LIST': list, 'EMPTY_DICT': dict, 'EMPTY_SET': lambda: Record('builtins.set'),
 }  # fmt: skip
 LITERALS = {
-  'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8',
-  'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8',
+  'BININT', 'BININT1', 'BININT2', 'INT', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT', 'UNICODE', 'BINUNICODE',
+  'SHORT_BINUNICODE', 'BINUNICODE8', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8',
 }  # fmt: skip
 TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
+
+
+class Unsafe(Exception):
+  """The pickle asks for something that a file of tensors never needs. The message says what."""
 
 
 def _expect(condition: bool, problem: str) -> None:
@@ -94,7 +44,23 @@ def _expect(condition: bool, problem: str) -> None:
     raise ValueError(problem)
 
 
+def _key_text(key: Any) -> str:
+  if isinstance(key, float | bool | None):
+    return repr(key)
+  return key.name if isinstance(key, Record | Global) else type(key).__name__
+
+
+def _python2_text(value: str) -> str | bytes:
+  raw = value.encode('latin-1')
+  try:
+    return raw.decode('utf-8')
+  except UnicodeDecodeError:  # bytes, such as those of a numpy array
+    return raw
+
+
 def _sizes(values: Any) -> tuple[int, ...]:
+  if isinstance(values, Record) and values.name == 'torch.Size' and values.arguments:
+    values = values.arguments[0]
   _expect(type(values) in (tuple, list) and len(values) <= RANK, f'a shape is not a tuple of at most {RANK} numbers')
   return tuple(_size(value) for value in values)
 
@@ -156,11 +122,11 @@ class Machine:
       stack.append(CONSTANTS[name]())
     elif name in LITERALS:
       stack.append(argument)
-    elif name in ('BINSTRING', 'SHORT_BINSTRING'):  # str of Python 2
-      stack.append(argument.encode('latin-1').decode('utf-8'))
-    elif name in ('BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
+    elif name in ('STRING', 'BINSTRING', 'SHORT_BINSTRING'):  # str of Python 2
+      stack.append(_python2_text(argument))
+    elif name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
       self.memo[len(self.memo) if name == 'MEMOIZE' else argument] = stack[-1]
-    elif name in ('BINGET', 'LONG_BINGET'):
+    elif name in ('GET', 'BINGET', 'LONG_BINGET'):
       stack.append(self.memo[argument])
     elif name in TUPLES:
       count = TUPLES[name]
@@ -169,67 +135,103 @@ class Machine:
     elif name == 'MARK':
       self.below.append(stack)
       self.stack = []
-    elif name == 'TUPLE':
+    elif name in ('TUPLE', 'LIST', 'DICT', 'FROZENSET', 'OBJ', 'INST', 'POP_MARK'):
       items = self._to_mark()
-      self.stack.append(tuple(items))
-    elif name in ('APPEND', 'APPENDS'):
+      if name != 'POP_MARK':
+        self.stack.append(self._collected(name, items, argument))
+    elif name in ('APPEND', 'APPENDS', 'ADDITEMS'):
       items = [stack.pop()] if name == 'APPEND' else self._to_mark()
-      _expect(type(self.stack[-1]) is list, 'an item is appended to something that is not a list')
-      self.stack[-1].extend(items)
+      self._extend(self.stack[-1], items)
     elif name in ('SETITEM', 'SETITEMS'):
       items = [stack.pop(-2), stack.pop()] if name == 'SETITEM' else self._to_mark()
       _expect(len(items) % 2 == 0, 'a key has no value')
       self._set(self.stack[-1], zip(items[::2], items[1::2], strict=True))
+    elif name == 'DUP':
+      stack.append(stack[-1])
+    elif name == 'POP':
+      stack.pop()
     elif name == 'GLOBAL':
       stack.append(self._global(*argument.split(' ', 1)))
     elif name == 'STACK_GLOBAL':
       attribute, module = stack.pop(), stack.pop()
       _expect(type(module) is str and type(attribute) is str, 'the name of a global is not text')
       stack.append(self._global(module, attribute))
-    elif name == 'REDUCE':
+    elif name in ('REDUCE', 'NEWOBJ'):
       arguments, function = stack.pop(), stack.pop()
-      stack.append(self._reduce(function, arguments))
+      stack.append(self._reduce(function, arguments) if name == 'REDUCE' else self._record(function, arguments))
+    elif name == 'NEWOBJ_EX':
+      options, arguments, function = stack.pop(), stack.pop(), stack.pop()
+      stack.append(self._record(function, (arguments, options)))
     elif name == 'BINPERSID':
-      stack.append(self._storage(stack.pop()))
-    elif name == 'BUILD':  # attributes, such as the `_metadata` of a state dict; the reader does not need them
-      stack.pop()
-      _expect(type(stack[-1]) is dict or isinstance(stack[-1], View), 'attributes are set on a non-tensor')
+      stack.append(self._persistent(stack.pop()))
+    elif name == 'BUILD':  # attributes, such as the `_metadata` of a state dict, which the reader does not need
+      state, built = stack.pop(), stack[-1]
+      _expect(type(built) is dict or isinstance(built, View | Record), 'attributes are set on a non-object')
+      if isinstance(built, Record):
+        built.state = state
     elif name not in ('PROTO', 'FRAME'):
-      what = f' for {argument.replace(" ", ".", 1)!r:.80}' if name == 'INST' else ''
-      raise Unsafe(f'opcode {name}{what}')
+      raise Unsafe(f'opcode {name}')
+
+  def _collected(self, name: str, items: list[Any], argument: Any) -> Any:
+    """What an opcode makes of the items above the last mark."""
+    if name == 'TUPLE':
+      return tuple(items)
+    if name == 'LIST':
+      return items
+    if name == 'DICT':
+      _expect(len(items) % 2 == 0, 'a key has no value')
+      mapping: dict[Any, Any] = {}
+      self._set(mapping, zip(items[::2], items[1::2], strict=True))
+      return mapping
+    if name == 'FROZENSET':
+      return Record('builtins.frozenset', tuple(items))
+    made = self._global(*argument.split(' ', 1)) if name == 'INST' else items.pop(0)
+    return self._record(made, tuple(items))
+
+  def _extend(self, target: Any, items: list[Any]) -> None:
+    if isinstance(target, Record):
+      target.items = target.items if target.items is not None else []
+      target = target.items
+    _expect(type(target) is list, 'an item is appended to something that is not a list')
+    target.extend(items)
 
   def _set(self, target: Any, items: Any) -> None:
+    if isinstance(target, Record):
+      target.entries = target.entries if target.entries is not None else {}
+      target = target.entries
     _expect(type(target) is dict, 'an item is set on something that is not a dictionary')
     for key, value in items:
-      _expect(type(key) is str or (type(key) is int and abs(key) < LARGEST), 'a key is neither text nor small integer')
-      target[key] = value
+      plain = type(key) is str or (type(key) is int and abs(key) < LARGEST)
+      target[key if plain else OddKey(_key_text(key), len(target))] = value
 
   def _global(self, module: str, attribute: str) -> Global:
+    module, attribute = module[:NAME_LENGTH], attribute[:NAME_LENGTH]
     name = f'{module}.{attribute}'
-    if name not in ALLOWED:
-      raise Unsafe(f'{name!r:.80}'.strip('\'"'))
+    if module.partition('.')[0] in known.ATTACKS or name in known.ATTACKS:
+      raise Unsafe(repr(name[:80])[1:-1])
     return Global(name)
 
+  def _record(self, function: Any, arguments: Any) -> Record:
+    _expect(isinstance(function, Global | Record), 'something is called that is not a global')
+    _expect(type(arguments) is tuple, f'{function.name:.80} has odd arguments')
+    return Record(function.name, arguments)
+
   def _reduce(self, function: Any, arguments: Any) -> Any:
-    _expect(isinstance(function, Global), 'something is called that is not a global')
-    _expect(type(arguments) is tuple and len(arguments) <= ARGUMENTS, f'{function.name} has odd arguments')
-    name = function.name
-    if name in MAPPINGS:
-      return self._mapping(*arguments)
-    if name in TENSORS:
+    made = self._record(function, arguments)
+    name = made.name if isinstance(function, Global) else ''
+    if name in known.MAPPINGS:
+      factory = name == 'collections.defaultdict' and arguments and not isinstance(arguments[0], dict)
+      return self._mapping(*arguments[1 if factory else 0 :])
+    if name in known.TENSORS:
       return self._tensor(name, *arguments)
-    if name in PARAMETERS:
-      _expect(isinstance(arguments[0], View), 'a parameter holds no tensor')
+    if name in known.PARAMETERS:
+      _expect(isinstance(arguments[0], View | Record), 'a parameter holds no tensor')
       return arguments[0]
-    if name == SUBCLASS:
-      inner, _, inner_arguments, _ = arguments
-      _expect(isinstance(inner, Global) and inner.name in TENSORS | PARAMETERS, f'{SUBCLASS} of a non-tensor')
-      return self._reduce(inner, inner_arguments)
-    if name == 'torch.Size':
-      return _sizes(*arguments)
-    if name == 'torch.device':
-      return None
-    raise ValueError(f'{name} is called, which no checkpoint does')
+    if name in known.SUBCLASSES:
+      inner, _, inner_arguments, *_ = arguments
+      _expect(isinstance(inner, Global), f'{name} of a non-tensor')
+      return self._reduce(inner, inner_arguments) if inner.name in known.TENSORS | known.PARAMETERS else made
+    return made
 
   def _mapping(self, items: Any = ()) -> dict[Any, Any]:
     """Builds an OrderedDict. Python 2 wrote its items as a list of pairs."""
@@ -243,11 +245,17 @@ class Machine:
     self._set(mapping, items)
     return mapping
 
-  def _storage(self, identity: Any) -> Storage:
-    _expect(type(identity) is tuple and 5 <= len(identity) <= 6 and identity[0] == 'storage', 'an odd persistent id')
+  def _persistent(self, identity: Any) -> Any:
+    """The storage of a persistent id; or the class, which PyTorch before 1.6 stored with its source code."""
+    _expect(type(identity) is tuple and len(identity) >= 2, 'an odd persistent id')
+    if identity[0] == 'module' and isinstance(identity[1], Global):
+      return identity[1]
+    _expect(5 <= len(identity) <= 6 and identity[0] == 'storage', 'an odd persistent id')
     _, kind, key, _, count, *view = identity
-    _expect(isinstance(kind, Global) and kind.name in STORAGE_DTYPES, 'a storage of unknown type')
-    key, total, dtype = _text(key), _size(count), STORAGE_DTYPES[kind.name]
+    _expect(isinstance(kind, Global), 'a storage of unknown type')
+    if kind.name not in known.STORAGE_DTYPES:  # such as quantised numbers
+      return Record(kind.name, identity)
+    key, total, dtype = _text(key), _size(count), known.STORAGE_DTYPES[kind.name]
     _expect(self.storages.setdefault(key, (dtype, total)) == (dtype, total), f'storage {key!r:.40} is declared twice')
     if not view or view[0] is None:
       return Storage(key, dtype, total, 0, total)
@@ -256,12 +264,14 @@ class Machine:
     _expect(start + length <= total, f'a view reaches outside of storage {key!r:.40}')
     return Storage(key, dtype, total, start, length)
 
-  def _tensor(self, name: str, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> View:
+  def _tensor(self, name: str, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> View | Record:
+    if isinstance(storage, Record):
+      return storage
     _expect(isinstance(storage, Storage), 'a tensor has no storage')
     dtype = storage.dtype
     if name.endswith('_v3'):
       _expect(len(rest) >= 3 and isinstance(rest[2], Global), 'a tensor has no type')
-      dtype = TORCH_DTYPES[rest[2].name]
+      dtype = known.TORCH_DTYPES[rest[2].name]
     view = View(storage, dtype, _size(offset), _sizes(shape), _sizes(strides))
     _expect(len(view.shape) == len(view.strides), 'a tensor has more strides than dimensions, or fewer')
     return view

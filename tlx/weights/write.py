@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tlx import files
+from tlx import files, words
 from tlx.types import TlxError
 from tlx.weights.read import SAFETENSORS_DTYPES
 
@@ -45,13 +45,15 @@ def _header(path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapp
   for name, array in arrays.items():
     if array.dtype.name not in CODES:
       raise TlxError(
-        f'{path}: tensor {name} is {array.dtype}, which safetensors cannot hold; it holds {", ".join(CODES)}'
+        f'{path}: tensor {words.shown(name)} is {array.dtype}, which safetensors cannot hold; '
+        f'it holds {", ".join(CODES)}'
       )
     offsets = [position, position := position + array.nbytes]
     entries[name] = {'dtype': CODES[array.dtype.name], 'shape': list(array.shape), 'data_offsets': offsets}
-  text = json.dumps(entries, separators=(',', ':'), ensure_ascii=False).encode()
-  text += b' ' * (-len(text) % 8)  # the tensors then start at a multiple of 8 bytes
-  return len(text).to_bytes(8, 'little') + text
+  text = json.dumps(entries, separators=(',', ':'), ensure_ascii=False)
+  raw = text.encode('utf-8', 'backslashreplace')  # a lone surrogate becomes the escape that JSON has for it
+  raw += b' ' * (-len(raw) % 8)  # the tensors then start at a multiple of 8 bytes
+  return len(raw).to_bytes(8, 'little') + raw
 
 
 def _unwritten(path: pathlib.Path, size: int, error: OSError) -> TlxError:
