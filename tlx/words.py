@@ -6,10 +6,22 @@ Alternatives are 'unet', 'unet(widths=(64, 32), dropout=0.1)' or 'segmentation(l
 import ast
 import dataclasses
 import difflib
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
 from tlx.types import UsageError
+
+DISTRIBUTION = 'tlx-vision'  # on the package index, where `tlx` is another project
+
+
+def install(extra: str) -> str:
+  """The command that installs an extra. Where tlx is installed, from a clone too, pip only adds what is missing.
+
+  >>> install('tfds')
+  'pip install "tlx-vision[tfds]"'
+  """
+  return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
 def refuse(problems: Iterable[str]) -> None:
@@ -44,6 +56,21 @@ def suggest(word: str, known: Iterable[str]) -> str:
   """
   known = list(known)
   return did_you_mean(word, known) or f'; there are {", ".join(known[:40])}'
+
+
+def shown(text: str) -> str:
+  """Escapes what a terminal would act on: control characters, bidirectional overrides and lone surrogates.
+
+  Joiners stay, because Persian words and many emoji need them.
+
+  >>> shown('\\x1b[31mred\\u202e')
+  '\\\\x1b[31mred\\\\u202e'
+  """
+  return ''.join(char.encode('unicode_escape').decode() if _acts(char) else char for char in text)
+
+
+def _acts(char: str) -> bool:
+  return char not in '\u200c\u200d' and unicodedata.category(char) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:

@@ -21,7 +21,6 @@ import ml_dtypes
 import numpy as np
 
 from tlx import files
-from tlx.weights.download import cache_folder
 
 LARGEST = 10 * 2**30  # maximum bytes of all entries; the least recently used are deleted first
 WORTH = 50e6  # bytes per second; features in memory that are computed faster than this are not stored
@@ -37,16 +36,19 @@ Parts = Iterable[tuple[Values, np.ndarray]]  # (values, mask), one after the oth
 
 def folder() -> Path:
   """The folder of all entries: $TLX_FEATURE_CACHE, or $XDG_CACHE_HOME/tlx/features."""
-  return Path(os.environ.get(VARIABLE) or cache_folder() / 'features')
+  chosen = os.environ.get(VARIABLE)
+  return Path(chosen).absolute() if chosen else files.cache_folder() / 'features'
 
 
 def usable() -> bool:
-  """Whether the folder is writable and the user has not turned the store off."""
-  if os.environ.get(VARIABLE) == OFF:
+  """Whether the folder is private and writable, and the user has not turned the store off. A warning says why not."""
+  chosen = os.environ.get(VARIABLE)
+  if chosen == OFF:
     return False
-  with contextlib.suppress(OSError):
-    folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-  return os.access(folder(), os.W_OK | os.X_OK)
+  problem = files.make_private(folder(), VARIABLE if chosen else files.CACHE)
+  if problem:
+    files.warn_once(f'nothing is kept for later runs: {problem}')
+  return not problem
 
 
 def of_arrays(leaves: Mapping[str, Any]) -> str:
