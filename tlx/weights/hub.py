@@ -124,7 +124,7 @@ def folder(at: Repository) -> pathlib.Path:
   except TlxError as error:
     if found and not _gone(error):
       return found
-    raise _explained(at, error) from None
+    raise _explained(at, error, 'not in the cache, and the hub cannot be reached: ') from None
   return _files(at, repository, constants.ENDPOINT, commit, names)
 
 
@@ -153,9 +153,11 @@ def _listing(at: Repository, endpoint: str) -> tuple[str, list[str]]:
   record = web.json_of(url, _headers(), AGAIN)
   commit, entries = record.get('sha'), record.get('siblings')
   names = [e.get('rfilename') if isinstance(e, dict) else None for e in entries] if isinstance(entries, list) else []
-  if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not names:
-    raise web.Unreachable(f'{url}: the answer names no commit, or no files; {AGAIN}')
-  return commit, [name for name in names if isinstance(name, str)]
+  if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+    raise web.Unreachable(f'{url}: the answer names no commit; {AGAIN}')
+  if not names or not all(isinstance(name, str) for name in names):
+    raise web.Unreachable(f'{url}: the answer lists no files; {AGAIN}')
+  return commit, names
 
 
 def _files(at: Repository, repository: pathlib.Path, endpoint: str, commit: str, names: list[str]) -> pathlib.Path:
@@ -197,11 +199,10 @@ def _gone(error: TlxError) -> bool:
   return isinstance(error, web.Refused) and error.headers.get('X-Error-Code') == 'RevisionNotFound'
 
 
-def _explained(at: Repository, error: TlxError) -> TlxError:
+def _explained(at: Repository, error: TlxError, hint: str = '') -> TlxError:
   """What an error of the web means on the hub."""
   if not isinstance(error, web.Refused):
-    hint = 'not in the cache, and the hub cannot be reached: ' if isinstance(error, web.Unreachable) else ''
-    return TlxError(f'{at}: {hint}{error}')
+    return TlxError(f'{at}: {hint if isinstance(error, web.Unreachable) else ""}{error}')
   page, kind = f'{SITE}/{at.name}', error.headers.get('X-Error-Code', '')
   if kind == 'GatedRepo' or (error.code == 403 and not kind):
     problem = f'it is gated; accept the terms at {page}, then run: hf auth login'

@@ -192,7 +192,7 @@ def persist(address: str, once: Callable[[], Found], way_out: str) -> Found:
       raise Unreachable(f'{address}: {error}; {way_out}') from None
     except urllib.error.URLError as error:
       problem = Unreachable(f'{address}: cannot be reached ({_line(error.reason)}), {ATTEMPTS} times; {way_out}')
-    except (http.client.InvalidURL, UnicodeError) as error:
+    except (http.client.InvalidURL, ValueError) as error:
       raise TlxError(f'{address}: not an address ({_line(error)})') from None
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
       problem = Unreachable(f'{address}: the connection broke ({_line(error)}), {ATTEMPTS} times; {way_out}')
