@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
+from tlx import words
+
 FULL = {
   errno.ENOSPC: 'the disk is full',
   errno.EDQUOT: 'the disk quota is used up',
@@ -28,9 +30,11 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def cache_folder() -> pathlib.Path:
-  """tlx's cache folder: $XDG_CACHE_HOME/tlx, or ~/.cache/tlx. It is relative, and of no use, if there is no home."""
-  chosen = os.environ.get(CACHE, '')  # the standard says to ignore a relative one
-  return pathlib.Path(chosen if os.path.isabs(chosen) else os.path.expanduser('~/.cache')) / 'tlx'
+  """tlx's cache folder: $XDG_CACHE_HOME/tlx, or ~/.cache/tlx. It begins with ~, and is of no use, without a home."""
+  chosen, home = os.environ.get(CACHE, ''), os.path.expanduser('~')
+  if os.path.isabs(chosen):  # the standard says to ignore a relative one
+    return pathlib.Path(chosen) / 'tlx'
+  return pathlib.Path(home if os.path.isabs(home) and os.path.isdir(home) else '~') / '.cache' / 'tlx'
 
 
 def make_private(folder: pathlib.Path, variable: str = CACHE) -> str:
@@ -45,10 +49,12 @@ def make_private(folder: pathlib.Path, variable: str = CACHE) -> str:
   """
   try:
     if not folder.is_absolute():
-      return f'{folder} is not an absolute path, or there is no home folder; next: set {variable} to a folder of yours'
+      why = 'there is no home folder' if str(folder)[0] == '~' else f'{folder} is not an absolute path'
+      return f'{why}; next: set {variable} to a folder of yours'
     if not (problem := exposed(folder, variable)):
       for place in (*reversed(folder.parents), folder):
-        place.mkdir(mode=0o700, exist_ok=True) if not place.exists() else None
+        if not place.exists():
+          place.mkdir(mode=0o700, exist_ok=True)
       problem = exposed(folder, variable)
     if not problem and not os.access(folder, os.W_OK | os.X_OK):
       problem = f'{folder} is not writable; next: set {variable} to a folder that is'
@@ -74,7 +80,7 @@ def exposed(folder: pathlib.Path, variable: str = CACHE) -> str:
     return ''
   trusted = {os.getuid(), 0, os.stat('/').st_uid}  # in a user namespace root may have another number
   problem = _exposed(pathlib.Path(os.path.abspath(folder)), trusted)
-  return f'{problem}, or set {variable} to a folder that only you can write' if problem else ''
+  return f'{problem} set {variable} to a folder that only you can write' if problem else ''
 
 
 def _exposed(folder: pathlib.Path, trusted: set[int], links: int = 20) -> str:
@@ -88,10 +94,12 @@ def _exposed(folder: pathlib.Path, trusted: set[int], links: int = 20) -> str:
       target = pathlib.Path(os.path.normpath(place.parent.resolve() / os.readlink(place)))
       if problem := _exposed(target, trusted, links - 1):
         return problem
+    elif not stat.S_ISDIR(seen.st_mode):
+      raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
     elif seen.st_mode & OTHERS_WRITE and (place == folder or not seen.st_mode & stat.S_ISVTX):
-      return f'other users can write {place}; next: chmod go-w {place}'
+      return f'other users can write {place}; next: chmod go-w {place}, or'
     if seen.st_uid not in trusted:
-      return f'{place} belongs to another user (uid {seen.st_uid}); next: chown it'
+      return f'{place} belongs to another user (uid {seen.st_uid}); next:'
   return ''
 
 
@@ -112,7 +120,7 @@ def is_own(seen: os.stat_result) -> bool:
 @functools.cache
 def warn_once(text: str) -> None:
   """Prints a warning on standard error, once in a process."""
-  print(f'warning: {text}', file=sys.stderr, flush=True)
+  print(f'warning: {words.shown(text)}', file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

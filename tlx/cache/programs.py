@@ -1,6 +1,9 @@
 """Compiled programs outlive the process in JAX's persistent cache, which tlx turns on by default."""
 
 import contextlib
+import os
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from tlx.cache import identity
 LARGEST = 2 * 2**30  # maximum bytes of the folder; the least recently used programs are deleted first
 WORTH = 0.1  # seconds; a program that compiles faster is not stored
 WAIT = 10  # seconds to wait for another process that holds the lock
+CHECKED = '.checked'  # its time is that of the last look at the entries
+ZSTANDARD = b'\x28\xb5\x2f\xfd'  # JAX takes this compression where it is installed, else zlib
 VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
 
 
@@ -38,15 +43,36 @@ def keep() -> None:
     return files.warn_once(f'nothing is kept for later runs: {problem}')
   try:
     with filelock.FileLock(here / '.lockfile', timeout=WAIT):  # JAX takes this lock to read and to write
-      for entry in here.glob('*-cache'):
-        alone = not entry.with_name(entry.name.removesuffix('-cache') + '-atime').exists()
-        if alone or not files.is_own(entry.lstat()):
-          entry.unlink()  # its writer was killed, and JAX would warn each time; or another user wrote it
+      _sweep(here)
   except (OSError, filelock.Timeout):
     return
   jax.config.update('jax_compilation_cache_max_size', LARGEST)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', WORTH)
   jax.config.update('jax_compilation_cache_dir', str(here))
+
+
+def _sweep(here: Path) -> None:
+  """Deletes what JAX cannot load: it would warn of it in each run, and never replace it. Looks at each entry once."""
+  checked = here / CHECKED
+  last, now = checked.stat().st_mtime_ns if checked.exists() else 0, time.time_ns()
+  for entry in here.glob('*-cache'):
+    seen = entry.lstat()
+    killed = not entry.with_name(entry.name.removesuffix('-cache') + '-atime').exists()  # while it wrote the entry
+    damaged = not killed and seen.st_mtime_ns >= last and not _loads(entry)
+    if damaged:
+      files.warn_once(f'the compiled program {entry} is damaged; JAX compiles it again')
+    if killed or damaged or not files.is_own(seen):
+      entry.unlink()
+  checked.touch()
+  os.utime(checked, ns=(now, now))
+
+
+def _loads(entry: Path) -> bool:
+  content = entry.read_bytes()
+  try:
+    return content.startswith(ZSTANDARD) or bool(zlib.decompress(content))
+  except zlib.error:
+    return False
 
 
 def _problem(folder: Path) -> str:

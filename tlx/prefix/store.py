@@ -69,7 +69,7 @@ def of_arrays(leaves: Mapping[str, Any]) -> str:
 
 
 def take(entry: Path | None, memory: bool) -> tuple[Values, np.ndarray] | None:
-  """Loads an entry. A damaged one is deleted.
+  """Loads an entry. A damaged one is deleted, and a warning says so.
 
   Args:
     entry: its folder, or None.
@@ -80,11 +80,16 @@ def take(entry: Path | None, memory: bool) -> tuple[Values, np.ndarray] | None:
   """
   if not entry or not entry.is_dir():
     return None
-  with contextlib.suppress(OSError, ValueError):  # another run may delete it
-    if not files.broken(entry):
-      with contextlib.suppress(OSError):  # the entry may belong to another user
+  try:
+    problem = files.broken(entry)
+    if not problem:
+      with contextlib.suppress(OSError):
         os.utime(entry)  # marks it as used
       return _load(entry, memory)
+  except Exception as error:  # NumPy raises many kinds for a damaged file
+    problem = ' '.join(str(error).split())[:100] or type(error).__name__
+  if entry.is_dir():  # otherwise another run deleted it
+    files.warn_once(f'the cached features {entry} are damaged ({problem}); tlx computes them again')
   shutil.rmtree(entry, ignore_errors=True)
   return None
 

@@ -45,7 +45,7 @@ def download(url: str, sha256: str | None = None) -> pathlib.Path:
   wanted = (sha256 or (in_name[1] if in_name else '')).lower()
   cache = files.cache_folder()
   if problem := files.make_private(cache / 'downloads'):
-    raise TlxError(f'{address}: cannot be kept: {problem}')
+    raise TlxError(f'{words.shown(address)}: cannot be kept: {words.shown(problem)}')
   # the path contains a digest of the address, because many files are called model.safetensors
   target = cache / 'downloads' / hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()[:12] / name
   with saving(address, target.parent, 'XDG_CACHE_HOME'), alone(target.with_name('lock')):
@@ -67,7 +67,7 @@ def saving(address: str, folder: pathlib.Path, variable: str):
   except OSError as error:
     way_out = 'free some space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'make that folder writable'
     reason = f'{error.strerror or error}; {way_out}, or set {variable} to another folder'
-    raise TlxError(f'{words.shown(address)}: cannot be saved in {folder}: {reason}') from None
+    raise TlxError(f'{words.shown(address)}: cannot be saved in {words.shown(str(folder))}: {reason}') from None
 
 
 @contextlib.contextmanager
