@@ -14,4 +14,5 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path, platforms, problem):
   done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
   assert done.returncode == 2 and not done.stdout
   (line,) = done.stderr.splitlines()
-  assert line.startswith(f'error: JAX_PLATFORMS={platforms}: ') and problem in line and '; there are: cpu; next: unset' in line
+  assert line.startswith(f'error: JAX_PLATFORMS={platforms}: ')
+  assert problem in line and '; there are: cpu; next: unset' in line
