@@ -1,14 +1,22 @@
-"""Writes files atomically: a killed process or a full disk leaves no partial file. Seals folders with hashes."""
+"""Writes files atomically: a killed process or a full disk leaves no partial file. Seals folders with hashes.
+
+Cache folders are private: what another user could have written there would run as this user, or spoil results.
+"""
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 import pathlib
+import stat
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
+
+from tlx import words
 
 FULL = {
   errno.ENOSPC: 'the disk is full',
@@ -17,6 +25,102 @@ FULL = {
 }
 SEAL = 'sha256.json'  # in the sealed folder; {file: SHA-256}
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is no file of that name, perhaps a folder
+CACHE = 'XDG_CACHE_HOME'
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def cache_folder() -> pathlib.Path:
+  """tlx's cache folder: $XDG_CACHE_HOME/tlx, or ~/.cache/tlx. It begins with ~, and is of no use, without a home."""
+  chosen, home = os.environ.get(CACHE, ''), os.path.expanduser('~')
+  if os.path.isabs(chosen):  # the standard says to ignore a relative one
+    return pathlib.Path(chosen) / 'tlx'
+  return pathlib.Path(home if os.path.isabs(home) and os.path.isdir(home) else '~') / '.cache' / 'tlx'
+
+
+def make_private(folder: pathlib.Path, variable: str = CACHE) -> str:
+  """Makes a cache folder that only this user can write, with its parents.
+
+  Args:
+    folder: its path.
+    variable: the environment variable that names another folder.
+
+  Returns:
+    Why tlx does not use the folder, and what the user can do; '' if it is private and writable.
+  """
+  try:
+    if not folder.is_absolute():
+      why = 'there is no home folder' if str(folder)[0] == '~' else f'{folder} is not an absolute path'
+      return f'{why}; next: set {variable} to a folder of yours'
+    if not (problem := exposed(folder, variable)):
+      for place in (*reversed(folder.parents), folder):
+        if not place.exists():
+          place.mkdir(mode=0o700, exist_ok=True)
+      problem = exposed(folder, variable)
+    if not problem and not os.access(folder, os.W_OK | os.X_OK):
+      problem = f'{folder} is not writable; next: set {variable} to a folder that is'
+    return problem
+  except OSError as error:
+    return f'{error.filename or folder}: {error.strerror or error}; next: set {variable} to a folder that you can write'
+
+
+def exposed(folder: pathlib.Path, variable: str = CACHE) -> str:
+  """Says why another user could change what a folder holds, and what to do; '' if only this user and root can.
+
+  The owners and modes of all parents count, as for ssh, and of links on the way. Other users may write a parent that
+  has the sticky bit, such as /tmp, because they cannot replace what is in it.
+
+  Args:
+    folder: its absolute path; it need not exist.
+    variable: the environment variable that names another folder.
+
+  Raises:
+    OSError: if the system does not tell.
+  """
+  if not hasattr(os, 'getuid'):
+    return ''
+  trusted = {os.getuid(), 0, os.stat('/').st_uid}  # in a user namespace root may have another number
+  problem = _exposed(pathlib.Path(os.path.abspath(folder)), trusted)
+  return f'{problem} set {variable} to a folder that only you can write' if problem else ''
+
+
+def _exposed(folder: pathlib.Path, trusted: set[int], links: int = 20) -> str:
+  for place in (*reversed(folder.parents), folder):
+    if not os.path.lexists(place):
+      return ''
+    seen = place.lstat()
+    if stat.S_ISLNK(seen.st_mode):
+      if not links:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(place))
+      target = pathlib.Path(os.path.normpath(place.parent.resolve() / os.readlink(place)))
+      if problem := _exposed(target, trusted, links - 1):
+        return problem
+    elif not stat.S_ISDIR(seen.st_mode):
+      raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    elif seen.st_mode & OTHERS_WRITE and (place == folder or not seen.st_mode & stat.S_ISVTX):
+      return f'other users can write {place}; next: chmod go-w {place}, or'
+    if seen.st_uid not in trusted:
+      return f'{place} belongs to another user (uid {seen.st_uid}); next:'
+  return ''
+
+
+def read_private(path: pathlib.Path) -> bytes:
+  """Reads a file that this user owns and that no other user can write. Raises OSError for any other."""
+  with path.open('rb') as file:
+    seen = os.fstat(file.fileno())
+    if hasattr(os, 'getuid') and (not is_own(seen) or seen.st_mode & OTHERS_WRITE):
+      raise PermissionError(errno.EPERM, 'another user can write it', str(path))
+    return file.read()
+
+
+def is_own(seen: os.stat_result) -> bool:
+  """Whether this user owns a file; always true on systems without owners."""
+  return not hasattr(os, 'getuid') or seen.st_uid == os.getuid()
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+  """Prints a warning on standard error, once in a process."""
+  print(f'warning: {words.shown(text)}', file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

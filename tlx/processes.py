@@ -8,8 +8,10 @@ import os
 import jax
 import numpy as np
 
+from tlx import words
 from tlx.types import UsageError
 
+EXTRAS = {'cuda': 'cuda', 'gpu': 'cuda', 'tpu': 'tpu'}  # {platform: the extra with JAX's build for it}
 ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
@@ -47,6 +49,33 @@ def pretend(devices: int) -> None:
     jax.config.update('jax_num_cpu_devices', devices)
   except RuntimeError:
     raise UsageError(f'--devices {devices}: JAX has started already with {jax.device_count()}') from None
+
+
+def no_device() -> str:
+  """Why JAX has no device of the platform that the user chose, and what to set; '' if it has one.
+
+  Call it after JAX has raised an error: JAX raises an AssertionError without words for some platforms.
+  """
+  chosen = jax.config.jax_platforms
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    reason = ' '.join(str(error).split()).partition(' (set JAX_PLATFORMS')[0].rstrip('.')[:200]
+  else:
+    return ''
+  try:
+    jax.config.update('jax_platforms', None)
+    there = ', '.join(sorted({device.platform for device in jax.devices()} | {'cpu'}))
+  except (RuntimeError, AssertionError):
+    there = 'cpu'
+  finally:
+    jax.config.update('jax_platforms', chosen)
+  extra = next((extra for name, extra in EXTRAS.items() if name in (chosen or '')), '')
+  hint = f'; for a build of JAX with {extra}: {words.install(extra)}' if extra else ''
+  said = f' ({words.shown(reason)})' if reason else ''
+  return f'JAX_PLATFORMS={words.shown(chosen or "")}: JAX finds no such device{said}; there are: {there}; ' + (
+    f'next: unset JAX_PLATFORMS, or set it to cpu{hint}'
+  )
 
 
 def wait(what: str) -> None:

@@ -12,6 +12,17 @@ from typing import Any
 
 from tlx.types import UsageError
 
+DISTRIBUTION = 'tlx-vision'  # on the package index, where `tlx` is another project
+
+
+def install(extra: str) -> str:
+  """The command that installs an extra. Where tlx is installed, from a clone too, pip only adds what is missing.
+
+  >>> install('tfds')
+  'pip install "tlx-vision[tfds]"'
+  """
+  return f'pip install "{DISTRIBUTION}[{extra}]"'
+
 
 def refuse(problems: Iterable[str]) -> None:
   """Raises UsageError with all problems, one line each; does nothing if there are none."""

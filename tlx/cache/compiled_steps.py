@@ -7,16 +7,18 @@ cache uses the inputs of the step as its key instead: recipe, phase, optimizer, 
 
 import contextlib
 import hashlib
+import json
+import os
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
 
-from tlx import files
+from tlx import files, words
 from tlx.cache import identity, programs
 
 LARGEST = 2**30  # maximum bytes of the folder; the least recently used entries are deleted first
@@ -40,23 +42,38 @@ def kept(build: Callable[[], Any], *facts: Any) -> Any:
   entry = _entry(facts)
   if entry is None:
     return build()
-  with contextlib.suppress(Exception):  # an entry that cannot be loaded, for any reason, is built again
-    return serialize_executable.deserialize_and_load(*_take(entry))
+  with _damage_said(entry):
+    return serialize_executable.deserialize_and_load(*pickle.loads(_take(entry)))
   with programs.paused():  # on a CPU, XLA serialises a program from JAX's cache without its functions
     built = build()
   if isinstance(built, jax.stages.Compiled):
-    _put(entry, serialize_executable.serialize(built))
+    _put(entry, pickle.dumps(serialize_executable.serialize(built)))
   return built
 
 
 def number(count: Callable[[], float | None], *facts: Any) -> float | None:
   """Loads a number from the cache, or computes it with `count` and stores it. `facts` as in `kept`."""
   entry = _entry(('number', facts))
-  with contextlib.suppress(LookupError):
-    return _take(entry)
+  if entry is None:
+    return count()
+  with _damage_said(entry):
+    found = json.loads(_take(entry))
+    return found if found is None else float(found)
   found = count()
-  _put(entry, found)
+  _put(entry, json.dumps(found).encode())
   return found
+
+
+@contextlib.contextmanager
+def _damage_said(entry: Path) -> Iterator[None]:
+  """Ends the block at an entry that is missing, or that cannot be loaded for any reason; a warning says the latter."""
+  try:
+    yield
+  except FileNotFoundError:
+    pass
+  except Exception as error:
+    reason = ' '.join(str(error).split())[:100] or type(error).__name__
+    files.warn_once(f'the cached {entry} is damaged ({words.shown(reason)}); tlx makes it again')
 
 
 def shapes(tree: Any) -> tuple:
@@ -77,27 +94,30 @@ def _entry(facts: Any) -> Path | None:
   return folder() / identity.key(facts)
 
 
-def _take(entry: Path | None) -> Any:
-  """Loads an entry. Raises LookupError if it is missing or damaged; pickle never sees a damaged entry."""
+def _take(entry: Path) -> bytes:
+  """Reads an entry. Raises OSError or ValueError if it is missing, damaged, or from another user.
+
+  So pickle sees only what this user wrote.
+  """
+  if problem := files.exposed(entry.parent):
+    raise OSError(problem)
+  content = files.read_private(entry)
+  if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+    raise ValueError('its hash differs')
   with contextlib.suppress(OSError):
-    content = entry.read_bytes() if entry else b''
-    if hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]:
-      entry.touch()
-      return pickle.loads(content[DIGEST:])
-  raise LookupError(entry)
+    entry.touch()
+  return content[DIGEST:]
 
 
-def _put(entry: Path | None, value: Any) -> None:
-  """Stores a value if possible. It reports no failure, because training does not depend on it."""
-  if entry is None:
-    return
-  content = pickle.dumps(value)
+def _put(entry: Path, content: bytes) -> None:
+  """Stores an entry if possible. It reports no failure, because training does not depend on it."""
   content = hashlib.sha256(content).digest() + content
   with contextlib.suppress(OSError):
-    entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # a program from others would run as this user
-    _make_room(len(content))
-    with files.replacing(entry) as file:
-      file.write(content)
+    if not files.make_private(entry.parent):
+      _make_room(len(content))
+      with files.replacing(entry) as file:
+        os.chmod(file.name, 0o600)  # whatever the umask
+        file.write(content)
 
 
 def _make_room(needed: int) -> None:

@@ -57,6 +57,12 @@ def run(arguments: list[str]) -> int:
   except BrokenPipeError:  # the reader, `head` say, has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+  except (RuntimeError, AssertionError):
+    from tlx import processes
+
+    if problem := processes.no_device():
+      return _fail(problem, 2)
+    raise
   except OSError as error:
     return _fail(f'{error.filename or "the operating system"}: {error.strerror or error}', 1)
 

@@ -10,7 +10,7 @@ def path_of(kind: str, argument: str) -> pathlib.Path:
   """Returns the absolute path that stands after 'KIND:' in --data. Raises UsageError if there is none."""
   if not argument:
     raise UsageError(f'data set {kind!r} needs a path; write --data {kind}:PATH')
-  return pathlib.Path(os.path.abspath(pathlib.Path(argument).expanduser()))
+  return pathlib.Path(os.path.abspath(os.path.expanduser(argument)))
 
 
 def folder_of(kind: str, argument: str, content: str) -> pathlib.Path:

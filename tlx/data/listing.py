@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from tlx import words
 from tlx.data import decode
 
 # Folders that systems, network storage and notebooks leave behind. They hold copies, or nothing of the user's.
@@ -130,7 +131,7 @@ def unread(left_out: Mapping[str, int], but: Iterable[str] = ()) -> list[str]:
   if not counts:
     return []
   parts = ', '.join(f'{kind} {count:,}' for kind, count in sorted(counts.items(), key=lambda pair: -pair[1]))
-  heic = '; next: pip install "tlx[heic]", then tlx reads .heic' if any(kind in HEIC for kind in counts) else ''
+  heic = f'; next: {words.install("heic")}, then tlx reads .heic' if any(kind in HEIC for kind in counts) else ''
   total = sum(counts.values())
   return [f'{total:,} {"file is" if total == 1 else "files are"} not read: {parts}{heic}']
 

@@ -162,7 +162,7 @@ def _hotcoco() -> Any:
   try:
     from hotcoco import mask
   except ImportError as error:
-    raise UsageError('data set \'coco_masks\' needs hotcoco; run: pip install "tlx[coco]"') from error
+    raise UsageError(f"data set 'coco_masks' needs hotcoco; run: {words.install('coco')}") from error
   return mask
 
 

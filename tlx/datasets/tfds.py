@@ -35,7 +35,7 @@ MASK_CLASSES = {'oxford_iiit_pet': {'pet': 1, 'background': 2, 'border': 3}}
 GLYPHS = frozenset(
   {'mnist', 'emnist', 'kmnist', 'svhn_cropped', 'omniglot', 'cmaterdb'}
 )  # a mirrored image has another meaning
-PREPARE = 'pip install "tlx[tfds-prepare]"'
+PREPARE = words.install('tfds-prepare')
 
 
 class TfdsSource(Labelled):
@@ -141,7 +141,7 @@ def _builder(name: str) -> Any:
     import importlib_resources  # noqa: F401 - tfds 4.9.10 needs it and does not declare it
     import tensorflow_datasets as tfds
   except ImportError as error:
-    raise UsageError(f'data set \'tfds\' needs {error.name}; run: pip install "tlx[tfds]"') from error
+    raise UsageError(f"data set 'tfds' needs {error.name}; run: {words.install('tfds')}") from error
   try:
     builder = tfds.builder(name)
   except tfds.core.DatasetNotFoundError as error:

@@ -21,7 +21,6 @@ import ml_dtypes
 import numpy as np
 
 from tlx import files
-from tlx.weights.download import cache_folder
 
 LARGEST = 10 * 2**30  # maximum bytes of all entries; the least recently used are deleted first
 WORTH = 50e6  # bytes per second; features in memory that are computed faster than this are not stored
@@ -37,16 +36,19 @@ Parts = Iterable[tuple[Values, np.ndarray]]  # (values, mask), one after the oth
 
 def folder() -> Path:
   """The folder of all entries: $TLX_FEATURE_CACHE, or $XDG_CACHE_HOME/tlx/features."""
-  return Path(os.environ.get(VARIABLE) or cache_folder() / 'features')
+  chosen = os.environ.get(VARIABLE)
+  return Path(chosen).absolute() if chosen else files.cache_folder() / 'features'
 
 
 def usable() -> bool:
-  """Whether the folder is writable and the user has not turned the store off."""
-  if os.environ.get(VARIABLE) == OFF:
+  """Whether the folder is private and writable, and the user has not turned the store off. A warning says why not."""
+  chosen = os.environ.get(VARIABLE)
+  if chosen == OFF:
     return False
-  with contextlib.suppress(OSError):
-    folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-  return os.access(folder(), os.W_OK | os.X_OK)
+  problem = files.make_private(folder(), VARIABLE if chosen else files.CACHE)
+  if problem:
+    files.warn_once(f'nothing is kept for later runs: {problem}')
+  return not problem
 
 
 def of_arrays(leaves: Mapping[str, Any]) -> str:
@@ -67,7 +69,7 @@ def of_arrays(leaves: Mapping[str, Any]) -> str:
 
 
 def take(entry: Path | None, memory: bool) -> tuple[Values, np.ndarray] | None:
-  """Loads an entry. A damaged one is deleted.
+  """Loads an entry. A damaged one is deleted, and a warning says so.
 
   Args:
     entry: its folder, or None.
@@ -78,11 +80,16 @@ def take(entry: Path | None, memory: bool) -> tuple[Values, np.ndarray] | None:
   """
   if not entry or not entry.is_dir():
     return None
-  with contextlib.suppress(OSError, ValueError):  # another run may delete it
-    if not files.broken(entry):
-      with contextlib.suppress(OSError):  # the entry may belong to another user
+  try:
+    problem = files.broken(entry)
+    if not problem:
+      with contextlib.suppress(OSError):
         os.utime(entry)  # marks it as used
       return _load(entry, memory)
+  except Exception as error:  # NumPy raises many kinds for a damaged file
+    problem = ' '.join(str(error).split())[:100] or type(error).__name__
+  if entry.is_dir():  # otherwise another run deleted it
+    files.warn_once(f'the cached features {entry} are damaged ({problem}); tlx computes them again')
   shutil.rmtree(entry, ignore_errors=True)
   return None
 

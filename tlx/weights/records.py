@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tlx import words
 from tlx.types import Preprocess, TlxError, UsageError
 from tlx.weights import smp
 
@@ -66,7 +67,7 @@ def full_config(config: Record) -> dict[str, Any]:
     from transformers import AutoConfig  # slow to import, and only this needs it
   except ImportError:
     raise TlxError(
-      f'a checkpoint in transformers\' layout ({config["model_type"]}) needs it; run: pip install "tlx[transformers]"'
+      f'a checkpoint in transformers\' layout ({config["model_type"]}) needs it; run: {words.install("transformers")}'
     ) from None
   given = {name: value for name, value in config.items() if name != 'model_type'}
   return AutoConfig.for_model(config['model_type'], **given).to_dict()
