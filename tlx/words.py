@@ -11,6 +11,30 @@ from typing import Any
 
 from tlx.types import UsageError
 
+HARMLESS = frozenset('\u00a0\u00ad\u200c\u200d\u202f\u3000')  # spaces and joiners of words and emoji
+
+
+def shown(text: str, *, lines: bool = False) -> str:
+  """Escapes what a terminal would obey or could not write: control characters, changes of direction, lone surrogates.
+
+  Names of files, classes and tensors come from strangers. An escape sequence in one could rewrite the screen.
+
+  Args:
+    text: any text.
+    lines: whether the text may have several lines; otherwise its line breaks are escaped too.
+
+  Returns:
+    The text, with these characters written as in Python: \\x1b, \\u202e, \\udce9.
+
+  Examples:
+    >>> print(shown('caf\udce9 \x1b[31m'), shown('größe ☃'))
+    caf\udce9 \x1b[31m größe ☃
+  """
+  if text.isprintable():
+    return text
+  keep = HARMLESS | {'\n'} if lines else HARMLESS
+  return ''.join(c if c.isprintable() or c in keep else c.encode('unicode_escape').decode('ascii') for c in text)
+
 
 def refuse(problems: Iterable[str]) -> None:
   """Raises UsageError with all problems, one line each; does nothing if there are none."""
