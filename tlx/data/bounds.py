@@ -8,17 +8,25 @@ import io
 import os
 import pathlib
 import stat
+import struct
+from typing import BinaryIO
 
 from PIL import Image, ImageFile
 
+from tlx.data import grey
 from tlx.types import TlxError
 
 FILE = 2**29  # bytes of a file
-MEMORY = 900_000_000  # bytes to hold the file and to decode it, so that a process stays below 1 GB
+MEMORY = 960_000_000  # bytes to hold the file and to decode it to an array, so that this stays below 1 GB
 SIDE = 1_000_000  # pixels of a side; Pillow takes 0.2 s for 1 x 1,000,000 pixels
 PARTS = 20_000  # reads of a header; each costs some microseconds, and GIF comments grow with the square of their number
 # Bytes of a file in the two formats of which a megabyte takes 0.6 s and 0.35 s. Others take less than 0.05 s.
 SLOW = {'JPEG2000': 2**24, 'AVIF': 2**24}
+# Pillow has decoders in Python: QOI, DDS of 24 bits, PPM of 16 bits, ... They take up to 2.6 s per megapixel.
+PYTHON = 2**22  # pixels, and a quarter of the bytes
+FAST = frozenset({'MSP', 'SGI16'})  # those that work on whole rows
+ICON = 2**21  # pixels of an icon; editors write at most 1024 x 1024, and their masks
+COMMENTS = 1000  # of a PPM in plain text; the time grows with the square of their number
 # Bytes per pixel that a decoder needs besides the picture itself, measured with pictures of 25 megapixels.
 EXTRA = {'JPEG2000': 16, 'WEBP': 13, 'AVIF': 10}
 PIXEL = {'1': 1, 'L': 1, 'P': 1, 'I;16': 2, 'I;16B': 2, 'I;16L': 2, 'I;16N': 2}  # bytes in Pillow; 4 in other modes
@@ -110,13 +118,17 @@ def opened(source: bytes | str | os.PathLike, formats: tuple[str, ...]) -> Image
     length, file = regular(source), _File(io.FileIO(source))
   file.amount = 2 * length + 2**20  # tags of a TIFF may overlap, so that a small file has large tags
   try:
+    _icons(file)
     image = Image.open(file, formats=formats)
     check(image, length)
+    if _decoder(image) == 'ppm_plain' and isinstance(source, bytes) and source.count(b'#') > COMMENTS:
+      raise TlxError(f'more than {COMMENTS} comments; next: save it as PNG')
   except BaseException:
     file.close()
     raise
   image._exclusive_fp = True  # closing the image closes the file
-  file.parts = PARTS + length // 256  # of the pixels; PNG writers make parts of 8 kB
+  # Decoders in Python read each pixel, and have bounds of their own. Writers of PNG make parts of 8 kB.
+  file.parts = FILE if _decoder(image) in Image.DECODERS else PARTS + length // 256
   return image
 
 
@@ -138,27 +150,49 @@ def check(image: Image.Image, length: int) -> None:
     raise TlxError(f'{size}: a side is longer than the limit of {SIDE}')
   if length > SLOW.get(image.format, FILE):
     raise TlxError(f'{length} bytes of {image.format}, which decodes slowly, are more than {SLOW[image.format]}')
+  decoder = _decoder(image)
+  if decoder in Image.DECODERS and decoder not in FAST and (width * height > PYTHON or length > 4 * PYTHON):
+    raise TlxError(f'{size} of {image.format} ({decoder}) decode slowly; the limit is {PYTHON}; next: save it as PNG')
   if (need := length + needs(image)) > MEMORY:
     raise TlxError(f'{size} of {image.format} need {need / 1e9:.1f} GB of memory; the limit is {MEMORY / 1e9:.1f} GB')
 
 
 def needs(image: Image.Image) -> int:
-  """Bytes of memory to decode an opened picture to RGB: the larger of the decoder's and the conversion's need.
+  """Bytes of memory to decode an opened picture to an array of RGB, in the step that needs most.
 
   Args:
     image: of which the header was read.
 
   Returns:
-    An upper estimate. The resident memory of 7 formats, measured at 9,000 x 9,000 pixels, lies below it.
+    An estimate.
   """
   width, height = image.size
   rows = lambda bytes: height * (8 + bytes * width)
+  stored, converted = rows(PIXEL.get(image.mode, 4)), rows(1 if grey.kind(image.mode) else 4)
   decoder = EXTRA.get(image.format, 0) * width * height
   if image.format in ('JPEG', 'MPO') and 'progressive' in image.info:
     decoder = 2 * image.layers * width * height  # libjpeg holds 16 bits per coefficient
-  if image.format == 'TIFF':
+  if _decoder(image) == 'libtiff':
     decoder = _strip(image)
-  return rows(PIXEL.get(image.mode, 4)) + max(decoder, rows(4))
+  array = rows(4) + 3 * width * height
+  return max(stored + decoder, stored + (0 if image.mode == 'RGB' else converted), array)
+
+
+def _decoder(image: Image.Image) -> str:
+  return image.tile[0][0] if image.tile else ''
+
+
+def _icons(file: BinaryIO) -> None:
+  """Refuses a file of icons with a large picture in it. Pillow decodes it when it opens the file."""
+  if (head := file.read(6))[:4] == b'\0\0\1\0':
+    for i in range(int.from_bytes(head[4:], 'little')):
+      file.seek(6 + 16 * i + 12)
+      file.seek(int.from_bytes(file.read(4), 'little'))
+      start = file.read(24).ljust(24, b'\0')
+      width, height = struct.unpack('>II', start[16:]) if start[:4] == b'\x89PNG' else struct.unpack('<ii', start[4:12])
+      if abs(width * height) > ICON:
+        raise TlxError(f'an icon of {width} x {height} pixels is larger than the limit; next: save it as PNG')
+  file.seek(0)
 
 
 def _strip(image: Image.Image) -> int:
