@@ -6,7 +6,6 @@ the bytes of their pixels, and a small file can repeat a header's parts, or a JP
 
 import io
 import os
-import pathlib
 import stat
 import struct
 from typing import BinaryIO
@@ -72,10 +71,11 @@ def read(path: str | os.PathLike) -> bytes:
     TlxError: if it is not a regular file, which tlx does not open, or is longer than `FILE`.
     OSError: if the system cannot read it.
   """
-  regular(path)
-  with pathlib.Path(path).open('rb') as file:
-    encoded = file.read(FILE + 1)
-  _check_length(len(encoded))
+  length = regular(path)
+  with open(path, 'rb', buffering=0) as file:
+    encoded = file.read(length + 1)
+  if len(encoded) != length:
+    raise TlxError('the file changes while it is read')
   return encoded
 
 

@@ -8,7 +8,6 @@ scales grey of more than 8 bits, which Pillow would clip. Of an animation tlx re
 import concurrent.futures
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from tlx.types import GreyScale, TlxError
 REFUSED = frozenset({'BLP', 'BUFR', 'EPS', 'FITS', 'GRIB', 'HDF5', 'ICNS', 'IPTC', 'MPEG', 'WMF'})
 FIRST = ('JPEG', 'PNG')  # Pillow tries formats in order
 END_MARKERS = {'JPEG': b'\xff\xd9', 'MPO': b'\xff\xd9', 'GIF': b'\x3b'}
+PNG = b'\x89PNG\r\n\x1a\n'  # how such a file starts
 TAIL = 4096  # bytes at the end of a file that usually contain the end marker; cameras append a little after it
 BAND = 2**20  # pixels that are copied at once, to save memory
 LOOK = 200  # maximum number of files from which `look` chooses a scale
@@ -134,19 +134,19 @@ def inspect(path: str | os.PathLike, *, full: bool = True) -> Finding:
   """
   size, kind = (0, 0), ''
   try:
-    if not (length := bounds.regular(path)):
+    source = bounds.read(path) if full or _starts(path) == PNG else path
+    if not (source if full else os.path.getsize(path)):
       return Finding('the file is empty', size)
-    source = bounds.read(path) if full or _is_png(path) else path
     with opened(source) as image:
       size, kind = (image.height, image.width), grey.kind(image.mode)
-      if image.format == 'PNG':
-        integrity.png(source)
       if full:
         image.draft('RGB', (1, 1))
         load(image, source)
         return Finding('', size, kind)
+      if image.format == 'PNG':
+        integrity.png(source)
       marker = END_MARKERS.get(image.format, b'')
-    if marker not in _tail(path, length):  # phones append films of many MB
+    if marker not in _tail(path):  # phones append films of many MB
       return inspect(path)
     return Finding('', size, kind)
   except Exception as error:  # as in `picture`
@@ -196,7 +196,7 @@ def load(image: Image.Image, encoded: bytes) -> None:
     Exception: as in `opened`.
   """
   if image.format == 'PNG':
-    integrity.png(encoded, pixels=False)
+    integrity.png(encoded)
   elif image.format in ('JPEG', 'MPO'):
     integrity.scans(encoded, image)
   image.load()  # before EXIF is read: Pillow may decode a PNG to find its EXIF, and that error would be lost
@@ -245,13 +245,15 @@ def _ends(path: str | os.PathLike) -> grey.Ends | None:
     return None
 
 
-def _is_png(path: str | os.PathLike) -> bool:
-  with pathlib.Path(path).open('rb') as file:
-    return file.read(8) == b'\x89PNG\r\n\x1a\n'
+def _starts(path: str | os.PathLike) -> bytes:
+  """The first bytes of a regular file, as many as `PNG` has."""
+  bounds.regular(path)
+  with open(path, 'rb', buffering=0) as file:
+    return file.read(len(PNG))
 
 
-def _tail(path: str | os.PathLike, length: int) -> bytes:
-  """The last `TAIL` bytes of a file of that length."""
-  with pathlib.Path(path).open('rb') as file:
-    file.seek(max(0, length - TAIL))
+def _tail(path: str | os.PathLike) -> bytes:
+  """The last `TAIL` bytes of a file."""
+  with open(path, 'rb', buffering=0) as file:
+    file.seek(max(0, os.path.getsize(path) - TAIL))
     return file.read(TAIL)
