@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import or_
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):  # a name may have characters that the terminal's encoding lacks
       stream.reconfigure(errors='backslashreplace')
+  warnings.filterwarnings('ignore', module=r'PIL\.')  # of damaged metadata, thousands for one file; tlx names the file
   if logging.lastResort:
     logging.lastResort.setFormatter(_Shown())
   sys.exit(run(sys.argv[1:] if arguments is None else arguments))
