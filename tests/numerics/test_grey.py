@@ -80,7 +80,8 @@ def test_few_levels_are_told(tmp_path):
 
 def test_kinds_have_scales_of_their_own_and_others_do_not_count(tmp_path):
   paths = [tmp_path / name for name in ('a.png', 'b.tif', 'c.jpg', 'd.png', 'missing.png')]
-  for path, values, kind in zip(paths, (np.uint16([[0, 900]]), np.float32([[0, 9]]), np.uint8([[3]])), ('PNG', 'TIFF', 'JPEG')):
+  images = (np.uint16([[0, 900]]), 'PNG'), (np.float32([[0, 9]]), 'TIFF'), (np.uint8([[3]]), 'JPEG')
+  for path, (values, kind) in zip(paths, images):
     path.write_bytes(encode(values, kind))
   paths[3].write_bytes(paths[0].read_bytes()[:40])
   found = decode.look(paths)
