@@ -114,9 +114,7 @@ def evaluation(preprocess: Preprocess) -> Evaluation:
     raise UsageError(
       f'crop {preprocess.crop} is outside (0, 1]: the share of the resized image that the centre crop keeps'
     )
-  return Evaluation(
-    preprocess.shape, preprocess.crop, preprocess.interpolation, preprocess.mode, grey=preprocess.grey
-  )
+  return Evaluation(preprocess.shape, preprocess.crop, preprocess.interpolation, preprocess.mode, grey=preprocess.grey)
 
 
 def canvas(size: Size, grey: GreyScale | None = None) -> Canvas:
