@@ -26,8 +26,16 @@ class UsageError(TlxError, ValueError):
   """A wrong command or option. The command line exits with status 2."""
 
 
+class GreyScale(NamedTuple):
+  """The values that are black and white in grey of more than 8 bits, for each kind of pixel."""
+
+  uint16: tuple[float, float] = (0.0, 65535.0)
+  int32: tuple[float, float] = (0.0, 65535.0)
+  float32: tuple[float, float] = (0.0, 1.0)
+
+
 class Preprocess(NamedTuple):
-  """How to prepare images for a checkpoint. The fields are those of timm's `pretrained_cfg`."""
+  """How to prepare images for a checkpoint. The fields are those of timm's `pretrained_cfg`, and `grey`."""
 
   size: Size = 224  # pixels
   crop: float = 0.875  # share of the resized image that the centre crop keeps
@@ -35,6 +43,7 @@ class Preprocess(NamedTuple):
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
   std: tuple[float, ...] = (0.229, 0.224, 0.225)
   mode: str = 'center'  # 'center' keeps the aspect and crops the centre; 'squash' resizes both sides
+  grey: GreyScale | None = None  # of the data set that the model learned; None: the default scale
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -228,6 +237,7 @@ class DatasetInfo(NamedTuple):
   augment: str = 'photo'  # suitable augmentation: 'photo', or 'glyph' if mirroring changes the meaning
   task: str = 'classification'  # the file of `tlx/tasks` that reads the annotations
   images: Mapping[str, int] = {}  # split -> images, if `counts` does not add up to them
+  grey: GreyScale | None = None  # of the images with more than 8 bits; None if there are none
 
   def examples(self, split: str) -> int:
     """Number of images of a split."""

@@ -6,12 +6,12 @@ Alternatives are 'unet', 'unet(widths=(64, 32), dropout=0.1)' or 'segmentation(l
 import ast
 import dataclasses
 import difflib
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
 from tlx.types import UsageError
 
+HARMLESS = frozenset('\u00a0\u00ad\u200c\u200d\u202f\u3000')  # spaces and joiners of words and emoji
 DISTRIBUTION = 'tlx-vision'  # on the package index, where `tlx` is another project
 
 
@@ -22,6 +22,28 @@ def install(extra: str) -> str:
   'pip install "tlx-vision[tfds]"'
   """
   return f'pip install "{DISTRIBUTION}[{extra}]"'
+
+
+def shown(text: str, *, lines: bool = False) -> str:
+  """Escapes what a terminal would obey or could not write: control characters, changes of direction, lone surrogates.
+
+  Names of files, classes and tensors come from strangers. An escape sequence in one could rewrite the screen.
+
+  Args:
+    text: any text.
+    lines: whether the text may have several lines; otherwise its line breaks are escaped too.
+
+  Returns:
+    The text, with these characters written as in Python: \\x1b, \\u202e, \\udce9.
+
+  Examples:
+    >>> print(shown('caf\\udce9 \\x1b[31m'), shown('größe ☃'))
+    caf\\udce9 \\x1b[31m größe ☃
+  """
+  if text.isprintable():
+    return text
+  keep = HARMLESS | {'\n'} if lines else HARMLESS
+  return ''.join(c if c.isprintable() or c in keep else c.encode('unicode_escape').decode('ascii') for c in text)
 
 
 def refuse(problems: Iterable[str]) -> None:
@@ -56,21 +78,6 @@ def suggest(word: str, known: Iterable[str]) -> str:
   """
   known = list(known)
   return did_you_mean(word, known) or f'; there are {", ".join(known[:40])}'
-
-
-def shown(text: str) -> str:
-  """Escapes what a terminal would act on: control characters, bidirectional overrides and lone surrogates.
-
-  Joiners stay, because Persian words and many emoji need them.
-
-  >>> shown('\\x1b[31mred\\u202e')
-  '\\\\x1b[31mred\\\\u202e'
-  """
-  return ''.join(char.encode('unicode_escape').decode() if _acts(char) else char for char in text)
-
-
-def _acts(char: str) -> bool:
-  return char not in '\u200c\u200d' and unicodedata.category(char) in ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:

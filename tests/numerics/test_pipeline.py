@@ -139,7 +139,7 @@ def test_a_training_batch_decodes_a_photograph_at_reduced_scale_and_evaluation_d
   class Seen:
     def __init__(self, transform):
       self.transform, self.shape, self.min_size = transform, transform.shape, transform.min_size
-      self.geometry = transform.geometry
+      self.geometry, self.grey = transform.geometry, transform.grey
 
     def __call__(self, picture):
       sizes.add(picture.size)

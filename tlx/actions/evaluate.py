@@ -69,7 +69,8 @@ def _by_windows(model: Pretrained, task: Task, source: DataSource, scales: Seque
   for index in range(len(source)):
     try:
       example = source[index]
-      photograph = decode.decode(example.image) if isinstance(example.image, bytes) else example.image
+      image = example.image
+      photograph = decode.decode(image, scale=model.preprocess.grey) if isinstance(image, bytes) else image
     except (TlxError, OSError):
       continue
     height, width = photograph.shape[:2]

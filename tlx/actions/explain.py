@@ -12,7 +12,7 @@ from tlx.explain import pictures
 from tlx.explain.outputs import Explanation
 from tlx.report import folder
 from tlx.report.terminal import Console
-from tlx.types import Batch, DataSource, Preprocess, TlxError, UsageError
+from tlx.types import Batch, DataSource, GreyScale, Preprocess, TlxError, UsageError
 
 BATCH = 32  # images per step
 
@@ -30,19 +30,19 @@ def photograph(path: Path, preprocess: Preprocess) -> np.ndarray:
   Raises:
     UsageError: if the file is not an image.
   """
-  return transforms.evaluation(preprocess)(picture(path))
+  return transforms.evaluation(preprocess)(picture(path, preprocess.grey))
 
 
-def picture(path: Path) -> np.ndarray:
+def picture(path: Path, scale: GreyScale | None = None) -> np.ndarray:
   """Reads an image file at its own size: uint8 [h, w, 3].
 
   Raises:
     UsageError: if the file is not an image.
   """
-  if not path.is_file():
+  if path.is_dir() or not path.exists():
     raise UsageError(f'{path} is a folder; choose one image' if path.is_dir() else f'no such file: {path}')
   try:
-    return np.asarray(decode.picture(path.read_bytes()))
+    return decode.decode(decode.read(path), scale=scale)
   except TlxError as error:
     raise UsageError(f'{path}: {error}') from None
 

@@ -3,9 +3,13 @@
 Usage errors exit with 2, other failures with 1, a run stopped by a signal with 128 + its number.
 """
 
+import contextlib
 import dataclasses
+import io
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from operator import or_
@@ -27,7 +31,20 @@ COMMANDS = (Finetune, Evaluate, Predict, Models, Cost, Export, Report, Explain)
 
 def main(arguments: list[str] | None = None) -> None:
   """Runs one command; every problem a user can mend is one clear line on standard error, without a traceback."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):  # a name may have characters that the terminal's encoding lacks
+      stream.reconfigure(errors='backslashreplace')
+  warnings.filterwarnings('ignore', module=r'PIL\.')  # of damaged metadata, thousands for one file; tlx names the file
+  if logging.lastResort:
+    logging.lastResort.setFormatter(_Shown())
   sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+class _Shown(logging.Formatter):
+  """Escapes the names in warnings."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    return words.shown(super().format(record), lines=True)
 
 
 def run(arguments: list[str]) -> int:
@@ -50,7 +67,7 @@ def run(arguments: list[str]) -> int:
   except TlxError as error:
     return _fail(error, 1)
   except Stopped as stop:
-    print(f'stopped: {stop}; run the same command again to go on', file=sys.stderr)
+    print(words.shown(f'stopped: {stop}; run the same command again to go on'), file=sys.stderr)
     return 128 + stop.signum
   except KeyboardInterrupt:
     return _fail('interrupted', 130)
@@ -109,7 +126,17 @@ def _parse(arguments: list[str]) -> Any:
 def _one_of(commands: Sequence[type], arguments: list[str], prog: str, about: str) -> Any:
   choices = [Annotated[c, tyro.conf.subcommand(c.__name__.lower(), description=c.__doc__)] for c in commands]
   config = (tyro.conf.FlagCreatePairsOff,)
-  return tyro.cli(reduce(or_, choices), args=arguments, prog=prog, config=config, registry=VALUES, description=about)
+  parse = lambda: tyro.cli(
+    reduce(or_, choices), args=arguments, prog=prog, config=config, registry=VALUES, description=about
+  )
+  if all(word == words.shown(word) for word in arguments):
+    return parse()
+  written = io.StringIO()  # an explanation of a wrong option repeats the words
+  try:
+    with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
+      return parse()
+  finally:
+    print(words.shown(written.getvalue(), lines=True), end='', file=sys.stderr)
 
 
 VALUES = ConstructorRegistry()
@@ -142,5 +169,5 @@ def _converted(kind: Callable, word: str) -> Any:
 
 
 def _fail(error: Any, code: int) -> int:
-  print(f'error: {error}', file=sys.stderr)
+  print(words.shown(f'error: {error}', lines=True), file=sys.stderr)
   return code

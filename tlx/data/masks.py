@@ -6,7 +6,6 @@ because they change values at the edges of objects.
 """
 
 import concurrent.futures
-import io
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from tlx.data import decode
+from tlx.data import decode, orientation
 from tlx.types import TlxError
 
 IGNORE = 255  # class index of pixels that neither loss nor metrics count
@@ -60,14 +59,15 @@ def read(
     [[0, 1]]
   """
   try:
-    with _open(io.BytesIO(encoded)) as image:
+    with _open(encoded) as image:
+      decode.load(image, encoded)
       if _is_grey(image, palette is not None):
         return _translate(_numbers(image), values)
       colours = _packed(image)
   except TlxError:
     raise
   except Exception as error:  # Pillow's plugins raise nearly anything on damaged input
-    raise TlxError(f'the mask cannot be decoded: {" ".join(str(error).split())}') from error
+    raise TlxError(f'the mask cannot be decoded: {decode.reason(error)}') from error
   greys = {(value, value, value): value for value in range(256)}
   if palette is None:
     palette = greys if values is None else {c: values[v] for c, v in greys.items() if v in values}
@@ -102,11 +102,15 @@ def look(file: pathlib.Path | BinaryIO, *, coloured: bool = False, count: bool =
   """
   size = (0, 0)
   try:
-    with _open(file) as image:
+    path = isinstance(file, str | os.PathLike)
+    source = file if path and not count else decode.read(file) if path else file.read()
+    with _open(source) as image:
       size = image.height, image.width
+      if count:
+        decode.load(image, source)
       return Found('', size, _count(image, coloured) if count else {})
   except Exception as error:  # as in `read`
-    return Found(' '.join(str(error).split()) or type(error).__name__, size)
+    return Found(decode.reason(error), size)
 
 
 def pixels(found: Iterable[Found]) -> dict[Value, int]:
@@ -160,19 +164,16 @@ def upright_size(path: str | os.PathLike) -> tuple[int, int]:
   Returns:
     Height and width, pixels.
   """
-  with Image.open(path) as image:
-    turned = image.getexif().get(decode.ORIENTATION, 1) in (5, 6, 7, 8)
+  with decode.opened(path) as image:
+    turned = orientation.of(image) > 4
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _open(file) -> Image.Image:
+def _open(source: bytes | str | os.PathLike) -> Image.Image:
   """Opens a mask. Raises TlxError for a lossy format and for too many pixels."""
-  image = Image.open(file, formats=decode.formats())
-  limit = Image.MAX_IMAGE_PIXELS
+  image = decode.opened(source)
   if image.format in LOSSY:
     raise TlxError(f'a {image.format} file, which changes values at edges; next: save masks as PNG')
-  if limit and image.width * image.height > limit:
-    raise TlxError(f'{image.width} x {image.height} pixels are more than the limit of {limit}')
   return image
 
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from tlx import words
 from tlx.data import decode
 from tlx.types import Batch, DataSource, Geometry, Target, Task, TlxError, UsageError
 
@@ -300,21 +301,22 @@ class _Loader:
   def _load(self, index: int) -> tuple[np.ndarray, Geometry, Target] | None:
     if index < 0:
       return None
+    name = f'example {index}'
     try:
       example = self.source[index]
-      image = example.image
+      image, name = example.image, example.name
       if isinstance(image, bytes):
-        image = decode.picture(image, min_size=self.transform.min_size)
+        image = decode.picture(image, min_size=self.transform.min_size, scale=self.transform.grey)
       else:
         image = Image.fromarray(image)
       height, width = self.source.size(index) if self.targets.task.dense else (image.height, image.width)
       geometry = self.transform.geometry(height, width)
       target = self.targets.task.encode(example.annotation, geometry, self.transform.shape)
       return self.transform(image), geometry, target
-    except (TlxError, OSError) as error:  # one bad file must not end a long run
+    except (TlxError, OSError, MemoryError) as error:  # one bad file must not end a long run
       if index not in self.failed:
         self.failed.add(index)
-        log.warning('example %d is left out: %s', index, error)
+        log.warning('%s is left out: %s', words.shown(name), words.shown(str(error) or 'not enough memory'))
       return None
 
 

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from tlx.types import Geometry, Preprocess, Size, UsageError, shape_of
+from tlx.types import Geometry, GreyScale, Preprocess, Size, UsageError, shape_of
 
 INTERPOLATIONS = {
   'nearest': Image.Resampling.NEAREST,
@@ -36,11 +36,13 @@ class Evaluation:
   interpolation: str  # a key of INTERPOLATIONS
   mode: str = 'center'  # one of MODES
   min_size: None = None  # JPEGs are decoded at full size
+  grey: GreyScale | None = None  # for grey of more than 8 bits; decoding applies it
 
   def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
     image = _picture(image) if self.mode == 'squash' else _centre_of_strip(_picture(image))
     (height, width), (top, left) = self._resized(image.height, image.width)
     rows, columns = self.shape
+    image = _flattened(image, height, INTERPOLATIONS[self.interpolation])
     # Pillow resizes rows, then columns. Two calls give the same pixels and skip columns that the crop removes.
     image = image.resize((width, image.height), INTERPOLATIONS[self.interpolation])
     image = image.crop((left, 0, left + columns, image.height))
@@ -72,6 +74,7 @@ class Canvas:
   """Resizes the whole image to one shape, without keeping the aspect ratio. See `canvas`."""
 
   shape: tuple[int, int]  # height and width of the result, pixels
+  grey: GreyScale | None = None  # as in `Evaluation`
 
   @property
   def min_size(self) -> int:
@@ -79,7 +82,8 @@ class Canvas:
     return DRAFT * max(self.shape)
 
   def __call__(self, image: np.ndarray | Image.Image) -> np.ndarray:
-    return np.array(_picture(image).resize(self.shape[::-1], Image.Resampling.BICUBIC))
+    image = _flattened(_picture(image), self.shape[0], Image.Resampling.BICUBIC)
+    return np.array(image.resize(self.shape[::-1], Image.Resampling.BICUBIC))
 
   def geometry(self, height: int, width: int) -> Geometry:
     """The whole photograph of this height and width, in pixels."""
@@ -110,16 +114,22 @@ def evaluation(preprocess: Preprocess) -> Evaluation:
     raise UsageError(
       f'crop {preprocess.crop} is outside (0, 1]: the share of the resized image that the centre crop keeps'
     )
-  return Evaluation(preprocess.shape, preprocess.crop, preprocess.interpolation, preprocess.mode)
+  return Evaluation(preprocess.shape, preprocess.crop, preprocess.interpolation, preprocess.mode, grey=preprocess.grey)
 
 
-def canvas(size: Size) -> Canvas:
+def canvas(size: Size, grey: GreyScale | None = None) -> Canvas:
   """Makes the transform to a canvas of this size, from which the device takes random crops."""
-  return Canvas(shape_of(size))
+  return Canvas(shape_of(size), grey)
 
 
 def _picture(image: np.ndarray | Image.Image) -> Image.Image:
   return Image.fromarray(image) if isinstance(image, np.ndarray) else image
+
+
+def _flattened(image: Image.Image, height: int, how: Image.Resampling) -> Image.Image:
+  """Reduces the height of a tall strip. Pillow would widen all its rows first: 0.9 GB for 1 x 1,000,000 pixels."""
+  tall = image.height > max(height, LONGEST * image.width)
+  return image.resize((image.width, height), how) if tall else image
 
 
 def _centre_of_strip(image: Image.Image) -> Image.Image:

@@ -134,7 +134,7 @@ def _sheet(model: Pretrained, maps, source: DataSource, transform, rows: Sequenc
   @functools.cache
   def seen(index: int) -> tuple[np.ndarray, np.ndarray]:
     image = source[index].image
-    picture = transform(decode.picture(image) if isinstance(image, bytes) else image)
+    picture = transform(decode.picture(image, scale=transform.grey) if isinstance(image, bytes) else image)
     return picture, np.asarray(one(model.variables, picture), np.float32)
 
   tiles, texts = [], []

@@ -123,7 +123,7 @@ class Inputs:
     """The transform on the host: a canvas for random crops if `augmented`, else that of evaluation."""
     if augmented:
       height, width = self.recipe.preprocess.shape
-      return transforms.canvas((round(height * CANVAS), round(width * CANVAS)))
+      return transforms.canvas((round(height * CANVAS), round(width * CANVAS)), self.recipe.preprocess.grey)
     return transforms.evaluation(self.recipe.preprocess)
 
   def in_order(self, split: str, augmented: bool = False, features: boundary.Features | None = None):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console as Rich
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from tlx import words
 from tlx.cost import compiled
 from tlx.train import memory
 from tlx.types import DatasetInfo, Task, shape_of
@@ -28,29 +29,39 @@ WIDE = 200  # columns, if the output is a file or a pipe
 LOGGED_ALONE = ('grad_norm', 'learning_rate', 'images_per_second')  # not shown in the progress line, to keep it short
 
 
+class _Literal(Rich):
+  """Prints every text as it is: rich would take [bold] and :smile: in names for its own codes."""
+
+  def __init__(self, **options):
+    super().__init__(markup=False, emoji=False, **options)
+
+  def render_str(self, text: str, **options) -> Text:  # of lines, titles and cells alike
+    return super().render_str(words.shown(text, lines=True), **options)
+
+
 class Console:
   """Prints tables and lines to standard output, and warnings to standard error."""
 
   def __init__(self, quiet: bool = False):
     terminal = sys.stdout.isatty()
     width = None if terminal or 'COLUMNS' in os.environ else WIDE  # a file or a pipe has no width
-    self.rich = Rich(quiet=quiet, highlight=False, soft_wrap=not terminal, width=width)
+    self.rich = _Literal(quiet=quiet, highlight=False, soft_wrap=not terminal, width=width)
     self.quiet = quiet
 
   def line(self, text: str) -> None:
     """Prints a line."""
-    self.rich.print(escape(text))
+    self.rich.print(text)
 
   def warn(self, text: str) -> None:
     """Prints a warning, even with `quiet`."""
-    print(f'warning: {text}', file=sys.stderr, flush=True)
+    print(words.shown(f'warning: {text}', lines=True), file=sys.stderr, flush=True)
 
   def data(self, info: DatasetInfo) -> None:
     """Prints split sizes, classes with the fewest and most images, notes, and rejected files with the reason."""
     table = _table(f'data: {info.name}', 'split', 'images', 'classes', 'fewest', 'most')
     for split, counts in info.counts.items():
       fewest, most = (f'{f(counts):,} {info.class_names[counts.index(f(counts))]}' for f in (min, max))
-      table.add_row(split, f'{sum(counts):,}', str(sum(c > 0 for c in counts)), escape(fewest), escape(most))
+      table.add_row(split, f'{sum(counts):,}', str(sum(c > 0 for c in counts)), fewest, most)
     self.rich.print(table)
     shown = ', '.join(info.class_names[:12]) + (
       f', ... ({len(info.class_names)})' if len(info.class_names) > 12 else ''
@@ -68,7 +79,7 @@ class Console:
     if why:
       table = _table('defaults', 'option', 'value')
       for name, value in why.items():
-        table.add_row(f'--{name.replace("_", "-")}', escape(value))
+        table.add_row(f'--{name.replace("_", "-")}', value)
       self.rich.print(table)
 
   def learning(self, phases: Sequence[tuple[str, int, Sequence[Any]]]) -> None:
@@ -134,7 +145,7 @@ class Console:
       cells.pop(leave_out, None)
       table = _table('', *cells)
       for row in rows:
-        table.add_row(*(escape(cell(row)) for cell in cells.values()))
+        table.add_row(*(cell(row) for cell in cells.values()))
       if self._natural_width(table) <= self.rich.width:
         break
     self.rich.print(table)
@@ -189,14 +200,15 @@ class Console:
   def work(self, what: str) -> Iterator[Callable[[int, int, Mapping[str, float]], None]]:
     """Shows a progress bar on a terminal. It yields the function (done, total, {name: number}) to update it."""
     with self._bar() as bar:
-      task = bar.add_task(what, total=None, numbers='')
+      task = bar.add_task(words.shown(what), total=None, numbers='')
       text = lambda numbers: '  '.join(f'{name} {value:.4g}' for name, value in numbers.items())
       yield lambda done, total, numbers: bar.update(task, completed=done, total=total, numbers=text(numbers))
 
   def _bar(self) -> Progress:
     return Progress(
-      TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[numbers]}'),
-      TimeRemainingColumn(), console=self.rich, disable=self.quiet or not self.rich.is_terminal,
+      TextColumn('{task.description}', markup=False), BarColumn(), MofNCompleteColumn(),
+      TextColumn('{task.fields[numbers]}', markup=False), TimeRemainingColumn(),
+      console=self.rich, disable=self.quiet or not self.rich.is_terminal,
     )  # fmt: skip
 
 

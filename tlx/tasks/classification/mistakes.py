@@ -8,7 +8,7 @@ import numpy as np
 from tlx.data import decode, transforms
 from tlx.explain import gradcam
 from tlx.report import folder, thumbnail
-from tlx.types import DataSource, Pretrained
+from tlx.types import DataSource, GreyScale, Pretrained
 
 
 def write(
@@ -54,7 +54,7 @@ def add_heat(
     most: maximum number of mistakes, as in `write`.
   """
   chosen, transform = _chosen(records, most), transforms.evaluation(model.preprocess)
-  images = [transform(_decoded(source[int(records['index'][i])].image)) for i in chosen]
+  images = [transform(_decoded(source[int(records['index'][i])].image, transform.grey)) for i in chosen]
   found = folder.read_json(out / 'mistakes.json')
   for rank, heat in enumerate(gradcam.overlays(model, images, records['prediction'][chosen])):
     found[rank]['heat'] = f'mistakes/{rank:02d}-heat.jpg'
@@ -68,5 +68,5 @@ def _chosen(records: Mapping[str, np.ndarray], most: int) -> np.ndarray:
   return wrong[np.argsort(-records['confidence'][wrong], kind='stable')][:most]
 
 
-def _decoded(image: np.ndarray | bytes) -> np.ndarray:
-  return decode.decode(image) if isinstance(image, bytes) else image
+def _decoded(image: np.ndarray | bytes, scale: GreyScale | None) -> np.ndarray:
+  return decode.decode(image, scale=scale) if isinstance(image, bytes) else image

@@ -59,7 +59,8 @@ def write(
   forward = forward_of(model)
   for rank, row in enumerate(np.argsort(records['iou'], kind='stable')[:WORST]):
     example = source[int(records['index'][row])]
-    photograph = decode.decode(example.image) if isinstance(example.image, bytes) else example.image
+    image = example.image
+    photograph = decode.decode(image, scale=transform.grey) if isinstance(image, bytes) else image
     outputs = np.asarray(forward(transform(photograph)[None]))[0]
     prediction = task.decode(outputs, transform.geometry(*photograph.shape[:2]))
     shown = {'': photograph, '-truth': overlay(photograph, example.annotation),
