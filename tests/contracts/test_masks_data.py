@@ -198,14 +198,14 @@ def test_what_cannot_be_used_is_left_out_and_counted(tmp_path):
   mask(tmp_path / 'masks/0.png', 255)
   (tmp_path / 'images/1.jpg').write_bytes(b'nothing')
   (tmp_path / 'masks/2.png').write_bytes((tmp_path / 'masks/2.png').read_bytes()[:60])
-  (tmp_path / 'images/9.heic').write_bytes(b'x')
+  (tmp_path / 'images/9.xyz').write_bytes(b'x')
   (tmp_path / 'old').mkdir()
   info, _ = load(tmp_path)
   reasons = dict(info.rejected)
   assert sum(info.images.values()) == 5
   assert reasons['images/0.jpg'] == 'all pixels are ignored'
   assert 'not an image' in reasons['images/1.jpg'] and '2.png' in reasons['images/2.jpg']
-  assert info.notes[0].endswith('old is a folder that the layout does not use') and '.heic 1' in info.notes[1]
+  assert info.notes[0].endswith('old is a folder that the layout does not use') and '.xyz 1' in info.notes[1]
 
 
 def test_the_orientation_of_a_photograph_counts(tmp_path):
