@@ -146,7 +146,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 def _decode(file: Path, transform: transforms.Evaluation) -> tuple[np.ndarray, np.ndarray, Geometry] | str:
   """(photograph, input of the model, geometry), or the reason if the file cannot be read."""
   try:
-    picture = decode.picture(file.read_bytes())
+    picture = decode.picture(decode.read(file), scale=transform.grey)
     return np.asarray(picture), transform(picture), transform.geometry(picture.height, picture.width)
   except TlxError as error:
     return str(error)

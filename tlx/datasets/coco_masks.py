@@ -54,6 +54,7 @@ class Facts(NamedTuple):
   problem: str  # what the user must correct; '' if nothing is wrong
   reason: str  # why the image cannot be used; '' if it can
   counts: np.ndarray | None = None  # int64 [k], pixels of each class; zeros if they were not counted
+  grey: str = ''  # as in decode.Finding
 
 
 class CocoSource(DataSource):
@@ -67,7 +68,7 @@ class CocoSource(DataSource):
 
   def __getitem__(self, index: int) -> Example:
     path = self.photos[index].path
-    return Example(path.read_bytes(), self.annotation(index), path.relative_to(self.root).as_posix())
+    return Example(decode.read(path), self.annotation(index), path.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> np.ndarray:
     """Draws the mask uint8 [h, w]: class indices, or IGNORE. Raises TlxError if an object cannot be drawn."""
@@ -140,6 +141,7 @@ def load(argument: str, *, seed: int) -> Dataset:
     names = {split: [photo.path.name for photo in found] for split, found in photos.items()}
     words.refuse(dense_split.untrained(class_names, counts, names))
   sizes = [photo.size for found in photos.values() for photo in found]
+  deep = decode.look([p.path for found in photos.values() for p in found if facts[p.path].grey], seed=seed)
   info = DatasetInfo(
     name=root.name,
     class_names=class_names,
@@ -149,7 +151,9 @@ def load(argument: str, *, seed: int) -> Dataset:
     rejected=tuple(rejected),
     task='segmentation',
     images={split: len(found) for split, found in photos.items()},
+    grey=deep.scale,
     notes=(
+      *deep.notes,
       *listing.unread(listing.look(root).left_out, but=('.json',)),
       *duplicates.across(root, {split: [photo.path for photo in found] for split, found in photos.items()}),
     ),
@@ -241,16 +245,17 @@ def _check(photos: Sequence[Photo], uncovered: int, classes: int) -> dict[pathli
 
 def _look(photo: Photo, uncovered: int, classes: int, *, full: bool, count: bool) -> Facts:
   """Checks one image: whether it can be decoded, has the stated size, and has pixels of a class."""
-  if reason := decode.inspect(photo.path, full=full).reason:
-    return Facts('', reason)
+  found = decode.inspect(photo.path, full=full)
+  if found.reason:
+    return Facts('', found.reason)
   size = upright_size(photo.path)
   if size != photo.size:
     stated = ' x '.join(map(str, photo.size))
     return Facts(f'{photo.path} has {size[0]} x {size[1]} pixels (height x width), its json file says {stated}', '')
   if not count:
-    return Facts('', '', np.zeros(classes, np.int64))
+    return Facts('', '', np.zeros(classes, np.int64), found.grey)
   try:
     counts = np.bincount(draw(photo, uncovered).ravel(), minlength=IGNORE + 1)[:classes]
   except TlxError as error:
     return Facts('', str(error))
-  return Facts('', '' if counts.any() else 'all pixels are ignored', counts)
+  return Facts('', '' if counts.any() else 'all pixels are ignored', counts, found.grey)

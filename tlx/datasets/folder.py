@@ -35,8 +35,8 @@ class FolderSource(Labelled):
     return len(self.paths)
 
   def __getitem__(self, index: int) -> Example:
-    path = pathlib.Path(self.paths[index])
-    return Example(path.read_bytes(), int(self.labels[index]), path.relative_to(self.root).as_posix())
+    path = self.paths[index]
+    return Example(decode.read(path), int(self.labels[index]), _below(self.root, path))
 
   def fingerprint(self) -> str | None:
     return fingerprint(self.root, map(pathlib.Path, self.paths))
@@ -64,6 +64,7 @@ def load(argument: str, *, seed: int) -> Dataset:
   words.refuse(_unusable(root, layout, findings))
   sources = {split: _source(root, part, classes, findings) for split, part in layout.splits.items()}
   splits, note = _with_validation(sources, seed)
+  deep = decode.look([path for path, f in findings.items() if f.grey and not f.reason], seed=seed)
   info = DatasetInfo(
     name=root.name,
     class_names=classes,
@@ -71,7 +72,8 @@ def load(argument: str, *, seed: int) -> Dataset:
     resolution=tuple(np.median([f.size for f in findings.values() if not f.reason], axis=0).astype(int).tolist()),
     source=f'{root}{note}',
     rejected=rejected,
-    notes=(*layout.notes, *_left_out(root, found, layout), *duplicates.across(root, _paths(splits))),
+    notes=(*layout.notes, *_left_out(root, found, layout), *duplicates.across(root, _paths(splits)), *deep.notes),
+    grey=deep.scale,
   )
   return Dataset(info, splits)
 

@@ -53,7 +53,7 @@ class MaskSource(DataSource):
 
   def __getitem__(self, index: int) -> Example:
     image = self.pairs[index].image
-    return Example(image.read_bytes(), self.annotation(index), image.relative_to(self.root).as_posix())
+    return Example(decode.read(image), self.annotation(index), image.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> np.ndarray:
     """Reads the mask uint8 [h, w]: class indices, or IGNORE. Raises TlxError if the file cannot be read."""
@@ -77,6 +77,7 @@ class Facts(NamedTuple):
 
   reason: str  # why the image cannot be used; '' if it can
   size: tuple[int, int]  # height and width of the upright image, pixels
+  grey: str  # as in decode.Finding
   mask: masks.Found  # the values in the mask
 
 
@@ -108,6 +109,7 @@ def load(argument: str, *, seed: int) -> Dataset:
     names = {split: [pair.mask.relative_to(root).as_posix() for pair in pairs] for split, pairs in splits.items()}
     words.refuse(dense_split.untrained(legend.class_names, counts, names))
   used = [facts[pair] for pairs in splits.values() for pair in pairs]
+  deep = decode.look([pair.image for pairs in splits.values() for pair in pairs if facts[pair].grey], seed=seed)
   info = DatasetInfo(
     name=root.name,
     class_names=legend.class_names,
@@ -117,7 +119,12 @@ def load(argument: str, *, seed: int) -> Dataset:
     rejected=tuple((pair.image.relative_to(root).as_posix(), why) for pair, why in rejected.items()),
     task='segmentation',
     images={split: len(pairs) for split, pairs in splits.items()},
-    notes=(*found.notes, *duplicates.across(root, {s: [p.image for p in pairs] for s, pairs in splits.items()})),
+    grey=deep.scale,
+    notes=(
+      *found.notes,
+      *deep.notes,
+      *duplicates.across(root, {split: [pair.image for pair in pairs] for split, pairs in splits.items()}),
+    ),
   )
   sources = {s: MaskSource(root, pairs, [facts[p].size for p in pairs], legend) for s, pairs in splits.items()}
   return Dataset(info, sources)
@@ -153,7 +160,7 @@ def _check(pairs: Sequence[Pair], *, coloured: bool) -> dict[Pair, Facts]:
 
 def _facts(pair: Pair, image: decode.Finding, mask: masks.Found) -> Facts:
   reason = image.reason or (f'its mask {pair.mask.name}: {mask.reason}' if mask.reason else '')
-  return Facts(reason, image.size if image.reason else masks.upright_size(pair.image), mask)
+  return Facts(reason, image.size if image.reason else masks.upright_size(pair.image), image.grey, mask)
 
 
 def _sizes(root: pathlib.Path, facts: Mapping[Pair, Facts]) -> list[str]:

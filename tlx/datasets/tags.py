@@ -51,7 +51,7 @@ class TagSource(DataSource):
 
   def __getitem__(self, index: int) -> Example:
     path = self.paths[index]
-    return Example(path.read_bytes(), self.tags[index], path.relative_to(self.root).as_posix())
+    return Example(decode.read(path), self.tags[index], path.relative_to(self.root).as_posix())
 
   def annotation(self, index: int) -> list[int]:
     """The ids of the tags of an image, in ascending order."""
@@ -96,6 +96,7 @@ def load(argument: str, *, seed: int) -> Dataset:
     split: TagSource(root, [root / usable[i].file for i in rows], [np.flatnonzero(hot[i]).tolist() for i in rows])
     for split, rows in parts.items()
   }
+  deep = decode.look([root / e.file for e in usable if findings[e.file].grey], seed=seed)
   info = DatasetInfo(
     name=root.name,
     class_names=names,
@@ -105,7 +106,9 @@ def load(argument: str, *, seed: int) -> Dataset:
     rejected=_left_out(entries, sorted(images), findings),
     task='multilabel',
     images={split: len(rows) for split, rows in parts.items()},
+    grey=deep.scale,
     notes=(
+      *deep.notes,
       *listing.unread(there.left_out, but=('.csv', '.json')),
       *duplicates.across(root, {split: source.paths for split, source in sources.items()}),
     ),
