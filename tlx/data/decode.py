@@ -70,6 +70,7 @@ def decode(encoded: bytes, *, min_size: int | None = None, scale: GreyScale | No
     TlxError: as in `picture`.
 
   Examples:
+    >>> import io
     >>> file = io.BytesIO()
     >>> Image.new('RGB', (3, 2), 'red').save(file, 'png')
     >>> decode(file.getvalue()).shape

@@ -53,6 +53,7 @@ def read(
     TlxError: with the reason, if the file is not an image, is damaged or lossy, or contains a value without a class.
 
   Examples:
+    >>> import io
     >>> file = io.BytesIO()
     >>> Image.fromarray(np.uint8([[0, 7]])).save(file, 'png')
     >>> read(file.getvalue(), values={0: 0, 7: 1}).tolist()
