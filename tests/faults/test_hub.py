@@ -114,7 +114,7 @@ def transfers(hub):
 def test_a_model_is_downloaded_once_and_then_used_offline(hub, tmp_path):
   first = loaded(hub, tmp_path, 'hf-hub:owner/good')
   assert first.returncode == 0 and first.stdout.split() == ['mobilenetv1_test', '7'], first.stderr
-  assert len(transfers(hub)) == 1
+  assert len(transfers(hub)) == 1 and all('/owner/good/' in path for _, path, _ in hub.asked)  # and nothing else
   again = loaded(hub, tmp_path, f'hf-hub:owner/good@{COMMIT}')
   assert again.stdout == first.stdout and len(transfers(hub)) == 1, again.stderr
   hub.asked.clear()

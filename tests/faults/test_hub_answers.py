@@ -289,5 +289,5 @@ def test_what_the_library_downloaded_is_found(server, tmp_path, weights):
     (blobs / name).write_bytes(content)
     (snapshot / name).symlink_to(blobs / name)
   assert fetch(f'hf-hub:owner/name@{COMMIT}') == snapshot and not server.asked
-  assert fetch('hf-hub:owner/name') == snapshot and [path for path, _ in server.asked] == [API]
+  assert fetch('hf-hub:owner/name') == snapshot and [path for path, _ in server.asked] == [API]  # and nothing else
   assert (blobs.parent / 'refs' / 'main').read_text() == COMMIT

@@ -141,9 +141,14 @@ def _earlier(repository: pathlib.Path, at: Repository) -> pathlib.Path | None:
 
 
 def _headers() -> dict[str, str]:
-  from huggingface_hub.utils import build_hf_headers
+  """The user's token. huggingface_hub's own `build_hf_headers` asks the hub for a list of agents, without a bound."""
+  from huggingface_hub import constants, get_token
 
-  return {name.title(): value for name, value in build_hf_headers(library_name='tlx').items()}
+  try:
+    token = '' if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+  except Exception as error:  # it may ask a server for a new one, with whatever network library it uses
+    raise web.Unreachable(f'no token of the hub ({words.shown(str(error))[:160]}); run: hf auth login') from None
+  return {'Authorization': f'Bearer {token}'} if token else {}
 
 
 def _listing(at: Repository, endpoint: str) -> tuple[str, list[str]]:
