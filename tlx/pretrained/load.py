@@ -12,7 +12,7 @@ from tlx import catalog, trees, weights
 from tlx.labels import HEAD
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
-from tlx.pretrained.found import Asked, Found, locate, resolve
+from tlx.pretrained.found import Asked, Found, locate, require_channels, resolve
 from tlx.types import Pretrained, Size, Source, UsageError, Variables
 from tlx.weights import records, rules
 
@@ -96,6 +96,8 @@ def _read(found: Found, ask: Asked) -> Pretrained:
     stored = _with_head(found, ask, tensors, where)
   else:
     stored = _classifier(found, tensors, where)
+  if ask.in_channels is None and found.location == str(found.folder):
+    require_channels(found, stored.table, tensors, where)
   variables, dropped, module, fresh = _variables(found, ask, stored, tensors, where)
   return Pretrained(
     module,
