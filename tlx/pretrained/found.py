@@ -127,14 +127,14 @@ def resolve(name: str) -> Found:
   folder = weights.fetch(name)
   config, processor = weights.read_config(folder), weights.read_processor(folder)
   records.check(config, processor, f'{name}/')
-  if of_library := _built(catalog.whole_of_config, config):
-    found = _of_whole(*of_library, folder, smp.opened(config), processor)
-    return found._replace(head=found.record.get('head')) if found.record else found  # tlx may have replaced the head
-  if config.get('architecture') is None and config.get('model_type') is None:
+  if all(config.get(key) is None for key in ('architecture', 'model_type', smp.CLASS)):
     raise TlxError(
       f'{name}/config.json names no "architecture" (timm) and no "model_type" (transformers); '
       f'it has {", ".join(map(plain, config)) or "nothing"}'
     )
+  if of_library := _built(catalog.whole_of_config, config):
+    found = _of_whole(*of_library, folder, smp.opened(config), processor)
+    return found._replace(head=found.record.get('head')) if found.record else found  # tlx may have replaced the head
   found = Found(_built(_described, config), folder, config, processor)
   return found._replace(head=found.record.get('head'))
 

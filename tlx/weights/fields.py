@@ -12,6 +12,7 @@ CHANNELS = 1024
 VALUES = 1 << 28  # largest height * width * channels: 1 GiB of float32
 CLASSES = 1_000_000
 SCALE = 1e4  # largest mean and standard deviation; those for pixels in [0, 255] stay below 256
+DIVISOR = 1e-6  # smallest standard deviation
 LONGEST = 60  # characters of a value in a message
 
 
@@ -75,7 +76,7 @@ class Fields:
     return Fields(value if isinstance(value, Mapping) else {}, self.problems, f'{self.place}{name}.')
 
   def statistics(self, name: str, default: tuple[float, ...], channels: int, low: float) -> tuple[float, ...]:
-    """Reads a mean or a standard deviation above `low`: one number, or a list with one per channel.
+    """Reads a mean or a standard deviation of at least `low`: one number, or a list with one per channel.
 
     A list for RGB is right whatever the channels: libraries keep it when they adapt the first layer.
     """
@@ -86,14 +87,14 @@ class Fields:
     if isinstance(value, list) and len(value) == 1:
       values = value * channels
     fits = isinstance(values, list) and len(values) in (channels, 3)
-    if fits and all(is_number(each) and low < each <= SCALE for each in values):
+    if fits and all(is_number(each) and low <= each <= SCALE for each in values):
       return tuple(float(each) for each in values)
-    above = 'above 0' if low == 0 else f'from {-SCALE:g}'
-    self.wrong(name, f'it must be a number {above} up to {SCALE:g}, or a list with one for each of {channels} channels')
+    wanted = f'a number from {low:g} to {SCALE:g}, or a list with one for each of {channels} channels'
+    self.wrong(name, f'it must be {wanted}')
     return default
 
-  def names(self, name: str) -> tuple[str, ...]:
-    """Reads names of classes: a list, or an object from ids to names; () if the field is missing or wrong."""
+  def names(self, name: str, *, listed: bool = True) -> tuple[str, ...]:
+    """Reads names of classes: an object from ids to names, or a list if `listed`; () if there are none or a problem."""
     value = self.record.get(name)
     if value is None:
       return ()
@@ -103,8 +104,10 @@ class Fields:
         self.wrong(name, f'its ids must be the integers from 0 to {len(value) - 1}')
         return ()
       value = [ids[i] for i in range(len(ids))]
+    elif not listed:
+      value = None
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-      self.wrong(name, 'it must be a list of texts, or an object from ids to texts')
+      self.wrong(name, f'it must be {"a list of texts, or " * listed}an object from ids to texts')
       return ()
     if odd := [each for each in value if not speakable(each)]:
       self.problems.append(

@@ -8,25 +8,25 @@ from tlx.weights.fields import CHANNELS, CLASSES, SIDE, VALUES, Fields, is_numbe
 
 WIDEST = 1 << 16  # channels of a layer
 PATCHES = 1 << 18  # of an image: 512 x 512, which a table of positions must have room for
-DEEPEST = 1000  # blocks of a stage
+DEEPEST = 64  # blocks of a stage; published networks stop at 48, and tracing takes some 0.1 s for each
 STAGES = 64
 LIMITS = {  # integers: (smallest, largest). A field is a list where transformers' default is one.
   **dict.fromkeys(
     ('hidden_size', 'intermediate_size', 'num_attention_heads', 'hidden_sizes', 'embed_dim', 'num_heads', 'window_size',
-     'embedding_size', 'groups_width', 'sr_ratios', 'decoder_hidden_size', 'decoder_intermediate_size',
+     'embedding_size', 'groups_width', 'decoder_hidden_size', 'decoder_intermediate_size',
      'decoder_num_attention_heads'),
     (1, WIDEST),
   ),
   **dict.fromkeys(('num_hidden_layers', 'depths', 'decoder_num_hidden_layers', 'num_encoder_blocks'), (1, DEEPEST)),
+  'sr_ratios': (1, 32),  # sides of the squares of tokens that attention averages
   'num_channels': (1, CHANNELS),
   'num_register_tokens': (0, WIDEST),
   'pretrained_window_sizes': (0, SIDE),
 }  # fmt: skip
 RATIOS = {  # other numbers
   **dict.fromkeys(('layer_norm_eps', 'batch_norm_eps'), (1e-20, 1)),
-  **dict.fromkeys(
-    ('mlp_ratio', 'mlp_ratios', 'depth_multiplier', 'width_coefficient', 'depth_coefficient'), (1e-3, 100)
-  ),
+  **dict.fromkeys(('mlp_ratio', 'mlp_ratios'), (1e-3, 100)),
+  **dict.fromkeys(('depth_multiplier', 'width_coefficient', 'depth_coefficient'), (1e-3, 8)),
   **dict.fromkeys(('layer_scale_init_value', 'rope_theta'), (0, 1e9)),
   **dict.fromkeys(('classifier_dropout_prob', 'dropout_rate', 'drop_path_rate', 'hidden_dropout_prob'), (0, 1)),
 }  # fmt: skip

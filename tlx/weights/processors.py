@@ -1,6 +1,7 @@
 """Reads the image processors of transformers (preprocessor_config.json) as a Preprocess.
 
-Each processor has a class. The class has the defaults of fields that are missing or null, as in transformers 5.24.
+Each processor has a class. The class has the defaults of fields that are missing, as in transformers 5.24. There null
+turns a step off, and a step that is on refuses null for its values.
 """
 
 import math
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tlx import words
 from tlx.types import Preprocess
-from tlx.weights.fields import RESIZED, SCALE, SIDE, Fields, are, is_side, per_channel
+from tlx.weights.fields import DIVISOR, RESIZED, SCALE, SIDE, Fields, are, is_side, per_channel
 
 Shape = tuple[int, int]  # height and width, pixels
 EDGE, SIDES = 'shortest_edge', ('height', 'width')
@@ -79,7 +80,9 @@ def read(fields: Fields, model_type: Any, default: Preprocess, channels: int) ->
   """
   kind = _kind(fields, model_type, default)
   _refuse_others(fields, kind)
-  if not fields.flag('do_resize', True):
+  if _on(fields, 'do_resize', True):
+    _need(fields, 'size', 'resample')
+  else:
     fields.lacks('do_resize', 'tlx resizes every picture')
   shape, mode, resized = _geometry(fields, kind)
   mean, std = _statistics(fields, kind, channels)
@@ -162,7 +165,8 @@ def _refuse_others(fields: Fields, kind: Kind) -> None:
   has = {'include_top': kind.twice, 'rescale_offset': kind.twice, 'crop_pct': kind.crop_pct is not None}
   for name, value in fields.record.items():
     if name in OWN:
-      if not has[name] and value not in (None, False, 1.0):
+      asked = value is not None and value is not False and not (name == 'crop_pct' and value == 1)
+      if asked and not has[name]:
         fields.lacks(name, f'only {OWN[name]}ImageProcessor has this step')
     elif name in FOREIGN or (name.startswith('do_') and name not in KNOWN):
       if value:
@@ -192,9 +196,22 @@ def _size(fields: Fields, name: str, default: Any, square: bool) -> Mapping[str,
   return {}
 
 
+def _on(fields: Fields, name: str, default: bool) -> bool:
+  """Whether a step is on."""
+  return fields.flag(name, default and name not in fields.record)
+
+
+def _need(fields: Fields, *names: str) -> None:
+  """Notes values of a step that are null."""
+  for name in names:
+    if name in fields.record and fields.record[name] is None:
+      fields.wrong(name, 'transformers too refuses null, because the step that uses it is on')
+
+
 def _geometry(fields: Fields, kind: Kind) -> tuple[Shape, str, Shape]:
   """(shape of the result, crop mode, shape of a square picture after the first resize), in pixels."""
-  cropped = fields.flag('do_center_crop', kind.cropped)
+  if cropped := _on(fields, 'do_center_crop', kind.cropped):
+    _need(fields, 'crop_size')
   size = _size(fields, 'size', kind.size, kind.square)
   crop = _size(fields, 'crop_size', kind.crop, True) if cropped else {}
   crop_pct = fields.number('crop_pct', kind.crop_pct or 1.0, 0.01, 1.0)
@@ -223,6 +240,8 @@ def _convnext(fields: Fields, edge: int | None, shape: Shape, crop_pct: float) -
   if not edge:
     fields.lacks('size', f'a class with crop_pct needs "{EDGE}" or one number')
     return shape, 'squash', shape
+  if edge < SQUASHED_FROM:
+    _need(fields, 'crop_pct')
   whole = int(edge / crop_pct)
   if shape != (edge, edge):
     fields.lacks('crop_size', f'the resize crops already, to {edge}')
@@ -234,12 +253,13 @@ def _convnext(fields: Fields, edge: int | None, shape: Shape, crop_pct: float) -
 def _statistics(fields: Fields, kind: Kind, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
   """Folds rescaling and normalisation, which see pixels in [0, 255], into a mean and a deviation of [0, 1]."""
   factor = fields.number('rescale_factor', 1 / 255, 1e-6, 1e4)
-  rescaled, normalised = fields.flag('do_rescale', True), fields.flag('do_normalize', True)
-  twice, offset = fields.flag('include_top', kind.twice), fields.flag('rescale_offset', False)
+  rescaled, normalised = _on(fields, 'do_rescale', True), _on(fields, 'do_normalize', True)
+  twice, offset = _on(fields, 'include_top', kind.twice), _on(fields, 'rescale_offset', False)
+  _need(fields, *['rescale_factor'] * rescaled, *['image_mean', 'image_std'] * normalised)
   scale = 255 * factor if rescaled else 255.0
   scale = 1.0 if abs(scale - 1) < 1e-6 else scale
   means = fields.statistics('image_mean', kind.statistics[0], channels, -SCALE)
-  deviations = fields.statistics('image_std', kind.statistics[1], channels, 0)
+  deviations = fields.statistics('image_std', kind.statistics[1], channels, DIVISOR)
   if len(means) != len(deviations):  # one of them is for RGB
     means, deviations = per_channel(means, channels), per_channel(deviations, channels)
   # The outputs are (scale * pixels - offset - mean) / std. EfficientNet's class divides by the deviation once more.

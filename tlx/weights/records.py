@@ -228,6 +228,7 @@ def _check_own(fields: Fields) -> None:
 def _check_network(fields: Fields) -> None:
   """Checks the fields of transformers' config.json against the types of its own defaults."""
   network_fields.check_labels(fields)
+  fields.inside('label2id')
   if not isinstance(kind := fields.record['model_type'], str):
     return
   try:
@@ -271,7 +272,7 @@ def _preprocess(config: Record, processor: Record, default: Preprocess, problems
 
 
 def _names(fields: Fields) -> tuple[str, ...]:
-  of_transformers = fields.names('id2label')
+  of_transformers = fields.names('id2label', listed=False)
   record = timm_fields.pretrained(fields)
   of_timm = fields.names('label_names') or (record.names('label_names') if record is not fields else ())
   return of_transformers or of_timm or (fields.names('labels') if record is fields else ())

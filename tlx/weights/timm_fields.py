@@ -3,7 +3,7 @@
 from typing import Any
 
 from tlx.types import Preprocess, Size
-from tlx.weights.fields import CHANNELS, RESIZED, SCALE, SIDE, VALUES, Fields, are, is_side, per_channel
+from tlx.weights.fields import CHANNELS, DIVISOR, RESIZED, SCALE, SIDE, VALUES, Fields, are, is_side, per_channel
 
 INTERPOLATIONS, MODES = ('nearest', 'bilinear', 'bicubic', 'lanczos'), ('center', 'squash')
 
@@ -37,7 +37,7 @@ def read(fields: Fields, default: Preprocess, channels: int) -> Preprocess:
   if max(shape) / crop > RESIZED:
     fields.wrong('crop_pct', f'the resized picture would have more than {RESIZED} pixels a side')
   mean = fields.statistics('mean', default.mean, channels, -SCALE)
-  std = fields.statistics('std', default.std, channels, 0)
+  std = fields.statistics('std', default.std, channels, DIVISOR)
   if len(mean) != len(std):  # one of them is for RGB
     mean, std = per_channel(mean, channels), per_channel(std, channels)
   return Preprocess(
