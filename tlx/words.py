@@ -25,7 +25,7 @@ def install(extra: str) -> str:
 
 
 def shown(text: str, *, lines: bool = False) -> str:
-  r"""Escapes what a terminal would obey or could not write: control characters, changes of direction, lone surrogates.
+  """Escapes what a terminal would obey or could not write: control characters, changes of direction, lone surrogates.
 
   Names of files, classes and tensors come from strangers. An escape sequence in one could rewrite the screen.
 

@@ -3,20 +3,22 @@
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
+import numpy as np
 
 from tlx import catalog, weights, words
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
 from tlx.types import Checkpoint, Preprocess, Size, TlxError, UsageError, WholeModel, shape_of
-from tlx.weights import fit, hub, records, smp
+from tlx.weights import fit, hub, records, rules, smp
 
-TLX = 'tlx'  # the key of config.json for a head that no other library knows
+TLX = records.TLX  # the key of config.json for a head that no other library knows
 Record = Mapping[str, Any]
+T = TypeVar('T')
 
 POOLS = {'mean': 'avg', 'raw_mean': 'avg', 'token': 'token', 'map': 'map'}  # a config's `pool` -> timm's global_pool
 
@@ -53,6 +55,7 @@ class Found(NamedTuple):
   def preprocess(self) -> Preprocess:
     """The preprocessing of the model at its own size."""
     record = preprocess_of(self.config, self.processor, self.checkpoint)
+    # Records of squares of another size are usual: DINOv2's crops to 224 pixels, and its table is for 518.
     return record._replace(size=self.variant.config.size or record.size)
 
 
@@ -72,18 +75,21 @@ class Asked(NamedTuple):
     return self.in_channels or records.channels(config)
 
   def preprocess(self, found: Found) -> Preprocess:
-    """The checkpoint's preprocessing, with this size and number of channels."""
-    record, channels = found.preprocess, self.channels(found.config)
-    return records.for_channels(record._replace(size=self.image_size or record.size), channels)
+    """The checkpoint's preprocessing, with this size and number of channels.
+
+    Raises UsageError if the size is not a square, but has to be one.
+    """
+    record = preprocess_of(found.config, found.processor, found.checkpoint)
+    require_square(found.variant, self.image_size or record.size)
+    size = self.image_size or found.variant.config.size or record.size
+    return records.for_channels(record._replace(size=size), self.channels(found.config))
 
   def variant(self, variant: catalog.Variant) -> catalog.Variant:
     """The variant at this size. Raises UsageError if it accepts only squares and the size is not square."""
     if self.image_size is None or variant.config.size is None:
       return variant
-    height, width = shape_of(self.image_size)
-    if height != width:
-      raise UsageError(f'image size {height}x{width}: {variant.name} has a table of positions, which must be square')
-    return variant._replace(config=dataclasses.replace(variant.config, size=height))
+    require_square(variant, self.image_size)
+    return variant._replace(config=dataclasses.replace(variant.config, size=shape_of(self.image_size)[0]))
 
   def module(self, variant: catalog.Variant, classes: int, head: str | nn.Module | None = None) -> TransferModel:
     """Builds the module.
@@ -124,16 +130,17 @@ def resolve(name: str) -> Found:
     if variant.checkpoint and variant.checkpoint.location == name:
       return Found(variant, None, {}, {})
   folder = weights.fetch(name)
-  config = weights.read_config(folder)
-  if of_library := catalog.whole_of_config(config):
-    found = _of_whole(*of_library, folder, smp.opened(config), weights.read_processor(folder))
-    return found._replace(head=found.record.get('head')) if found.record else found  # tlx may have replaced the head
-  if 'architecture' not in config and 'model_type' not in config:
+  config, processor = weights.read_config(folder), weights.read_processor(folder)
+  records.check(config, processor, f'{name}/')
+  if all(config.get(key) is None for key in ('architecture', 'model_type', smp.CLASS)):
     raise TlxError(
       f'{name}/config.json names no "architecture" (timm) and no "model_type" (transformers); '
-      f'it has {", ".join(config)}'
+      f'it has {", ".join(map(words.shown, config)) or "nothing"}'
     )
-  found = Found(_described(config), folder, config, weights.read_processor(folder))
+  if of_library := _built(catalog.whole_of_config, config):
+    found = _of_whole(*of_library, folder, smp.opened(config), processor)
+    return found._replace(head=found.record.get('head')) if found.record else found  # tlx may have replaced the head
+  found = Found(_built(_described, config), folder, config, processor)
   return found._replace(head=found.record.get('head'))
 
 
@@ -191,6 +198,7 @@ def locate(found: Found, weights_at: str | None = None) -> Found:
   path = weights.fetch(place, revision=record and record.revision, sha256=record and record.sha256)
   if record and not config and location.startswith('hf-hub:'):
     config, processor = weights.read_config(path), weights.read_processor(path)
+    records.check(config, processor, f'{location}/')
   return found._replace(config=config, processor=processor, location=location, path=path, key=key)
 
 
@@ -201,23 +209,67 @@ def _of_whole(head: str, whole: WholeModel, folder: Path | None, config: Record,
   return Found(variant, folder, config, processor, whole=whole, head=f'{head}({options})' if options else head)
 
 
-def _described(config: Mapping[str, Any]) -> catalog.Variant:
+def _built(read: Callable[[Record], T], config: Record) -> T:
+  """Reads what a checked config.json describes.
+
+  `records.check` knows the fields that decide about memory and time. A reader of one of the families may still meet a
+  combination of values that no network has, and fail in arithmetic; so that is a problem of the file too.
+  """
+  try:
+    return read(config)
+  except TlxError:
+    raise
+  except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    kind = config.get(smp.CLASS) or config.get('architecture') or config.get('model_type')
+    text = f'config.json describes a {kind} that tlx cannot build: {error}'
+    raise TlxError(words.shown(text)) from error
+
+
+def _described(config: Record) -> catalog.Variant:
   """The variant that a config.json of timm or transformers describes."""
-  if 'architecture' not in config:
+  if config.get('architecture') is None:
     return catalog.of_transformers(records.full_config(config))
-  arguments = dict(config.get('model_args') or {})
+  arguments = {name: value for name, value in config.get('model_args', {}).items() if value is not None}
   variant = catalog.variant(config['architecture'])
-  size = arguments.pop('img_size', None)
   own = POOLS.get(getattr(variant.config, 'pool', 'mean'))
-  pool = arguments.pop('global_pool', own)  # timm's writer always names it
-  unknown = arguments.keys() - {'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate'}
-  problems = [f'{", ".join(sorted(unknown))}, unknown to tlx'] if unknown else []
+  pool = arguments.get('global_pool', own)  # timm's writer always names it
+  unknown = arguments.keys() - {'img_size', 'global_pool', 'in_chans', 'num_classes', 'drop_rate', 'drop_path_rate'}
+  problems = [f'{words.shown(", ".join(sorted(unknown)))}, unknown to tlx'] if unknown else []
   problems += [f'global_pool {pool!r}, where tlx has {own!r} only'] if pool != own else []
+  options = (config.get(TLX) or {}).get('backbone') or {}
+  if lacks := options.keys() - {field.name for field in dataclasses.fields(variant.config)}:
+    problems += [f'{words.shown(", ".join(sorted(lacks)))} of the backbone, unknown to tlx']
   if problems:
     raise TlxError(f'config.json of {variant.name} asks in model_args for {"; and for ".join(problems)}')
-  if options := (config.get(TLX) or {}).get('backbone'):
-    variant = variant._replace(config=dataclasses.replace(variant.config, **options))
-  return Asked(image_size=size if size is None or isinstance(size, int) else size[0]).variant(variant)
+  variant = variant._replace(config=dataclasses.replace(variant.config, **options))
+  return Asked(image_size=records.network_size(config)).variant(variant)
+
+
+def require_channels(found: Found, table: Sequence[rules.Rule], tensors: Mapping[str, np.ndarray], where: str) -> None:
+  """Raises TlxError if config.json states another number of input channels than the first convolution has.
+
+  Args:
+    found: the model; its weights belong to its config.json.
+    table: the rules of the file of weights.
+    tensors: of that file.
+    where: names the file in the message.
+  """
+  stated = records.stated_channels(found.config)
+  for rule in table:
+    if stated and rule.fit and (rule.target or '').endswith('/kernel') and rule.source in tensors:
+      kernel = rule.transform.read(tensors[rule.source]) if tensors[rule.source].ndim == 4 else None
+      if kernel is not None and kernel.shape[2] != stated:
+        raise TlxError(
+          f'{where}: config.json states {stated} input channels and {words.shown(rule.source)} has {kernel.shape[2]}; '
+          'next: correct config.json, or pass in_channels to adapt the weights'
+        )
+
+
+def require_square(variant: catalog.Variant, size: Size) -> None:
+  """Raises UsageError if the variant has a table of positions and the size is not a square."""
+  height, width = shape_of(size)
+  if variant.config.size is not None and height != width:
+    raise UsageError(f'image size {height}x{width}: {variant.name} has a table of positions, which must be square')
 
 
 def preprocess_of(config: Record, processor: Record, checkpoint: Checkpoint | None) -> Preprocess:

@@ -15,7 +15,7 @@ from tlx.labels import HEAD
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
 from tlx.pretrained.choose import OLD_HEAD, File, choose, say_old_head
-from tlx.pretrained.found import Asked, Found, locate, resolve
+from tlx.pretrained.found import Asked, Found, locate, require_channels, resolve
 from tlx.types import Pretrained, Size, Source, UsageError, Variables
 from tlx.weights import fit, records, rules
 
@@ -97,6 +97,8 @@ def _read(found: Found, ask: Asked) -> Pretrained:
   file = File(location, found.key, found.variant.name, weights.open_tensors(found.path))
   describe = _with_head if found.head or found.record.get('module') else _classifier
   stored, tensors = describe(found, ask, file)
+  if ask.in_channels is None and found.location == str(found.folder):
+    require_channels(found, stored.table, tensors, f'{found.location} -> {found.variant.name}')
   variables, dropped, module, fresh = _variables(found, ask, stored, tensors, file)
   return Pretrained(
     module,

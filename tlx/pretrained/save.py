@@ -145,15 +145,16 @@ def _records(
   if layout.startswith('transformers'):
     processor = dict(source.processor)
     if preprocess and processor:
-      processor = records.transformers_processor(processor, preprocess.shape[0])
+      processor = records.transformers_processor(processor, source.config, preprocess)
     if not classes and any(name.endswith('classifier.weight') for name in source.dropped):
       class_names = records.class_names(source.config)  # heads that tlx does not use are written back unchanged (DeiT)
       classes = len(class_names)
-    return records.transformers_config(source.config, classes, class_names, size), processor
+    channels = len(preprocess.mean) if preprocess else None
+    return records.transformers_config(source.config, classes, class_names, size, channels), processor
   record = preprocess or preprocess_of({}, {}, variant.checkpoint)
   arguments = _arguments(variant, size, record, source)
   config = records.timm_config(
-    variant.name, module.backbone.config.width, record, classes, class_names, arguments, fixed_size=size is not None
+    variant.name, module.backbone.config.width, record, classes, class_names, arguments, fixed_size=size
   )
   if tag := (source.config.get('pretrained_cfg') or {}).get('tag'):  # timm uses it to identify the weights
     config['pretrained_cfg']['tag'] = tag
@@ -191,7 +192,7 @@ def _records_with_head(
   config = module.backbone.config
   size = config.size
   arguments = _arguments(variant, size, record, source)
-  made = records.timm_config(variant.name, config.width, record, 0, (), arguments, fixed_size=size is not None)
+  made = records.timm_config(variant.name, config.width, record, 0, (), arguments, fixed_size=size)
   classes = getattr(module.head, 'num_classes', len(class_names))
   known = catalog.variant(variant.name).config if variant.name in catalog.variants() else config
   own = {

@@ -1,16 +1,34 @@
 """What config.json and preprocessor_config.json say about a checkpoint, in timm's format and in transformers'."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tlx import words
-from tlx.types import Preprocess, TlxError, UsageError
-from tlx.weights import smp
+from tlx.types import Preprocess, Size, TlxError, UsageError
+from tlx.weights import network_fields, processors, smp, timm_fields
+from tlx.weights.fields import CHANNELS, CLASSES, Fields, per_channel, shown
 
 Record = Mapping[str, Any]
-PILLOW = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic'}  # PIL.Image.Resampling
-SQUASHED_FROM = 384  # pixels; from this size on, ConvNextImageProcessor resizes without a crop
+T = TypeVar('T')
+TLX = 'tlx'  # the key of what tlx alone reads, in either file
+MODEL, PROCESSOR = 'config.json: ', 'preprocessor_config.json: '
+SHOWN = 20  # problems
+NEXT = 'next: correct the file, or give the weights alone to a model that tlx knows: tlx.load(NAME, weights=FILE)'
+
+
+def check(config: Record, processor: Record, place: str = '') -> None:
+  """Checks every field of the records that tlx reads, before anything is built from them.
+
+  Args:
+    config: parsed config.json.
+    processor: parsed preprocessor_config.json; {} if there is none.
+    place: comes before the name of a file in the message, such as 'FOLDER/'.
+
+  Raises:
+    TlxError: it lists all problems, one a line.
+  """
+  _complete(lambda problems: _check(config, processor, problems), place)
 
 
 def preprocess(config: Record, processor: Record, default: Preprocess) -> Preprocess:
@@ -19,31 +37,41 @@ def preprocess(config: Record, processor: Record, default: Preprocess) -> Prepro
   Args:
     config: parsed config.json.
     processor: parsed preprocessor_config.json; if it is not empty, it alone counts.
-    default: values for what the records leave out.
+    default: values for a checkpoint without such records. What timm's record leaves out has timm's own defaults, and
+      what an image processor of transformers leaves out has those of its class.
 
   Returns:
     A complete Preprocess.
+
+  Raises:
+    TlxError: it lists all fields that are wrong or that tlx cannot honour.
   """
-  return _of_processor(processor, default) if processor else _of_timm(config.get('pretrained_cfg') or {}, default)
+  return _complete(lambda problems: _preprocess(config, processor, default, problems))
 
 
 def for_channels(record: Preprocess, count: int) -> Preprocess:
   """The same preprocessing for images of `count` channels."""
-  return record._replace(mean=_per_channel(record.mean, count), std=_per_channel(record.std, count))
+  return record._replace(mean=per_channel(record.mean, count), std=per_channel(record.std, count))
 
 
 def channels(config: Record) -> int:
   """Number of input channels of the checkpoint."""
-  if smp.CLASS in config:
-    return int(config.get('in_channels', 3))
-  return int((config.get('pretrained_cfg') or {}).get('input_size', (3,))[0])
+  return stated_channels(config) or 3
+
+
+def stated_channels(config: Record) -> int | None:
+  """Number of input channels that config.json states; None if it leaves the number out."""
+  return _complete(lambda problems: _channels(config, problems))
+
+
+def network_size(config: Record) -> Size | None:
+  """Side, or height and width, of the network that timm's config.json describes; None if it leaves them out."""
+  return timm_fields.network_size(Fields(config, [], MODEL))
 
 
 def class_names(config: Record) -> tuple[str, ...]:
   """Class names in the order of their ids; () if the records have none."""
-  if 'id2label' in config:
-    return tuple(name for _, name in sorted((int(i), name) for i, name in config['id2label'].items()))
-  return tuple(config.get('label_names') or (config.get('pretrained_cfg') or {}).get('label_names') or ())
+  return _complete(lambda problems: _names(Fields(config, problems, MODEL)))
 
 
 def names_of_classes(config: Record, count: int) -> tuple[str, ...]:
@@ -61,16 +89,11 @@ def full_config(config: Record) -> dict[str, Any]:
   """Adds the defaults of transformers to a config.json that leaves them out.
 
   Raises:
-    TlxError: if the package transformers is not installed.
+    TlxError: if the package transformers is not installed, or does not accept the config.
   """
-  try:
-    from transformers import AutoConfig  # slow to import, and only this needs it
-  except ImportError:
-    raise TlxError(
-      f'a checkpoint in transformers\' layout ({config["model_type"]}) needs it; run: {words.install("transformers")}'
-    ) from None
-  given = {name: value for name, value in config.items() if name != 'model_type'}
-  return AutoConfig.for_model(config['model_type'], **given).to_dict()
+  # transformers would import torch to look up a dtype
+  given = {name: value for name, value in config.items() if name not in ('model_type', 'dtype', 'torch_dtype')}
+  return _of_transformers(config['model_type'], given)
 
 
 def require(config: Record, wanted: Mapping[str, Any], *others: str) -> None:
@@ -101,7 +124,7 @@ def timm_config(
   num_classes: int,
   names: Sequence[str],
   arguments: Record,
-  fixed_size: bool = False,
+  fixed_size: int | None = None,
 ) -> dict[str, Any]:
   """Makes timm's config.json.
 
@@ -112,27 +135,20 @@ def timm_config(
     num_classes: outputs of the head.
     names: class names.
     arguments: arguments of timm's constructor, where they differ from the variant's.
-    fixed_size: whether the parameters depend on the input's size; timm's constructor must then know it.
+    fixed_size: side of the input in pixels, if the parameters depend on it; timm's constructor must then know it.
 
   Returns:
     A dict to write as JSON.
   """
-  pretrained = {
-    'input_size': [len(record.mean), *record.shape],
-    'crop_pct': record.crop,
-    'crop_mode': record.mode,
-    'interpolation': record.interpolation,
-    'mean': list(record.mean),
-    'std': list(record.std),
-    'num_classes': num_classes,
-    **({'fixed_input_size': True} if fixed_size else {}),
-  }
+  sized = record._replace(size=fixed_size or record.size)
+  fixed = {'fixed_input_size': True} if fixed_size else {}
+  pretrained = {**timm_fields.write(sized), 'num_classes': num_classes, **fixed}
   config = {'architecture': name, 'num_classes': num_classes, 'num_features': width, 'label_names': list(names)}
   return {**config, 'pretrained_cfg': pretrained} | ({'model_args': dict(arguments)} if arguments else {})
 
 
 def transformers_config(
-  config: Record, num_classes: int, names: Sequence[str], size: int | None = None
+  config: Record, num_classes: int, names: Sequence[str], size: int | None = None, channels: int | None = None
 ) -> dict[str, Any]:
   """Updates the source's config.json of transformers for the fine-tuned model.
 
@@ -141,14 +157,17 @@ def transformers_config(
     num_classes: outputs of the head.
     names: class names; LABEL_0, LABEL_1, ... if empty.
     size: height and width of the input in pixels, if the parameters depend on it.
+    channels: of the images; None keeps the source's.
 
   Returns:
     A dict to write as JSON.
   """
   tower = config.get('vision_config', config)
   if size is not None and tower.get('image_size') not in (size, [size, size]):
-    sized = {**tower, 'image_size': size}
-    config = {**config, 'vision_config': sized} if 'vision_config' in config else sized
+    tower = {**tower, 'image_size': size}
+  if channels is not None and channels != (stated_channels(config) or 3):
+    tower = {**tower, 'num_channels': channels}
+  config = {**config, 'vision_config': tower} if 'vision_config' in config else tower
   labels = list(names) or [f'LABEL_{i}' for i in range(num_classes)]
   if list(class_names(config)) == labels:
     return dict(config)
@@ -156,72 +175,127 @@ def transformers_config(
   return {**config, **ids, 'num_labels': num_classes}
 
 
-def transformers_processor(record: Record, size: int) -> dict[str, Any]:
-  """Updates the source's preprocessor_config.json for images of `size` pixels."""
-  old = _sides(record, Preprocess())[0] if record else size
+def transformers_processor(record: Record, config: Record, wanted: Preprocess) -> dict[str, Any]:
+  """Updates the source's preprocessor_config.json for images of another size.
 
-  def scaled(value: Any) -> Any:
-    if isinstance(value, Mapping):
-      return {name: scaled(part) for name, part in value.items()}
-    return round(value * size / old) if isinstance(value, int) else value
+  Args:
+    record: the source's preprocessor_config.json.
+    config: the source's config.json.
+    wanted: the preprocessing of the model. Its size counts.
 
-  return {name: scaled(value) if name in ('size', 'crop_size') else value for name, value in record.items()}
-
-
-def _of_timm(record: Record, default: Preprocess) -> Preprocess:
-  height, width = record.get('input_size', (3, *default.shape))[-2:]
-  return Preprocess(
-    size=int(height) if height == width else (int(height), int(width)),
-    crop=float(record.get('crop_pct', default.crop)),
-    interpolation=record.get('interpolation', default.interpolation),
-    mean=tuple(record.get('mean', default.mean)),
-    std=tuple(record.get('std', default.std)),
-    mode=record.get('crop_mode', default.mode),
-  )
-
-
-def _of_processor(record: Record, default: Preprocess) -> Preprocess:
-  """Reads an image processor of transformers: resize, optional centre crop, rescale, normalise."""
-  size, mode, resized = _sides(record, default)
-  scaled, std = record.get('do_normalize', True), tuple(record.get('image_std', default.std))
-  # EfficientNet's processor divides by the standard deviation twice.
-  if record.get('include_top', _kind(record).startswith('EfficientNet')):
-    std = tuple(value * value for value in std)
-  return Preprocess(
-    size=size,
-    # the 0.5 makes floor(size / crop) equal `resized` despite rounding
-    crop=1.0 if resized == size else size / (resized + 0.5),
-    interpolation=PILLOW.get(record.get('resample'), 'bilinear'),
-    mean=tuple(record.get('image_mean', default.mean)) if scaled else (0.0, 0.0, 0.0),
-    std=std if scaled else (1.0, 1.0, 1.0),
-    mode=mode,
-  )
+  Returns:
+    A dict to write as JSON. If the form of the record cannot express the size, it has the nearest that it can, and the
+    exact preprocessing for tlx alone.
+  """
+  old = preprocess(config, record, wanted)
+  if old.shape == wanted.shape:
+    return dict(record)
+  bare = {name: value for name, value in record.items() if name != TLX}
+  made = processors.scaled(bare, old.shape, wanted.shape)
+  try:
+    expressed = preprocess(config, made, wanted).shape == wanted.shape
+  except TlxError:
+    expressed = False
+  return made if expressed else {**made, TLX: timm_fields.write(wanted)}
 
 
-def _sides(record: Record, default: Preprocess) -> tuple[int, str, int]:
-  """(side of the result, crop mode, side of the image after the first resize), in pixels."""
-  size = record.get('size', default.size)
-  cropped = record.get('do_center_crop', False)
-  if isinstance(size, int):  # old files: a square, or the shorter edge if a crop follows
-    size = {'shortest_edge': size} if cropped or 'crop_pct' in record else {'height': size, 'width': size}
-  resized = int(size.get('shortest_edge') or size.get('height'))
-  mode = 'center' if 'shortest_edge' in size else 'squash'
-  if cropped:
-    crop = record.get('crop_size', resized)
-    return int(crop if isinstance(crop, int) else crop['height']), mode, resized
-  if 'crop_pct' in record or 'ConvNext' in _kind(record):
-    share = record.get('crop_pct') or 224 / 256
-    return (resized, 'center', int(resized / share)) if resized < SQUASHED_FROM else (resized, 'squash', resized)
-  return resized, mode, resized
+def _check(config: Record, processor: Record, problems: list[str]) -> None:
+  Fields(config, problems, MODEL).inside(smp.OURS)
+  config = smp.opened(config)
+  fields = Fields(config, problems, MODEL)
+  for name in ('architecture', 'model_type', smp.CLASS):
+    fields.text(name, '')
+  classes = config.get('architectures')
+  if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+    fields.wrong('architectures', 'it must be a list of texts')
+  _names(fields)
+  fields.integer('num_classes', 0, 0, CLASSES)
+  timm_fields.check_arguments(fields.inside('model_args', null=False), CLASSES)
+  if 'model_type' in config and 'architecture' not in config:
+    _check_network(fields)
+  _check_own(fields.inside(TLX))
+  _preprocess(config, processor, Preprocess(), problems)
 
 
-def _kind(record: Record) -> str:
-  """The class of the image processor, such as 'ConvNextImageProcessor'; '' if the record does not name it."""
-  return record.get('image_processor_type') or record.get('feature_extractor_type') or ''
+def _check_own(fields: Fields) -> None:
+  """Checks what tlx wrote for a head that no other library knows."""
+  for name in ('task', 'head', 'module'):
+    fields.text(name, '')
+  fields.integer('num_classes', 0, 0, CLASSES)
+  fields.names('class_names')
+  fields.inside('backbone')
 
 
-def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-  """Adapts RGB values to another number of channels: their mean for one channel, else the values repeated in turn."""
-  if len(values) == channels:
-    return values
-  return (sum(values) / len(values),) if channels == 1 else tuple(values[i % len(values)] for i in range(channels))
+def _check_network(fields: Fields) -> None:
+  """Checks the fields of transformers' config.json against the types of its own defaults."""
+  network_fields.check_labels(fields)
+  fields.inside('label2id')
+  if not isinstance(kind := fields.record['model_type'], str):
+    return
+  try:
+    defaults = _of_transformers(kind, {})
+  except UsageError as error:
+    fields.problems.append(str(error))
+    return
+  network_fields.check(fields, defaults)
+  if isinstance(defaults.get('vision_config'), Mapping):
+    network_fields.check(fields.inside('vision_config'), defaults['vision_config'])
+
+
+def _of_transformers(kind: str, given: Record) -> dict[str, Any]:
+  """transformers' complete config of a type."""
+  try:
+    from transformers import CONFIG_MAPPING, AutoConfig  # slow to import, and only this needs it
+  except ImportError:
+    raise TlxError(
+      f'a checkpoint in transformers\' layout ({kind}) needs it; run: {words.install("transformers")}'
+    ) from None
+  if kind not in CONFIG_MAPPING:
+    raise UsageError(f'{MODEL}model_type {shown(kind)}: the installed transformers has no such model')
+  try:
+    return AutoConfig.for_model(kind, **given).to_dict()
+  except Exception as error:  # each class checks its fields in its own way, and none documents what it raises
+    reason = words.shown(' '.join(str(error).split()))[:300]
+    raise TlxError(f'{MODEL}transformers does not accept it: {reason}') from None
+
+
+def _preprocess(config: Record, processor: Record, default: Preprocess, problems: list[str]) -> Preprocess:
+  count = _channels(config, problems) or 3
+  fields = Fields(processor, problems, PROCESSOR)
+  if TLX in processor:
+    return timm_fields.read(fields.inside(TLX), default, count)
+  if str(processor.get('image_processor_type')).startswith('TimmWrapper'):  # it keeps timm's record
+    return timm_fields.read(fields.inside('pretrained_cfg'), Preprocess(), count)
+  if processor:
+    return processors.read(fields, config.get('model_type'), default, count)
+  # For what a record leaves out timm has its own defaults, not those of the architecture; they are Preprocess().
+  default = Preprocess() if 'architecture' in config else default
+  return timm_fields.read(timm_fields.pretrained(Fields(config, problems, MODEL)), default, count)
+
+
+def _names(fields: Fields) -> tuple[str, ...]:
+  of_transformers = fields.names('id2label', listed=False)
+  record = timm_fields.pretrained(fields)
+  of_timm = fields.names('label_names') or (record.names('label_names') if record is not fields else ())
+  return of_transformers or of_timm or (fields.names('labels') if record is fields else ())
+
+
+def _channels(config: Record, problems: list[str]) -> int | None:
+  fields = Fields(config, problems, MODEL)
+  if smp.CLASS in config:
+    return fields.integer('in_channels', 3, 1, CHANNELS)
+  stated = timm_fields.channels(fields)
+  if stated or 'model_type' not in config:
+    return stated
+  tower = fields.inside('vision_config') if 'vision_config' in config else fields
+  return tower.integer('num_channels', 0, 1, CHANNELS) or None
+
+
+def _complete(read: Callable[[list[str]], T], place: str = '') -> T:
+  """The result of a reader that collects problems. Raises TlxError if there were any."""
+  problems: list[str] = []
+  found = read(problems)
+  if lines := [f'{place}{problem}' for problem in dict.fromkeys(problems)]:
+    more = [f'{place}... and {len(lines) - SHOWN} more problems'] * (len(lines) > SHOWN)
+    raise TlxError('\n'.join([*lines[:SHOWN], *more]) + f'; {NEXT}')
+  return found

@@ -8,11 +8,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tlx import words
 from tlx.types import UsageError, WholeLayout, WholeModel
 from tlx.weights import rules
+from tlx.weights.fields import CHANNELS, SIDE
 
 BACKBONE = 'backbone.'  # prefix of a `Field.option` that is a field of the backbone's config, not of the head
 OUTPUT_STRIDE = f'{BACKBONE}output_stride'
+MOST = 1 << 16  # classes, channels of a layer and the like
 
 
 class Field(NamedTuple):
@@ -67,24 +70,26 @@ def one_of(*values: Any) -> Callable[[Any], Any]:
   """A `Field.read` for a fixed set of values, which stay as they are."""
 
   def read(value: Any) -> Any:
-    if value not in values:
+    if not any(type(value) is type(known) and value == known for known in values):  # True is not 1
       raise ValueError(f'tlx has {" and ".join(map(repr, values))}')
     return value
 
   return read
 
 
-def number(value: Any) -> int:
+def number(value: Any, most: int = MOST) -> int:
   """A `Field.read` for an integer above 0."""
   if type(value) is not int or value < 1:
     raise ValueError('tlx needs an integer above 0')
+  if value > most:
+    raise ValueError(f'tlx takes {most:,} at most')
   return value
 
 
 def numbers(value: Any) -> tuple[int, ...]:
   """A `Field.read` for a list of integers above 0."""
-  if not (isinstance(value, Sequence) and value and all(type(each) is int and each > 0 for each in value)):
-    raise ValueError('tlx needs a list of integers above 0')
+  if not (isinstance(value, Sequence) and value and all(type(each) is int and 0 < each <= MOST for each in value)):
+    raise ValueError(f'tlx needs a list of integers above 0, {MOST:,} at most')
   return tuple(value)
 
 
@@ -104,10 +109,15 @@ def norm(value: Any) -> bool:
   return kinds[kind]
 
 
+def side(value: Any) -> int:
+  """A `Field.read` for the side of the input in pixels."""
+  return number(value, SIDE)
+
+
 COMMON = {  # arguments that all classes share, without the encoder's
   'classes': Field('num_classes', 1, number),
   'encoder_weights': Field('', 'imagenet', lambda value: value),  # how training began
-  'in_channels': Field('', 3, number),  # `records.channels` reads it
+  'in_channels': Field('', 3, lambda value: number(value, CHANNELS)),  # `records.channels` reads it
   'activation': Field('', None, one_of(None, 'identity')),  # after the logits
   'aux_params': Field('', None, one_of(None)),  # a second head, for classification
 }
@@ -136,14 +146,16 @@ def whole(
   Raises:
     UsageError: it lists all arguments that tlx does not know or does not support in this form.
   """
-  given = {OLDER.get(name, name): value for name, value in config.items() if name[0] != '_'}  # smp ignores those too
+  given = {
+    OLDER.get(name, name): value for name, value in config.items() if not name.startswith('_')
+  }  # smp ignores those too
   name = given.pop('encoder_name', 'resnet34')
   encoder, variant = _encoder(name)
   fields = {'encoder_depth': Field('depth', 5, one_of(*((5,) if encoder.pruned else depths))), **COMMON, **fields}
-  fields |= {n: Field(BACKBONE + option, None, number) for n, option in encoder.arguments.items() if n in given}
+  fields |= {n: Field(BACKBONE + option, None, side) for n, option in encoder.arguments.items() if n in given}
   options, problems = _read(given, fields)
   if not variant:
-    problems.insert(0, f'encoder_name {name!r} (tlx has {NAMES})')
+    problems.insert(0, f'encoder_name {name!r:.80} (tlx has {NAMES})')
   if OUTPUT_STRIDE in options and not encoder.dilates:
     problems.append(f'encoder_output_stride {options[OUTPUT_STRIDE]} (tlx has no dilation in {name})')
   if problems:
@@ -162,7 +174,8 @@ def whole(
 
 def opened(config: Mapping[str, Any]) -> dict[str, Any]:
   """A config.json with what tlx wrote into it for itself at the top."""
-  return {**config, **config.get(OURS, {})}
+  ours = config.get(OURS)
+  return {**config, **ours} if isinstance(ours, Mapping) else dict(config)
 
 
 def theirs(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,10 +204,10 @@ def _read(given: Mapping[str, Any], fields: Mapping[str, Field]) -> tuple[dict[s
     try:
       value = field.read(given.get(name, field.default))
     except ValueError as error:
-      problems.append(f'{name} {given[name]!r} ({error})')
+      problems.append(f'{name} {given[name]!r:.80} ({error})')
     else:
       options |= {field.option: value} if field.option else {}
-  return options, problems + [f'{name} (unknown to tlx)' for name in given if name not in fields]
+  return options, problems + [f'{words.shown(name)} (unknown to tlx)' for name in given if name not in fields]
 
 
 def unit(source: str, target: str, norm: bool = True) -> Iterator[rules.Rule]:
