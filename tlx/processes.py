@@ -4,11 +4,13 @@ With one process, every function here returns at once.
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
-from tlx.types import UsageError
+from tlx.types import TlxError, UsageError
 
 ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
@@ -49,12 +51,24 @@ def pretend(devices: int) -> None:
     raise UsageError(f'--devices {devices}: JAX has started already with {jax.device_count()}') from None
 
 
-def wait(what: str) -> None:
-  """Waits until every process has come here. `what` names the place in an error."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
+def in_first(function: Callable[[], Any]) -> Any:
+  """Calls a function in process 0 only; the others wait for it.
 
-    multihost_utils.sync_global_devices(what)
+  Args:
+    function: may raise TlxError, which then ends all processes.
+
+  Returns:
+    Its result in process 0, None in the others.
+  """
+  result, problem = None, None
+  if jax.process_index() == 0:
+    try:
+      result = function()
+    except TlxError as error:
+      problem = error
+  if largest(int(problem is not None)):
+    raise problem or TlxError('the first process could not go on: its message says why')
+  return result
 
 
 def largest(value: int) -> int:

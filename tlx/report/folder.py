@@ -16,6 +16,8 @@ import numpy as np
 from tlx import files
 from tlx.types import TlxError
 
+AGAIN = 'next: run its `tlx finetune` command again, which writes it anew'
+
 
 def plain(value: Any) -> Any:
   """Converts a value to types that the json module can write.
@@ -89,8 +91,8 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(pathlib.Path(path).read_bytes())
   except OSError as error:
     raise TlxError(f'cannot read {os.fspath(path)}: {error.strerror}') from error
-  except ValueError as error:
-    raise TlxError(f'{os.fspath(path)} is no JSON ({error}); delete it and run the same command again') from error
+  except (ValueError, RecursionError) as error:
+    raise TlxError(f'{os.fspath(path)} is no JSON ({error}); {AGAIN}') from error
 
 
 class MetricsLog:
