@@ -50,7 +50,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink()
-  _sync_folder(path.parent)
+  sync_folder(path.parent)
 
 
 def temporary_of(path: pathlib.Path) -> pathlib.Path:
@@ -67,8 +67,8 @@ def sweep(folder: pathlib.Path) -> None:
           path.unlink()
 
 
-def _sync_folder(folder: pathlib.Path) -> None:
-  """Makes the move itself survive a power failure, on systems that can."""
+def sync_folder(folder: pathlib.Path) -> None:
+  """Makes moves in a folder survive a power failure, on systems that can."""
   with contextlib.suppress(OSError):
     descriptor = os.open(folder, os.O_RDONLY)
     try:

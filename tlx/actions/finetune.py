@@ -142,6 +142,7 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
   defaults.check_task(experiment, task, chosen, lacking)
   defaults.check_views(experiment, chosen)
   shape = defaults.shape(experiment.image_size)
+  tasks.check_input(found, head, shape)
   loaded = pretrained.load(
     found,
     num_classes=len(data.info.class_names),

@@ -123,17 +123,17 @@ class MetricsLog:
         raise
 
   def truncate(self, step: int | None = None, evaluate: bool = False) -> None:
-    """Deletes the lines after a step, and a damaged last line. Other lines do not change.
+    """Deletes the lines after a step, and damaged lines. Other lines do not change.
 
     Args:
-      step: last step to keep; None keeps all.
+      step: last step to keep; None keeps all, and damaged lines before the last one.
       evaluate: whether the evaluation at `step` will run again; its line is then deleted too.
     """
     if not self.path.is_file():
       return
     lines = _lines(self.path.read_bytes())
     early = lambda record: _step(record) < step + (not evaluate or record.get('split') == 'train')
-    kept = [line for line, record in lines if record is None or step is None or early(record)]
+    kept = [line for line, record in lines if step is None or (record is not None and early(record))]
     content = b''.join(kept)
     if len(content) != self.path.stat().st_size:
       write_bytes(self.path, content)
