@@ -131,7 +131,7 @@ def fingerprint(root: pathlib.Path, paths: Iterable[pathlib.Path]) -> str | None
 
 @contextlib.contextmanager
 def portable(fact: Fact) -> Iterator[None]:
-  """Within the block, `fingerprint` gives the same hash for a copy of the folder in another place or on another machine.
+  """Within the block, `fingerprint` gives the same hash for a copy of the folder elsewhere or on another machine.
 
   Args:
     fact: maps the files to what counts beside their names, such as their sizes.

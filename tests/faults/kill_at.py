@@ -1,9 +1,9 @@
 """Runs `tlx` many times from one process that has imported everything, and kills it at the K-th file operation.
 
-A line of JSON on standard input is one call: {"arguments": [...], "folder": PATH, "kill": K, "log": FILE}. The answer is
-a line with the exit status; a signal is negative. An operation opens a file of the folder for writing, or makes, moves
-or deletes something there; the process dies before the K-th one. K = 0 only lists them, in FILE.operations. Pictures of
-mistakes count once, and so do operations that find nothing to do.
+A line of JSON on standard input is one call: {"arguments": [...], "folder": PATH, "kill": K, "log": FILE}. The answer
+is a line with the exit status; a signal is negative. An operation opens a file of the folder for writing, or makes,
+moves or deletes something there; the process dies before the K-th one. K = 0 only lists them, in FILE.operations.
+Of the pictures of mistakes only the first counts, and operations that find nothing to do do not count.
 """
 
 import json
@@ -68,10 +68,10 @@ def call(arguments, folder, kill, log):
 
 
 def main():
-  import orbax.checkpoint  # noqa: F401
   import grain  # noqa: F401
+  import orbax.checkpoint  # noqa: F401
 
-  import tlx.actions.finetune  # noqa: F401
+  import tlx.actions.finetune
   import tlx.cli.main  # noqa: F401
 
   for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Whatever a kill, a full disk or a lost file leaves of a run, the same command ends it: the same bits, a whole report."""
+"""Whatever a kill, a full disk or a lost file leaves of a run, the same command ends it: same bits, a whole report."""
 
 import errno
 import importlib
@@ -77,9 +77,10 @@ HARMS = {
 }
 
 
-@pytest.mark.parametrize('harm', [
-  harm if harm in ('no report', 'no model', 'record cut') else pytest.param(harm, marks=pytest.mark.full) for harm in HARMS
-])  # fmt: skip
+OFTEN = ('no report', 'no model', 'record cut')
+
+
+@pytest.mark.parametrize('harm', [h if h in OFTEN else pytest.param(h, marks=pytest.mark.full) for h in HARMS])
 def test_the_same_command_mends(finetune, whole, tmp_path, harm, capsys):
   out = shutil.copytree(whole, tmp_path / 'run')
   HARMS[harm](out)
@@ -115,7 +116,8 @@ def test_data_that_vanish_end_the_run(finetune, tiny_images, tmp_path, monkeypat
     return take(self, running)
 
   monkeypatch.setattr(pipeline.Prefetch, 'after', vanish)
-  with pytest.raises(tlx.TlxError, match=f'{data}.*(is gone|cannot be read any more).*next: bring the data back') as error:
+  expected = f'{data}.*(is gone|cannot be read any more).*next: bring the data back'
+  with pytest.raises(tlx.TlxError, match=expected) as error:
     finetune(tmp_path / 'run', data)
   assert '\n' not in str(error.value) and not (tmp_path / 'run/result.json').exists()
   monkeypatch.undo()
@@ -190,6 +192,7 @@ CONFIGS = [{'architecture': 'x', 'label_names': ['a', 'b']}, {'architecture': 'x
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.filterwarnings('ignore:os.fork')
 @pytest.mark.parametrize('processor', [{}, {'size': 8}])
 def test_kill_9_before_every_operation_of_a_save_never_mixes_two_models(tmp_path, processor):
   from kill_at import counting

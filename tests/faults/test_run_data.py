@@ -165,8 +165,10 @@ def test_a_moved_folder_goes_on_and_another_one_does_not(run, pets, tmp_path):
   assert 'validation: other contents of files' in line
 
 
-@pytest.mark.parametrize('statistics, norm, allowed', [((), 'batch', True), (('backbone',), 'frozen', True),
-                                                       (('backbone',), 'batch', False), (('head',), 'frozen', False)])  # fmt: skip
+@pytest.mark.parametrize(
+  'statistics, norm, allowed',
+  [((), 'batch', True), (['backbone'], 'frozen', True), (['backbone'], 'batch', False), (['head'], 'frozen', False)],
+)
 def test_micro_batches_may_change_unless_batch_norms_see_them(run, tmp_path, statistics, norm, allowed):
   shutil.rmtree(tmp_path / 'run')
   run(statistics=statistics, norm_statistics=norm)

@@ -28,7 +28,8 @@ with ownership.owned(Path(sys.argv[1]), print):
 def holder(tmp_path):
   """A process that owns the folder, and the folder."""
   out = tmp_path / 'runs' / 'two'
-  process = subprocess.Popen([sys.executable, '-c', HOLD, str(out)], env=environment(), stdout=subprocess.PIPE, text=True)
+  command = [sys.executable, '-c', HOLD, str(out)]
+  process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
   assert process.stdout.readline() == 'mine\n'
   yield process, out
   process.kill()

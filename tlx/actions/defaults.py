@@ -231,12 +231,13 @@ def check(e: Experiment) -> None:
   given = {name: value for name, value in vars(e).items() if isinstance(value, float | int)}
   option = lambda name: f'--{name.replace("_", "-")} {given[name]}'
   problems = problems_of_size(e.image_size)
-  problems += [f'{option(n)}: must be finite' for n, x in given.items() if isinstance(x, float) and not math.isfinite(x)]
-  problems += [f'{option(n)}: must be a whole number' for n in WHOLE if isinstance(given.get(n), float)]
+  inexact = {name: value for name, value in given.items() if isinstance(value, float)}
+  problems += [f'{option(n)}: must be finite' for n, value in inexact.items() if not math.isfinite(value)]
+  problems += [f'{option(n)}: must be a whole number' for n in WHOLE if n in inexact]
   problems += [f'{option(n)}: must be above 0' for n in positive if n in given and not given[n] > 0]
   problems += [f'{option(n)}: must lie in [0, 1)' for n in shares if n in given and not 0 <= given[n] < 1]
   problems += [f'{option(n)}: must be 0 or more' for n in atleast0 if n in given and not given[n] >= 0]
-  problems += [f'{option(n)}: must be at most {most:,}' for n, most in LARGEST.items() if n in given and given[n] > most]
+  problems += [f'{option(n)}: must be at most {most:,}' for n, most in LARGEST.items() if given.get(n, 0) > most]
   if e.schedule not in schedules.SCHEDULES:
     problems.append(f'no schedule {e.schedule!r}{words.suggest(e.schedule, schedules.SCHEDULES)}')
   if e.augment is not None and e.augment not in augment.PRESETS:

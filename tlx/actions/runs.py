@@ -58,7 +58,7 @@ def load_any(name: str) -> Pretrained:
 
 
 def options(run: str | Path) -> dict[str, Any]:
-  """Reads the options of a finished run; defaults are filled in. Raises TlxError as `run_folder` and `run_record.read` do."""
+  """The options of a finished run; defaults are filled in. Raises TlxError as `run_folder` and `run_record.read` do."""
   return run_record.read(run_folder(run) / 'experiment.json')['experiment']
 
 

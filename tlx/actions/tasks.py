@@ -173,9 +173,7 @@ def _takes(found: Found, head: str | nn.Module | None, shape: tuple[int, int]) -
     module = ask.module(ask.variant(found.variant), 2, found.head)
     jax.eval_shape(module.init, jax.random.key(0), example(module, 3, shape))
   except (ValueError, TypeError, ZeroDivisionError) as error:  # each layer has its own
-    if isinstance(error, UsageError) and shape[0] != shape[1]:  # it takes squares only: `load` says so
-      return True
-    return False
+    return isinstance(error, UsageError) and shape[0] != shape[1]  # it takes squares only: `load` says so
   return True
 
 

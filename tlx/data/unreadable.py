@@ -1,4 +1,4 @@
-"""Images that cannot be read while a run trains or evaluates: named, counted, and an error once the data set is gone."""
+"""Images that cannot be read while a run goes on: named, counted, and an error once the data set is gone."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from tlx.types import DataSource, TlxError
 log = logging.getLogger(__name__)
 
 IN_A_ROW = 32  # images; so many failures one after the other mean that the data are gone
-SHARE = 4  # more than 1 / SHARE of a split means the same
+MISSING, DAMAGED = 1 / 4, 1 / 2  # larger shares of a split, of lost files or of all failures, mean the same
 SHOWN = 5  # maximum number of names in a message
 
 NEXT = 'next: bring the data back, and run the same command again'
@@ -23,7 +23,8 @@ class Unreadable:
   """The images of one split that could not be read. Several threads may use it."""
 
   def __init__(self, size: int):
-    self.size, self.names, self.streak = size, {}, set()  # {position: name}; positions since the last success
+    self.size, self.names = size, {}  # {position: name}
+    self.missing, self.streak = set(), set()  # positions: whose file is gone; that failed since the last success
     self._lock = threading.Lock()
 
   def read(self) -> None:
@@ -48,10 +49,13 @@ class Unreadable:
       new = index not in self.names
       self.names[index] = name
       self.streak.add(index)
-      count, row = len(self.names), len(self.streak)
+      if isinstance(error, FileNotFoundError):
+        self.missing.add(index)
+      count, missing, row = len(self.names), len(self.missing), len(self.streak)
     if isinstance(error, FileNotFoundError) and path and not pathlib.Path(path).parent.exists():
       raise TlxError(f'{pathlib.Path(path).parent} is gone while it is in use ({name}: {reason}); {NEXT}') from error
-    if row >= min(IN_A_ROW, self.size) or (count > 1 and count * SHARE > self.size):
+    too_many = missing > max(1, MISSING * self.size) or count > max(1, DAMAGED * self.size)
+    if too_many or row >= min(IN_A_ROW, self.size):
       gone = f'{count} of {self.size} images cannot be read any more, such as {name}: {reason}'
       raise TlxError(f'{gone}; {NEXT}') from error
     if new:

@@ -16,7 +16,7 @@ from tlx.pretrained.found import TLX, preprocess_of
 from tlx.types import Preprocess, Pretrained, Source, TlxError, UsageError, Variables
 from tlx.weights import records, rules, smp
 
-WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+WEIGHTS, PROCESSOR, CONFIG = 'model.safetensors', 'preprocessor_config.json', 'config.json'
 Records = tuple[dict[str, Any], dict[str, Any]]  # config.json and preprocessor_config.json
 
 
@@ -80,17 +80,17 @@ def save(
 
 def _write(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], processor: Mapping[str, Any]) -> None:
   """Replaces the model in a folder by another one."""
-  named = [folder / name for name in (WEIGHTS, 'preprocessor_config.json', CONFIG)]  # the last one makes it a model
-  records, staged = list(zip(named[1:], (processor, config))), {path: files.temporary_of(path) for path in named}
+  named = [folder / name for name in (WEIGHTS, PROCESSOR, CONFIG)]  # the last one makes it a model
+  encoded = {path: _encoded(record) for path, record in zip(named[1:], (processor, config)) if record}
+  staged = {path: files.temporary_of(path) for path in named}
   try:
     folder.mkdir(parents=True, exist_ok=True)
     files.sweep(folder)
     weights.write_safetensors(staged[folder / WEIGHTS], tensors, {'format': 'pt'})
-    for path, record in records:
-      if record:
-        with files.replacing(staged[path]) as file:
-          file.write(_encoded(record))
-    if any(path.exists() != bool(record) or record and path.read_bytes() != _encoded(record) for path, record in records):
+    for path, content in encoded.items():
+      with files.replacing(staged[path]) as file:
+        file.write(content)
+    if encoded != {path: path.read_bytes() for path in named[1:] if path.exists()}:
       (folder / CONFIG).unlink(missing_ok=True)
     for path in named:
       if staged[path].exists():
@@ -101,7 +101,7 @@ def _write(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], 
   except TlxError as error:  # of `write_safetensors`
     raise TlxError(str(error).replace(str(staged[folder / WEIGHTS]), str(folder / WEIGHTS))) from error
   except OSError as error:
-    reason = files.FULL.get(error.errno) or error.strerror or error
+    reason = files.FULL.get(error.errno or 0) or error.strerror or error
     raise TlxError(
       f'cannot write the model to {folder}: {reason}; the model that was there stays; next: free some space, or choose '
       'a folder that you may write to'

@@ -23,7 +23,6 @@ from tlx import files
 from tlx.train.checkpoint_errors import brief, silence, undecodable
 from tlx.types import TlxError
 
-
 STEP = re.compile(r'0|[1-9][0-9]{0,8}')  # names of checkpoints: numbers of steps below 10^9
 
 
@@ -134,7 +133,7 @@ class Checkpoints:
       ) from error
 
   def _set_strangers_aside(self) -> None:
-    """Moves what orbax would take for a checkpoint and refuse every later one for: names that no step has, and files."""
+    """Moves files and folders aside that no step names: orbax would take some for checkpoints newer than all others."""
     if jax.process_index():
       return
     for name in self._names():
