@@ -1,20 +1,22 @@
-"""Writes files atomically: a killed process or a full disk leaves no partial file. Seals folders with hashes.
+"""Writes files atomically, seals folders with hashes, and tells whether the files of a folder changed.
 
 Cache folders are private: what another user could have written there would run as this user, or spoil results.
 """
 
 import contextlib
+import contextvars
 import errno
 import functools
 import hashlib
 import json
 import os
 import pathlib
+import re
 import stat
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
 
 from tlx import words
 
@@ -24,6 +26,7 @@ FULL = {
   errno.EFBIG: 'the file size limit is reached',
 }
 SEAL = 'sha256.json'  # in the sealed folder; {file: SHA-256}
+TEMPORARY = re.compile(r'\..+\.[0-9a-f]{8}\.tmp')  # names of the files that `replacing` writes
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # there is no file of that name, perhaps a folder
 CACHE = 'XDG_CACHE_HOME'
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -122,6 +125,9 @@ def warn_once(text: str) -> None:
   """Prints a warning on standard error, once in a process."""
   print(f'warning: {words.shown(text)}', file=sys.stderr, flush=True)
 
+Fact = Callable[[Sequence[pathlib.Path]], Iterable[Any]]
+_portable: contextvars.ContextVar[Fact | None] = contextvars.ContextVar('portable', default=None)
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -138,7 +144,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   """
   path = pathlib.Path(path)
   # It lies next to the target, because os.replace needs one file system; open(), unlike tempfile, respects the umask.
-  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
+  temporary = temporary_of(path)
   try:
     with temporary.open('xb') as file:
       yield file
@@ -148,11 +154,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink()
-  _sync_folder(path.parent)
+  sync_folder(path.parent)
 
 
-def _sync_folder(folder: pathlib.Path) -> None:
-  """Makes the move itself survive a power failure, on systems that can."""
+def temporary_of(path: pathlib.Path) -> pathlib.Path:
+  """A new name next to a file, for its content while it is written."""
+  return path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp')
+
+
+def sweep(folder: pathlib.Path) -> None:
+  """Deletes the files that killed calls of `replacing` left in a folder. Nobody else may write to it meanwhile."""
+  with contextlib.suppress(OSError):
+    for path in folder.iterdir():
+      if TEMPORARY.fullmatch(path.name):
+        with contextlib.suppress(OSError):
+          path.unlink()
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+  """Makes moves in a folder survive a power failure, on systems that can."""
   with contextlib.suppress(OSError):
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -192,7 +212,10 @@ def broken(folder: pathlib.Path) -> str | None:
 
 
 def fingerprint(root: pathlib.Path, paths: Iterable[pathlib.Path]) -> str | None:
-  """A hash of a folder's path and of its files' names, sizes and modification times.
+  """A hash that changes if a file of a folder was changed, replaced, renamed or swapped for another.
+
+  It covers the folder's path and each file's name, size, modification time, change time and inode. Within `portable`
+  it covers the names below the folder and another fact of the files instead.
 
   Args:
     root: the folder.
@@ -201,12 +224,32 @@ def fingerprint(root: pathlib.Path, paths: Iterable[pathlib.Path]) -> str | None
   Returns:
     A hexadecimal hash; None if a file cannot be accessed, or if there are none.
   """
+  paths, fact = list(paths), _portable.get()
   try:
-    seen = [(path.relative_to(root).as_posix(), path.stat()) for path in paths]
+    names = [path.relative_to(root).as_posix() for path in paths]
+    seen = (str(root), list(zip(names, _identities(paths)))) if fact is None else list(zip(names, fact(paths)))
   except OSError:
     return None
-  facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in seen]
-  return hashlib.sha256(repr((str(root), facts)).encode()).hexdigest() if facts else None
+  return hashlib.sha256(repr(seen).encode('utf-8', 'backslashreplace')).hexdigest() if paths else None
+
+
+@contextlib.contextmanager
+def portable(fact: Fact) -> Iterator[None]:
+  """Within the block, `fingerprint` gives the same hash for a copy of the folder elsewhere or on another machine.
+
+  Args:
+    fact: maps the files to what counts beside their names, such as their sizes.
+  """
+  token = _portable.set(fact)
+  try:
+    yield
+  finally:
+    _portable.reset(token)
+
+
+def _identities(paths: Iterable[pathlib.Path]) -> Iterator[tuple[int, ...]]:
+  for seen in map(os.stat, paths):  # two files with equal names, sizes and times that swap places keep their inodes
+    yield seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -4,12 +4,14 @@ With one process, every function here returns at once.
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
 from tlx import words
-from tlx.types import UsageError
+from tlx.types import TlxError, UsageError
 
 EXTRAS = {'cuda': 'cuda', 'gpu': 'cuda', 'tpu': 'tpu'}  # {platform: the extra with JAX's build for it}
 ENVIRONMENT = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
@@ -78,12 +80,24 @@ def no_device() -> str:
   )
 
 
-def wait(what: str) -> None:
-  """Waits until every process has come here. `what` names the place in an error."""
-  if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
+def in_first(function: Callable[[], Any]) -> Any:
+  """Calls a function in process 0 only; the others wait for it.
 
-    multihost_utils.sync_global_devices(what)
+  Args:
+    function: may raise TlxError, which then ends all processes.
+
+  Returns:
+    Its result in process 0, None in the others.
+  """
+  result, problem = None, None
+  if jax.process_index() == 0:
+    try:
+      result = function()
+    except TlxError as error:
+      problem = error
+  if largest(int(problem is not None)):
+    raise problem or TlxError('the first process could not go on: its message says why')
+  return result
 
 
 def largest(value: int) -> int:

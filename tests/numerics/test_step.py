@@ -76,7 +76,7 @@ def run(made, variables, phase, data, tx=SGD):
 
 @pytest.mark.parametrize('kind', matrix(['linear_probe', 'full'], ['linear_probe']))
 def test_micro_batches_change_nothing(kind):
-  """Dropout is off and no batch norm trains: for those a micro-batch is another batch."""
+  """No batch norm trains: for it a micro-batch is another batch."""
   module, variables, *_ = built(TINY)
   learner = module if kind == 'linear_probe' else Frozen(module)
   made = recipe(learner, augment=dataclasses.replace(PRESETS['light'], mixup=0.2))
@@ -91,6 +91,21 @@ def test_micro_batches_change_nothing(kind):
     close(state_of_other.params, new.params, 1e-5)
     close(numbers, metrics, 1e-5)
     close(other, gradient, 1e-5, floor=1e-2 * largest)  # leaves whose terms cancel keep fewer digits
+
+
+@pytest.mark.parametrize('name', matrix(['vit_test', 'swin_test', 'convnext_test'], ['vit_test']))
+def test_micro_batches_drop_the_same_values(name):
+  """Models without batch norm: each example has its own mask of dropout and stochastic depth."""
+  module, variables, *_ = built(name, dropout=0.3, drop_path=0.3)
+  phase, data = phase_of('full', module), batch(pixels=side(module, 64))
+  made = recipe(module, preprocess=Preprocess(size=side(module, 64), crop=1.0))
+  (gradient, _, numbers), *others = (
+    run(dataclasses.replace(made, micro_batches=n), variables, phase, data) for n in (1, 2, 4)
+  )
+  largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(gradient))
+  for other, _, same_numbers in others:
+    close(same_numbers, numbers, 1e-5)
+    close(other, gradient, 1e-4, floor=1e-2 * largest)
 
 
 @pytest.mark.parametrize('kind', ['linear_probe', 'full'])

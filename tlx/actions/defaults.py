@@ -18,7 +18,23 @@ from tlx.types import DatasetInfo, Phase, Preprocess, Task, UsageError
 FEW = 2000
 STATISTICS = ('frozen', 'batch')
 OF_TASK = ('label_smoothing',)  # options that only some tasks have
+LONGEST_SIDE = 2**14  # pixels; a float image of this side has 3 GB
 LONGEST = 512  # pixels; default maximum of the longer side for dense tasks
+WHOLE = ('seed', 'batch_size', 'head_hidden', 'workers', 'log_every', 'save_every', 'cache_views', 'randaugment')
+LARGEST = {  # values above which an option cannot work, or asks for hours of compilation
+  'seed': 2**63 - 1,  # JAX's random keys
+  'randaugment': 10,  # each operation is compiled; RandAugment's authors use 1 to 3
+  'micro_batches': 2**20,
+  'cache_views': 2**20,
+  'workers': 1024,  # threads
+  'head_hidden': 2**20,
+  'batch_size': 2**20,
+  'epochs': 10**9,
+  'log_every': 2**31 - 1,
+  'save_every': 2**31 - 1,
+  'mixup': 10**6,
+  'cutmix': 10**6,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +124,14 @@ def shape(image_size: int | str | Sequence[int]) -> tuple[int, int]:
   """
   if isinstance(image_size, str):
     sides = image_size.lower().split('x')
-    if not all(side.isdecimal() for side in sides):
+    if not all(side.isdecimal() and len(side) < 10 for side in sides):
       raise UsageError(f'--image-size {image_size}: give a side such as 224, or HEIGHTxWIDTH such as 240x320')
     image_size = [int(side) for side in sides]
-  sides = [image_size] if isinstance(image_size, int) else list(image_size)
-  if len(sides) not in (1, 2) or min(sides) < 1:
+  sides = [image_size] if isinstance(image_size, int | float) else list(image_size)
+  if len(sides) not in (1, 2) or min(sides) < 1 or not all(isinstance(side, int) for side in sides):
     raise UsageError(f'--image-size {image_size}: give one or two sides above 0, such as 224 or 240x320')
+  if max(sides) > LONGEST_SIDE:
+    raise UsageError(f'--image-size {image_size}: give sides of at most {LONGEST_SIDE:,} pixels')
   return sides[0], sides[-1]
 
 
@@ -213,10 +231,13 @@ def check(e: Experiment) -> None:
   given = {name: value for name, value in vars(e).items() if isinstance(value, float | int)}
   option = lambda name: f'--{name.replace("_", "-")} {given[name]}'
   problems = problems_of_size(e.image_size)
-  problems += [f'{option(n)}: must be finite' for n in given if not math.isfinite(given[n])]
+  inexact = {name: value for name, value in given.items() if isinstance(value, float)}
+  problems += [f'{option(n)}: must be finite' for n, value in inexact.items() if not math.isfinite(value)]
+  problems += [f'{option(n)}: must be a whole number' for n in WHOLE if n in inexact]
   problems += [f'{option(n)}: must be above 0' for n in positive if n in given and not given[n] > 0]
   problems += [f'{option(n)}: must lie in [0, 1)' for n in shares if n in given and not 0 <= given[n] < 1]
   problems += [f'{option(n)}: must be 0 or more' for n in atleast0 if n in given and not given[n] >= 0]
+  problems += [f'{option(n)}: must be at most {most:,}' for n, most in LARGEST.items() if given.get(n, 0) > most]
   if e.schedule not in schedules.SCHEDULES:
     problems.append(f'no schedule {e.schedule!r}{words.suggest(e.schedule, schedules.SCHEDULES)}')
   if e.augment is not None and e.augment not in augment.PRESETS:

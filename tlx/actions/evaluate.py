@@ -10,7 +10,7 @@ import numpy as np
 
 from tlx.actions import runs
 from tlx.actions.predict import check_windows
-from tlx.data import decode, pipeline, transforms
+from tlx.data import decode, pipeline, transforms, unreadable
 from tlx.evaluate import exact
 from tlx.nn.model import forward_of
 from tlx.train import sharding
@@ -62,16 +62,19 @@ def evaluate(
 
 
 def _by_windows(model: Pretrained, task: Task, source: DataSource, scales: Sequence[float]) -> exact.Evaluation:
-  """Evaluates a split by sliding windows, one photograph at a time. It leaves out unreadable ones."""
+  """Evaluates a split by sliding windows, one photograph at a time. It names unreadable ones and leaves them out."""
   check_windows(task, scales)
   forward = forward_of(model)
-  judge, total, rows = jax.jit(task.evaluate), None, []
+  judge, total, rows, failures = jax.jit(task.evaluate), None, [], unreadable.of(source)
   for index in range(len(source)):
+    example = None
     try:
       example = source[index]
       image = example.image
       photograph = decode.decode(image, scale=model.preprocess.grey) if isinstance(image, bytes) else image
-    except (TlxError, OSError):
+      failures.read()
+    except (TlxError, OSError) as error:
+      failures.failed(index, example and example.name, error)
       continue
     height, width = photograph.shape[:2]
     target = task.encode(example.annotation, Geometry(height, width, 0, 0, height, width), (height, width))

@@ -1,5 +1,6 @@
 """`tlx finetune`: loads data and weights, trains, evaluates, exports the model and writes the report."""
 
+import contextlib
 import dataclasses
 import functools
 import shutil
@@ -11,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tlx import catalog, labels, pretrained, processes, schedules, trees
-from tlx.actions import defaults, run_record, tasks
+from tlx import catalog, labels, pretrained, processes, schedules, trees, words
+from tlx.actions import defaults, ownership, run_data, run_record, tasks
 from tlx.cache import compiled_steps, programs
 from tlx.cost import certificate
-from tlx.data import augment
+from tlx.data import augment, unreadable
 from tlx.evaluate import exact
 from tlx.experiment import Experiment
 from tlx.prefix import phase_inputs
@@ -67,23 +68,39 @@ def run(experiment: Experiment, *, quiet: bool = False) -> Result:
   started = time.time()
   programs.keep()
   show = terminal.Console(quiet or jax.process_index() > 0)
+  out = Path(experiment.out or run_record.folder_name(experiment))
+  processes.in_first(lambda: (run_record.check_folder(out), ownership.check(out, show.warn)))  # before it takes time
   prepared = prepare(experiment, show)
-  out = Path(prepared.experiment.out)
-  run_record.claim(out, prepared.experiment)
-  processes.wait('claimed')  # each process must look at the folder before the first one writes to it
-  if (out / 'result.json').exists():
-    show.line(f'{out} is complete; choose another --out to train again')
-    metrics = folder.read_json(out / 'result.json')
-    show.result(metrics, prepared.task, out)
-    return Result(metrics, pretrained.load(str(out / 'model')), out)
-  rows = _learning(prepared)
-  show.learning(rows)
-  run_record.write(out / 'experiment.json', run_record.describe(prepared, rows))
-  outcome, inputs = _train(prepared, out, show)
-  trained = prepared.pretrained._replace(variables=jax.device_get(outcome.state.averaged))
-  metrics = _finish(prepared, trained, outcome, inputs, out, started)
+  data = processes.in_first(lambda: run_data.describe(prepared.data))
+  claim = lambda: run_record.claim(out, prepared, data, show.warn)
+  if processes.largest(int(run_record.is_whole(out, prepared.task))):
+    processes.in_first(claim)
+    return _completed(prepared.task, out, show)
+  with contextlib.ExitStack() as stack:
+    keep = processes.in_first(lambda: stack.enter_context(ownership.owned(out, show.warn)))
+    processes.in_first(claim)
+    rows = _learning(prepared)
+    show.learning(rows)
+    processes.in_first(lambda: run_record.begin(out, run_record.describe(prepared, data, rows), prepared.task))
+    if processes.largest(int(run_record.result_of(out, prepared.task) is not None)):  # only its report was missing
+      processes.in_first(lambda: page.write_report(out, prepared.task))
+      return _completed(prepared.task, out, show)
+    outcome, inputs = _train(prepared, out, show, keep or (lambda: None))
+    trained = prepared.pretrained._replace(variables=jax.device_get(outcome.state.averaged))
+    metrics = _finish(prepared, trained, outcome, inputs, out, started)
+  for split, source in prepared.data.splits.items():
+    if line := unreadable.summary(source):
+      show.warn(f'{split}: {line}')
   show.result(metrics, prepared.task, out)
   return Result(metrics, trained, out)
+
+
+def _completed(task: Task, out: Path, show: terminal.Console) -> Result:
+  """The result of an earlier call."""
+  show.line(f'{out} is complete; choose another --out to train again')
+  metrics = folder.read_json(out / 'result.json')
+  show.result(metrics, task, out)
+  return Result(metrics, pretrained.load(str(out / 'model')), out)
 
 
 def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
@@ -107,6 +124,7 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
   found = pretrained.resolve(experiment.model)  # before the data set, so that a misspelt name fails fast
   data = catalog.dataset(experiment.data, seed=experiment.seed)
   show.data(data.info)
+  words.refuse(run_data.empty(data))
   task = tasks.of_experiment(experiment, data.info)
   head, lacking = tasks.head_of(experiment, task, found), tasks.lacking(experiment, task, found)
   if from_pretrained:
@@ -124,6 +142,7 @@ def prepare(experiment: Experiment, show: terminal.Console) -> Prepared:
   defaults.check_task(experiment, task, chosen, lacking)
   defaults.check_views(experiment, chosen)
   shape = defaults.shape(experiment.image_size)
+  tasks.check_input(found, head, shape)
   loaded = pretrained.load(
     found,
     num_classes=len(data.info.class_names),
@@ -179,8 +198,8 @@ def rates(prepared: Prepared) -> optimizer.Optimizer:
   return optimizer.Optimizer(e.optimizer, e.lr, e.weight_decay, e.momentum, e.clip_norm, e.schedule, e.warmup)
 
 
-def _train(prepared: Prepared, out: Path, show: terminal.Console):
-  """Runs the loop with its log, event files, progress bar and checkpoints."""
+def _train(prepared: Prepared, out: Path, show: terminal.Console, keep: Callable[[], None]):
+  """Runs the loop with its log, event files, progress bar and checkpoints. `keep` raises if the folder is lost."""
   e = prepared.experiment
   whole = recipe(prepared)
   settings = Settings(e.batch_size, e.seed, e.workers, e.cache, e.cache_views, e.sampling, e.compile)
@@ -210,7 +229,7 @@ def _train(prepared: Prepared, out: Path, show: terminal.Console):
       inputs=inputs.of,
       expected=inputs.expected,
       program=program,
-      log=lambda line: (log.append(line), progress.log(line)),
+      log=lambda line: (keep(), log.append(line), progress.log(line)),
       resumed=lambda step, due: (log.resume(step, due), progress.resume(step)),
       progress=progress.update,
       seed=e.seed,
@@ -251,9 +270,9 @@ def _finish(
   if jax.process_index() == 0:
     _write_evaluation(prepared, trained, evaluation, out)
     pretrained.save(out / 'model', trained)
-    folder.write_json(out / 'result.json', metrics)
+    page.write_report(out, prepared.task, metrics)
     shutil.rmtree(out / 'features', ignore_errors=True)
-    page.write_report(out, prepared.task)
+    folder.write_json(out / 'result.json', metrics)  # the last file: a run that has it is complete
   return metrics
 
 

@@ -4,41 +4,51 @@ import dataclasses
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from tlx import __version__, trees, words
-from tlx.actions import tasks
+from tlx import __version__, files, labels, trees, words
+from tlx.actions import ownership, run_data, tasks
 from tlx.experiment import Experiment
 from tlx.report import events, folder
 from tlx.train.optimizer import Row
-from tlx.types import UsageError
+from tlx.types import Task, TlxError, UsageError
 
 if TYPE_CHECKING:  # which imports this module
   from tlx.actions.finetune import Prepared
 
 # Options that do not change the result, so a resumed run may change them. The last two can make a phase fit in
-# memory after earlier phases have been trained.
+# memory after earlier phases have been trained. Batch norms see one micro-batch at a time: `_fixed` has them.
 RUNNING = ('out', 'compile', 'workers', 'log_every', 'micro_batches', 'remat')
+
+# Files and folders of a run that lost its experiment.json; the first two are there as soon as it has trained.
+TRAINED = ('checkpoints', 'metrics.jsonl')
+PARTS = (
+  *TRAINED, 'damaged_checkpoints', 'events', 'features', 'evaluation.npz', 'mistakes.json', 'mistakes', 'model',
+  'report.html', 'result.json', 'export',
+)  # fmt: skip
 
 # Values of options in runs that are older than the option.
 OLDER = {'norm_statistics': 'batch'}
 
 
-def describe(prepared: 'Prepared', rows: Sequence[tuple[str, int, Sequence[Row]]]) -> dict[str, Any]:
+def describe(
+  prepared: 'Prepared', data: Mapping[str, Any], rows: Sequence[tuple[str, int, Sequence[Row]]]
+) -> dict[str, Any]:
   """Makes the content of experiment.json: everything that reproduces the run.
 
   Args:
     prepared: the run, ready to start.
+    data: of `run_data.describe`.
     rows: (phase, steps, table of what learns) of each phase.
 
   Returns:
     A dict to write as JSON.
   """
-  e, info, source = prepared.experiment, prepared.data.info, prepared.pretrained.source
+  e, source = prepared.experiment, prepared.pretrained.source
   packages = {name: sys.modules[name].__version__ for name in ('jax', 'flax', 'optax', 'numpy')}
   return {
     'experiment': plain(e),
@@ -49,7 +59,7 @@ def describe(prepared: 'Prepared', rows: Sequence[tuple[str, int, Sequence[Row]]
       'devices': jax.device_count(), 'processes': jax.process_count(),
     },
     'task': tasks.spec_of(prepared.task),
-    'data': info._asdict(),
+    'data': data,
     'model': {
       'variant': source.variant, 'location': source.location, 'license': source.license,
       'parameters': trees.count(prepared.pretrained.variables['params']),
@@ -88,27 +98,120 @@ def command(e: Experiment) -> str:
   return shlex.join(['tlx', 'finetune', *options])
 
 
-def claim(out: Path, experiment: Experiment) -> None:
-  """Checks that a folder can hold this run.
-
-  Raises:
-    UsageError: if it is a file, holds something else, or holds the run of another experiment.
-  """
-  record = out / 'experiment.json'
+def check_folder(out: Path) -> None:
+  """Raises UsageError if a folder cannot hold a run, because it is a file or holds something else."""
   if out.exists() and not out.is_dir():
     raise UsageError(f'--out {out} is a file; choose a folder')
-  if not record.exists():
-    if out.is_dir() and any(out.iterdir()):
-      raise UsageError(f'--out {out} is not empty and is not a run folder; choose another')
+  if (out / 'experiment.json').exists() or not out.is_dir():
     return
-  there, here = folder.read_json(record)['experiment'], folder.plain(plain(experiment))
-  there = OLDER | there
-  differ = [name for name in here if name not in RUNNING and there.get(name) != here[name]]
+  names = {path.name for path in out.iterdir() if not _leftover(path.name)}
+  if names and not (names <= set(PARTS) and names & set(TRAINED)):
+    raise UsageError(f'--out {out} is not empty and is not a run folder; choose another')
+
+
+def _leftover(name: str) -> bool:
+  """Whether a file may be there before experiment.json is."""
+  return name.startswith(ownership.LOCK) or bool(files.TEMPORARY.fullmatch(name))
+
+
+def claim(out: Path, prepared: 'Prepared', data: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+  """Checks that the run in a folder, if there is one, has the same options and data.
+
+  Args:
+    out: the run folder.
+    prepared: the run, ready to start.
+    data: of `run_data.describe`.
+    warn: receives a warning if experiment.json is lost or damaged, so that nothing can be compared.
+
+  Raises:
+    UsageError: if the folder holds a run with other options or other data.
+  """
+  check_folder(out)
+  path = out / 'experiment.json'
+  if not path.exists() and not any((out / name).exists() for name in TRAINED):
+    return
+  try:
+    record = read(path)
+  except TlxError as error:
+    what = str(error).partition(';')[0]
+    warn(f'{what}: written again from this command; tlx cannot tell whether the run began with these options and data')
+    return
+  there, here = OLDER | record['experiment'], folder.plain(plain(prepared.experiment))
+  other = run_data.changes(record['data'], data)
+  free = {'data', *prepared.why} if other else {'data'} if run_data.same(record['data'], data) else set()
+  free |= {*RUNNING} - {*_fixed(out, prepared)}
+  differ = [name for name in here if name not in free and there.get(name) != here[name]]
+  problems = []
+  if other:
+    problems.append(
+      f'--out {out} began with other data ({"; ".join(other)}); next: restore the data, or choose another --out'
+    )
   if differ:
     changes = ', '.join(f'{name} {there.get(name)} there, {here[name]} here' for name in differ)
-    raise UsageError(
+    problems.append(
       f'--out {out} holds another experiment ({changes}); choose another --out, or repeat its options to resume it'
     )
+  words.refuse(problems)
+
+
+def _fixed(out: Path, prepared: 'Prepared') -> list[str]:
+  """The options among RUNNING that do change the result of this run, once it has trained."""
+  statistics = prepared.pretrained.variables.get('batch_stats') or {}
+  normed = any(name != labels.BACKBONE or prepared.experiment.norm_statistics == 'batch' for name in statistics)
+  trained = any(path.name.isdigit() for path in (out / 'checkpoints').glob('*'))
+  return ['micro_batches'] if normed and trained else []
+
+
+def read(path: Path) -> dict[str, Any]:
+  """Reads experiment.json.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    Its content, with the options and class names that every run has.
+
+  Raises:
+    TlxError: if it is missing or damaged.
+  """
+  record = folder.read_json(path)
+  options, data = ({}, {}) if not isinstance(record, dict) else (record.get('experiment'), record.get('data'))
+  needed = {'data': str, 'seed': int, 'batch_size': int, 'dtype': str}
+  sound = isinstance(options, dict) and all(isinstance(options.get(name), kind) for name, kind in needed.items())
+  names = data.get('class_names') if isinstance(data, dict) else None
+  if not (sound and isinstance(names, list) and all(isinstance(name, str) for name in names)):
+    raise TlxError(f'{path} is damaged: it does not describe a run; {folder.AGAIN}')
+  return record
+
+
+def result_of(out: Path, task: Task) -> dict[str, Any] | None:
+  """The content of result.json. None if the run is not complete, or if its result or its model is lost or damaged."""
+  try:
+    metrics = folder.read_json(out / 'result.json')
+  except TlxError:
+    return None
+  whole = isinstance(metrics, dict) and all(isinstance(metrics.get(name), int | float) for name in task.metrics)
+  model = all((out / 'model' / name).is_file() for name in ('config.json', 'model.safetensors'))
+  return metrics if whole and model else None
+
+
+def is_whole(out: Path, task: Task) -> bool:
+  """Whether a run is complete, with everything that readers of its folder need."""
+  try:
+    read(out / 'experiment.json')
+  except TlxError:
+    return False
+  return (out / 'report.html').is_file() and result_of(out, task) is not None
+
+
+def begin(out: Path, record: Mapping[str, Any], task: Task) -> None:
+  """Writes experiment.json. It deletes what killed processes left, and the result of a model that is lost."""
+  for place in (out, out / 'model', out / 'mistakes', *(out / 'checkpoints').glob('*')):
+    files.sweep(place)
+  folder.write_json(out / 'experiment.json', record)
+  if result_of(out, task) is None:
+    with folder.writing(out / 'result.json'):
+      (out / 'result.json').unlink(missing_ok=True)
 
 
 class Log:
@@ -147,9 +250,3 @@ def folder_name(e: Experiment) -> str:
   """The default run folder, such as runs/photo_patches-efficientnet_lite0-lp_ft."""
   clean = lambda text: ''.join(c if c.isalnum() or c in '._' else '-' for c in text.rstrip('/').split('/')[-1])
   return f'runs/{clean(e.data)}-{clean(e.model)}-{clean(plain(e)["strategy"])}'
-
-
-def write(path: Path, value: Any) -> None:
-  """Writes a JSON file, in the first process only."""
-  if jax.process_index() == 0:
-    folder.write_json(path, value)

@@ -1,11 +1,10 @@
 """Opens a finished run or a pretrained model: its folder, model, options, task and data set."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tlx import catalog, pretrained, weights, words
-from tlx.actions import tasks
+from tlx.actions import run_record, tasks
 from tlx.types import Dataset, Pretrained, Task, UsageError
 from tlx.weights import hub
 
@@ -62,13 +61,13 @@ def load_any(name: str) -> Pretrained:
 
 
 def options(run: str | Path) -> dict[str, Any]:
-  """Reads the options of a finished run; defaults are filled in. Raises UsageError as `run_folder` does."""
-  return json.loads((run_folder(run) / 'experiment.json').read_text())['experiment']
+  """The options of a finished run; defaults are filled in. Raises TlxError as `run_folder` and `run_record.read` do."""
+  return run_record.read(run_folder(run) / 'experiment.json')['experiment']
 
 
 def task_of_run(run: str | Path) -> Task:
   """Makes the task of a run, with its classes, from experiment.json only."""
-  record = json.loads((run_folder(run) / 'experiment.json').read_text())
+  record = run_record.read(run_folder(run) / 'experiment.json')
   return tasks.of_record(record.get('task'), record['data']['class_names'])
 
 

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from tlx import catalog, words
 from tlx.experiment import Experiment
 from tlx.nn.levels import levels
 from tlx.nn.model import TransferModel
-from tlx.pretrained import Found
+from tlx.pretrained import Asked, Found, example
 from tlx.types import DatasetInfo, Pretrained, Task, UsageError
 
 OPTIONS = ('label_smoothing', 'focal_gamma', 'class_weights')  # options of an experiment that some tasks have as fields
@@ -145,6 +146,35 @@ def trained_for(task: Task, loaded: Pretrained, info: DatasetInfo) -> Pretrained
   whole = loaded.preprocess._replace(crop=1.0, mode='squash') if task.dense else loaded.preprocess
   source = loaded.source._replace(task=spec_of(task))
   return loaded._replace(class_names=info.class_names, source=source, preprocess=whole)
+
+
+def check_input(found: Found, head: str | nn.Module | None, shape: tuple[int, int]) -> None:
+  """Checks a small size of the input by tracing the model. Every model takes larger ones.
+
+  Args:
+    found: the model.
+    head: of `head_of`.
+    shape: height and width of the input, pixels.
+
+  Raises:
+    UsageError: if nothing would be left of such an image.
+  """
+  if min(shape) >= found.variant.config.smallest or _takes(found, head, shape):
+    return
+  fitting = next((side for side in (16, 32, 48, 64, 96, 128) if _takes(found, head, (side, side))), None)
+  way_out = f'next: give {fitting} or more' if fitting else "next: leave it out, to take the model's own"
+  size = 'x'.join(map(str, dict.fromkeys(shape)))
+  raise UsageError(f'--image-size {size}: too small for {found.variant.name}; {way_out}')
+
+
+def _takes(found: Found, head: str | nn.Module | None, shape: tuple[int, int]) -> bool:
+  ask = Asked(num_classes=2, image_size=shape if shape[0] != shape[1] else shape[0], head=head)
+  try:
+    module = ask.module(ask.variant(found.variant), 2, found.head)
+    jax.eval_shape(module.init, jax.random.key(0), example(module, 3, shape))
+  except (ValueError, TypeError, ZeroDivisionError) as error:  # each layer has its own
+    return isinstance(error, UsageError) and shape[0] != shape[1]  # it takes squares only: `load` says so
+  return True
 
 
 def check_size(task: Task, module: TransferModel, shape: tuple[int, int]) -> None:

@@ -7,7 +7,6 @@ work well with JAX.
 """
 
 import concurrent.futures
-import logging
 import os
 import queue
 import threading
@@ -19,11 +18,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from tlx import words
-from tlx.data import decode
+from tlx.data import decode, unreadable
 from tlx.types import Batch, DataSource, Geometry, Target, Task, TlxError, UsageError
-
-log = logging.getLogger(__name__)
 
 EPOCHS = 2**31  # endless; grain's own endless length overflows when it is divided into batches of one
 POLL = 0.005  # seconds between two checks whether the device is busy
@@ -281,7 +277,7 @@ class _Loader:
   def __init__(self, source: DataSource, task: Task, transform: Callable, workers: int):
     self.source, self.transform = source, transform
     self.targets = Targets(source, task, transform)
-    self.failed = set()  # positions with a warning already
+    self.unreadable = unreadable.of(source)
     self.map = concurrent.futures.ThreadPoolExecutor(workers, 'tlx-load').map if workers > 1 else map
 
   def __call__(self, indices: np.ndarray) -> dict[str, Any]:
@@ -301,10 +297,10 @@ class _Loader:
   def _load(self, index: int) -> tuple[np.ndarray, Geometry, Target] | None:
     if index < 0:
       return None
-    name = f'example {index}'
+    example = None
     try:
       example = self.source[index]
-      image, name = example.image, example.name
+      image = example.image
       if isinstance(image, bytes):
         image = decode.picture(image, min_size=self.transform.min_size, scale=self.transform.grey)
       else:
@@ -312,11 +308,11 @@ class _Loader:
       height, width = self.source.size(index) if self.targets.task.dense else (image.height, image.width)
       geometry = self.transform.geometry(height, width)
       target = self.targets.task.encode(example.annotation, geometry, self.transform.shape)
-      return self.transform(image), geometry, target
+      loaded = self.transform(image), geometry, target
+      self.unreadable.read()
+      return loaded
     except (TlxError, OSError, MemoryError) as error:  # one bad file must not end a long run
-      if index not in self.failed:
-        self.failed.add(index)
-        log.warning('%s is left out: %s', words.shown(name), words.shown(str(error) or 'not enough memory'))
+      self.unreadable.failed(index, example and example.name, error)
       return None
 
 

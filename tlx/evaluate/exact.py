@@ -46,7 +46,7 @@ def evaluate(
     Sums and records, on the host.
 
   Raises:
-    TlxError: if an example is counted twice, or more examples are counted than the split has.
+    TlxError: if no example can be read, an example is counted twice, or more are counted than the split has.
   """
   total, parts, running = None, [], None
   for batch in itertools.chain(batches, [None]):
@@ -60,6 +60,8 @@ def evaluate(
   kept = np.flatnonzero(records.pop('mask'))
   kept = kept[np.argsort(records['index'][kept], kind='stable')]
   records = {name: x[kept] for name, x in records.items()}
+  if not len(kept):
+    raise TlxError(f'none of the {size} images of the split can be read; next: see that its files are there')
   if len(np.unique(records['index'])) != len(kept) or len(kept) > size:
     raise TlxError(
       f'evaluation counted {len(kept)} examples of a split of {size}, some of them twice: please report this'

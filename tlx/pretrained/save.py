@@ -1,19 +1,22 @@
 """Saves a model as a folder that `tlx.load` and other libraries can read."""
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from tlx import catalog, trees, weights
+from tlx import catalog, files, trees, weights
 from tlx.nn.model import TransferModel
 from tlx.pretrained import modules
 from tlx.pretrained.found import TLX, preprocess_of
-from tlx.types import Preprocess, Pretrained, Source, UsageError, Variables
+from tlx.types import Preprocess, Pretrained, Source, TlxError, UsageError, Variables
 from tlx.weights import records, rules, smp
 
+WEIGHTS, PROCESSOR, CONFIG = 'model.safetensors', 'preprocessor_config.json', 'config.json'
 Records = tuple[dict[str, Any], dict[str, Any]]  # config.json and preprocessor_config.json
 
 
@@ -30,7 +33,8 @@ def save(
   """Writes a model as model.safetensors and config.json, with the tensor names of another library.
 
   If no other library knows the head, its tensors have the names of their paths in tlx. Tensors are written in the
-  source's dtype if that loses no precision.
+  source's dtype if that loses no precision. Everything is written under temporary names first. config.json comes last,
+  and that of another model goes first, so that a killed process never leaves weights beside another model's records.
 
   Args:
     folder: to write; created if missing.
@@ -47,7 +51,7 @@ def save(
 
   Raises:
     UsageError: if the layout cannot represent the model, or a module is given without variables.
-    TlxError: if the disk is full. The existing weights in the folder then do not change.
+    TlxError: if the disk is full or the folder is not writable. The model that was in the folder then stays.
   """
   if isinstance(module, Pretrained):
     return save(
@@ -70,13 +74,46 @@ def save(
   kept = (source.dropped, source.dtypes) if source.layout == layout else ({}, {})
   tensors = rules.write(jax.device_get(variables), table, *kept)
   config, processor = _records(variant, module, source, preprocess, class_names, layout)
-  folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  weights.write_safetensors(folder / 'model.safetensors', tensors, {'format': 'pt'})
-  for name, record in (('config.json', config), ('preprocessor_config.json', processor)):
-    if record:
-      (folder / name).write_text(json.dumps(record, indent=2) + '\n')
-  return folder
+  _write(Path(folder), tensors, config, processor)
+  return Path(folder)
+
+
+def _write(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], processor: Mapping[str, Any]) -> None:
+  """Replaces the model in a folder by another one."""
+  named = [folder / name for name in (WEIGHTS, PROCESSOR, CONFIG)]  # the last one makes it a model
+  encoded = {path: _encoded(record) for path, record in zip(named[1:], (processor, config)) if record}
+  staged = {path: files.temporary_of(path) for path in named}
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    files.sweep(folder)
+    weights.write_safetensors(staged[folder / WEIGHTS], tensors, {'format': 'pt'})
+    for path, content in encoded.items():
+      with files.replacing(staged[path]) as file:
+        file.write(content)
+    if encoded != {path: path.read_bytes() for path in named[1:] if path.exists()}:
+      (folder / CONFIG).unlink(missing_ok=True)
+    for path in named:
+      if staged[path].exists():
+        os.replace(staged[path], path)
+      elif path.exists():
+        path.unlink()  # of the other model
+    files.sync_folder(folder)
+  except TlxError as error:  # of `write_safetensors`
+    raise TlxError(str(error).replace(str(staged[folder / WEIGHTS]), str(folder / WEIGHTS))) from error
+  except OSError as error:
+    reason = files.FULL.get(error.errno or 0) or error.strerror or error
+    raise TlxError(
+      f'cannot write the model to {folder}: {reason}; the model that was there stays; next: free some space, or choose '
+      'a folder that you may write to'
+    ) from error
+  finally:
+    for path in staged.values():
+      with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _encoded(record: Mapping[str, Any]) -> bytes:
+  return (json.dumps(record, indent=2) + '\n').encode('utf-8', 'backslashreplace')
 
 
 def _classifier(

@@ -16,6 +16,8 @@ import numpy as np
 from tlx import files
 from tlx.types import TlxError
 
+AGAIN = 'next: run its `tlx finetune` command again, which writes it anew'
+
 
 def plain(value: Any) -> Any:
   """Converts a value to types that the json module can write.
@@ -89,8 +91,8 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(pathlib.Path(path).read_bytes())
   except OSError as error:
     raise TlxError(f'cannot read {os.fspath(path)}: {error.strerror}') from error
-  except ValueError as error:
-    raise TlxError(f'{os.fspath(path)} is no JSON ({error}); delete it and run the same command again') from error
+  except (ValueError, RecursionError) as error:
+    raise TlxError(f'{os.fspath(path)} is no JSON ({error}); {AGAIN}') from error
 
 
 class MetricsLog:
@@ -121,17 +123,17 @@ class MetricsLog:
         raise
 
   def truncate(self, step: int | None = None, evaluate: bool = False) -> None:
-    """Deletes the lines after a step, and a damaged last line. Other lines do not change.
+    """Deletes the lines after a step, and damaged lines. Other lines do not change.
 
     Args:
-      step: last step to keep; None keeps all.
+      step: last step to keep; None keeps all, and damaged lines before the last one.
       evaluate: whether the evaluation at `step` will run again; its line is then deleted too.
     """
     if not self.path.is_file():
       return
     lines = _lines(self.path.read_bytes())
     early = lambda record: _step(record) < step + (not evaluate or record.get('split') == 'train')
-    kept = [line for line, record in lines if record is None or step is None or early(record)]
+    kept = [line for line, record in lines if step is None or (record is not None and early(record))]
     content = b''.join(kept)
     if len(content) != self.path.stat().st_size:
       write_bytes(self.path, content)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from tlx.report import facts, html, read
@@ -9,7 +10,9 @@ from tlx.report.folder import write_text
 from tlx.types import Task, UsageError
 
 
-def write_report(run_folder: str | os.PathLike, task: Task) -> pathlib.Path:
+def write_report(
+  run_folder: str | os.PathLike, task: Task, result: Mapping[str, Any] | None = None
+) -> pathlib.Path:
   """Writes `report.html` into a run folder. The run may be unfinished.
 
   The page has no external resources, and its content policy permits only its own script.
@@ -17,6 +20,7 @@ def write_report(run_folder: str | os.PathLike, task: Task) -> pathlib.Path:
   Args:
     run_folder: of the run.
     task: of the run.
+    result: the content of result.json, if it is not written yet.
 
   Returns:
     The path of the page.
@@ -29,21 +33,22 @@ def write_report(run_folder: str | os.PathLike, task: Task) -> pathlib.Path:
   if not folder.is_dir():
     raise UsageError(f'no run folder at {folder}; give the folder that was --out of tlx finetune')
   path = folder / 'report.html'
-  write_text(path, render(context(folder, task)))
+  write_text(path, render(context(folder, task, result)))
   return path
 
 
-def context(folder: pathlib.Path, task: Task) -> dict[str, Any]:
+def context(folder: pathlib.Path, task: Task, result: Mapping[str, Any] | None = None) -> dict[str, Any]:
   """Collects the values that the page's template shows.
 
   Args:
     folder: of the run.
     task: of the run.
+    result: the content of result.json, if it is not written yet.
 
   Returns:
     {name: value} for the template.
   """
-  run = read.load(folder)
+  run = read.load(folder, result)
   experiment, result, metrics, evaluation = (run[key] for key in ('experiment', 'result', 'metrics', 'evaluation'))
   data, model, environment = (experiment[key] for key in ('data', 'model', 'environment'))
   learning = experiment['learning']

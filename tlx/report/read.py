@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from tlx.report.folder import MetricsLog, read_json
+from tlx.report.folder import MetricsLog, plain, read_json
 from tlx.types import TlxError
 
 _MISTAKES, _PICTURE_BYTES = 48, 40_000
 _KINDS = {b'\x89PNG': 'png', b'\xff\xd8\xff': 'jpeg', b'RIFF': 'webp'}
 
 
-def load(folder: pathlib.Path) -> dict[str, Any]:
+def load(folder: pathlib.Path, result: Mapping[str, Any] | None = None) -> dict[str, Any]:
   """Reads all files of a run folder.
 
   Args:
     folder: of the run.
+    result: takes the place of result.json, if it is not written yet.
 
   Returns:
     {'experiment', 'result', 'metrics', 'mistakes', 'evaluation', 'problems'}. A missing or damaged file gives {} or
@@ -48,9 +49,10 @@ def load(folder: pathlib.Path) -> dict[str, Any]:
     ('evaluation.npz', _arrays, {}),
   )
   run = {name.partition('.')[0]: attempt(name, read, empty) for name, read, empty in names}
-  result = {key: value for key, value in run['result'].items() if key == 'split' and isinstance(value, str)}
-  result |= _numbers(run['result']) | {'test': _numbers(_mapping(run['result'], 'test'))} if run['result'] else {}
-  return run | {'result': result, 'experiment': _tidy(run['experiment']), 'problems': problems}
+  found = plain(result) if result else run['result']
+  tidy = {key: value for key, value in found.items() if key == 'split' and isinstance(value, str)}
+  tidy |= _numbers(found) | {'test': _numbers(_mapping(found, 'test'))} if found else {}
+  return run | {'result': tidy, 'experiment': _tidy(run['experiment']), 'problems': problems}
 
 
 def mistakes(folder: pathlib.Path, records: Sequence, names: Sequence[str]) -> list[dict[str, Any]]:

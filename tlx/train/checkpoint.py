@@ -8,6 +8,7 @@ an error in one process is an error in all.
 
 import concurrent.futures
 import contextlib
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from jax.experimental import multihost_utils
 from tlx import files
 from tlx.train.checkpoint_errors import brief, silence, undecodable
 from tlx.types import TlxError
+
+STEP = re.compile(r'0|[1-9][0-9]{0,8}')  # names of checkpoints: numbers of steps below 10^9
 
 
 class Restored(NamedTuple):
@@ -101,6 +104,7 @@ class Checkpoints:
     Raises:
       TlxError: if the checkpoint cannot be read, or holds another state than `like` describes. It stays where it is.
     """
+    _alike(self._set_strangers_aside)
     while (step := self._newest()) is not None:
       try:
         sealed = _alike(self._verify, step)
@@ -118,13 +122,24 @@ class Checkpoints:
     return int(steps[0]) if steps[0] >= 0 else None
 
   def _last_listed(self) -> int:
+    return max((int(name) for name in self._names() if STEP.fullmatch(name)), default=-1)
+
+  def _names(self) -> list[str]:
     try:
-      names = [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
+      return [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
     except OSError as error:
       raise TlxError(
         f'cannot list {self.folder}: {brief(error)}; mend that and run the same command again'
       ) from error
-    return max((int(name) for name in names if name.isdigit()), default=-1)
+
+  def _set_strangers_aside(self) -> None:
+    """Moves files and folders aside that no step names: orbax would take some for checkpoints newer than all others."""
+    if jax.process_index():
+      return
+    for name in self._names():
+      if name.isdigit() and not (STEP.fullmatch(name) and (self.folder / name).is_dir()):
+        self.warn(f'{self.folder / name} is not a checkpoint of this program: set aside')
+        self._set_aside(name)
 
   def _verify(self, step: int) -> bool:
     """Whether the checkpoint has hashes, and they match. False if the run was killed before it wrote the hashes."""
@@ -193,7 +208,7 @@ class Checkpoints:
         '(too little memory, too few open files, no right to read, another version?) and run the same command again'
       ) from error
 
-  def _set_aside(self, step: int) -> None:
+  def _set_aside(self, step: int | str) -> None:
     aside = self.folder.parent / 'damaged_checkpoints' / str(step)
     if jax.process_index() == 0:
       try:

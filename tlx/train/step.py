@@ -72,22 +72,26 @@ def train_step(recipe: Recipe, phase: Phase, tx: optax.GradientTransformation) -
     micro = _split_batch(_prepare(recipe, augment_key, batch), recipe.micro_batches)
     gradient = jax.value_and_grad(loss_function(recipe, phase, frozen), has_aux=True)
 
-    def part_of(batch_stats: Params, part: Batch, key: jax.Array) -> tuple[Params, Metrics, Params]:
-      (loss, (batch_stats, sums)), grads = gradient(trainable, batch_stats, part, key)
+    key = jax.random.split(dropout_key, 1)[0]
+
+    def part_of(batch_stats: Params, part: Batch, index: jax.Array) -> tuple[Params, Metrics, Params]:
+      parts = recipe.micro_batches  # an example keeps its dropout mask, whatever its micro-batch
+      with devices.micro_batch(index, parts) if parts > 1 else contextlib.nullcontext():
+        (loss, (batch_stats, sums)), grads = gradient(trainable, batch_stats, part, key)
       return grads, {'loss': loss, **sums}, batch_stats
 
-    def accumulate(carry: tuple, part_and_key: tuple) -> tuple[tuple, None]:
+    def accumulate(carry: tuple, part_and_index: tuple) -> tuple[tuple, None]:
       grads, sums, batch_stats = carry
-      part_grads, part_sums, batch_stats = part_of(batch_stats, *part_and_key)
+      part_grads, part_sums, batch_stats = part_of(batch_stats, *part_and_index)
       return (*jax.tree.map(jnp.add, (grads, sums), (part_grads, part_sums)), batch_stats), None
 
-    keys = jax.random.split(dropout_key, recipe.micro_batches)
-    first = jax.tree.map(lambda x: x[0], micro), keys[0]
+    indices = jnp.arange(recipe.micro_batches, dtype=jnp.int32)
+    first = jax.tree.map(lambda x: x[0], micro), indices[0]
     if recipe.micro_batches == 1:
       grads, sums, batch_stats = part_of(state.batch_stats, *first)
     else:
       grads, sums, _ = jax.tree.map(jnp.zeros_like, jax.eval_shape(part_of, state.batch_stats, *first))
-      (grads, sums, batch_stats), _ = jax.lax.scan(accumulate, (grads, sums, state.batch_stats), (micro, keys))
+      (grads, sums, batch_stats), _ = jax.lax.scan(accumulate, (grads, sums, state.batch_stats), (micro, indices))
     count = _over_devices(batch['mask'].sum())
     grads, sums = _over_devices((grads, sums))
     weight = sums.pop('weight')
