@@ -301,3 +301,12 @@ def test_a_form_without_height_and_width_keeps_the_exact_record_for_tlx():
   assert records.transformers_processor(made, config, wanted) == made
   square = records.transformers_processor(made, config, wanted._replace(size=64))
   assert records.preprocess(config, square, Preprocess()).shape == (64, 64)
+
+
+def test_the_writer_states_a_new_number_of_channels():
+  plain = {'model_type': 'vit', 'num_channels': 3}
+  assert records.transformers_config(plain, 2, 'ab', channels=1)['num_channels'] == 1
+  nested = {'model_type': 'clip', 'vision_config': {'image_size': 64}}
+  written = records.transformers_config(nested, 2, 'ab', size=32, channels=4)
+  assert written['vision_config'] == {'image_size': 32, 'num_channels': 4} and records.channels(written) == 4
+  assert 'num_channels' not in records.transformers_config({'model_type': 'vit'}, 2, 'ab', channels=3)

@@ -245,7 +245,8 @@ def _records_with_head(
     theirs = source.config
     if 'model_type' in theirs:
       theirs = records.transformers_config(theirs, classes, class_names)
-    return {**_without_arguments(theirs), **made}, dict(source.processor)
+    processor = records.transformers_processor(source.processor, source.config, record) if source.processor else {}
+    return {**_without_arguments(theirs), **made}, processor
   if layout != source.layout or not _describes(smp.theirs(source.config), module):
     return made, {}
   sized = {'img_size': size} if 'img_size' in arguments else {}
