@@ -255,4 +255,6 @@ def dataset(spec: str, *, seed: int = 0) -> Dataset:
     UsageError: for an unknown name, and for the problems that the data set finds.
   """
   name, _, argument = spec.partition(':')
-  return find('datasets', name).load(argument, seed=seed)
+  found = find('datasets', name).load(argument, seed=seed)
+  names = tuple(map(words.shown, found.info.class_names))  # a name that no encoding has could not be written back
+  return found._replace(info=found.info._replace(class_names=names))

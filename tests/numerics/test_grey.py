@@ -4,9 +4,13 @@ import io
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
+import tlx
+from tlx.actions import predict, tasks
 from tlx.data import decode, grey, pipeline, transforms
+from tlx.datasets import folder
 from tlx.types import Example, GreyScale, Preprocess
 
 RNG = np.random.default_rng(0)
@@ -140,3 +144,23 @@ def test_training_and_evaluation_use_the_scale_of_the_record(scale, level):
   for transform in (transforms.evaluation(record), transforms.canvas(8, record.grey)):
     (batch,) = pipeline.eval_batches(Source(), batch_size=1, transform=transform)
     assert (batch['image'] == level).all() and batch['mask'].all()
+
+
+def test_a_data_set_a_model_and_its_predictions_share_the_scale(tmp_path, monkeypatch):
+  for i in range(6):
+    path = tmp_path / 'data' / 'ab'[i % 2] / f'{i}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode(RNG.integers(0, 4096, (32, 32)).astype(np.uint16), 'PNG'))
+  info = folder.load(str(tmp_path / 'data'), seed=0).info
+  assert info.grey.uint16 == (0, 4095) and '4095 is white' in info.notes[-1]
+  task = tiny.task(tiny.CLASSES)
+  trained = tasks.trained_for(task, tiny.built('squeezenet_test'), info._replace(class_names=task.class_names))
+  tlx.save(tmp_path / 'model', trained)
+  loaded = tlx.load(str(tmp_path / 'model'))
+  assert loaded.preprocess.grey == info.grey
+  tlx.save(tmp_path / 'again', loaded._replace(preprocess=loaded.preprocess._replace(grey=None)))
+  assert tlx.load(str(tmp_path / 'again')).preprocess.grey is None
+  seen = []
+  monkeypatch.setattr(predict, 'forward_of', lambda model: lambda x: seen.append(x) or np.zeros((len(x), 5)))
+  list(predict.predict(str(tmp_path / 'model'), [tmp_path / 'data/a/0.png']))
+  assert seen[0].max() > 200  # without the scale it would be 16

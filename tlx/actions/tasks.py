@@ -133,7 +133,7 @@ def head_of(e: Experiment, task: Task, found: Found) -> str | nn.Module | None:
 
 
 def trained_for(task: Task, loaded: Pretrained, info: DatasetInfo) -> Pretrained:
-  """Sets a model's classes and task. For dense tasks the model then sees the whole picture, not a centre crop.
+  """Sets a model's classes, task and scale of deep grey. For dense tasks it then sees the whole picture, not a crop.
 
   Args:
     task: that the head is for.
@@ -145,7 +145,7 @@ def trained_for(task: Task, loaded: Pretrained, info: DatasetInfo) -> Pretrained
   """
   whole = loaded.preprocess._replace(crop=1.0, mode='squash') if task.dense else loaded.preprocess
   source = loaded.source._replace(task=spec_of(task))
-  return loaded._replace(class_names=info.class_names, source=source, preprocess=whole)
+  return loaded._replace(class_names=info.class_names, source=source, preprocess=whole._replace(grey=info.grey))
 
 
 def check_input(found: Found, head: str | nn.Module | None, shape: tuple[int, int]) -> None:

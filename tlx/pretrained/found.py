@@ -39,7 +39,7 @@ class Found(NamedTuple):
   @property
   def record(self) -> Record:
     """The record that tlx wrote for a head that no other library knows; {} if there is none."""
-    return self.config.get(TLX) or {}
+    return {key: value for key, value in (self.config.get(TLX) or {}).items() if key != records.GREY}
 
   @property
   def task(self) -> str:
@@ -274,4 +274,5 @@ def require_square(variant: catalog.Variant, size: Size) -> None:
 
 def preprocess_of(config: Record, processor: Record, checkpoint: Checkpoint | None) -> Preprocess:
   """The preprocessing in config.json and preprocessor_config.json, or else that of the published weights."""
-  return records.preprocess(config, processor, checkpoint.preprocess if checkpoint else Preprocess())
+  found = records.preprocess(config, processor, checkpoint.preprocess if checkpoint else Preprocess())
+  return found._replace(grey=records.grey(config))

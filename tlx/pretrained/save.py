@@ -74,6 +74,7 @@ def save(
   kept = (source.dropped, source.dtypes) if source.layout == layout else ({}, {})
   tensors = rules.write(jax.device_get(variables), table, *kept)
   config, processor = _records(variant, module, source, preprocess, class_names, layout)
+  config = records.with_grey(config, preprocess.grey if preprocess else None)
   _write(Path(folder), tensors, config, processor)
   return Path(folder)
 

@@ -95,6 +95,16 @@ class Fields:
     self.wrong(name, f'it must be {wanted}')
     return default
 
+  def ends(self, name: str, default: tuple[float, float]) -> tuple[float, float]:
+    """A list of two numbers, the smaller one first."""
+    value = self.record.get(name)
+    if value is None:
+      return default
+    if are(is_number, value, 2) and value[0] < value[1]:
+      return float(value[0]), float(value[1])
+    self.wrong(name, 'it must be two numbers, the smaller one first')
+    return default
+
   def names(self, name: str, *, listed: bool = True) -> tuple[str, ...]:
     """Reads names of classes: an object from ids to names, or a list if `listed`; () if there are none or a problem."""
     value = self.record.get(name)

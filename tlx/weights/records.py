@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tlx import words
-from tlx.types import Preprocess, Size, TlxError, UsageError
+from tlx.types import GreyScale, Preprocess, Size, TlxError, UsageError
 from tlx.weights import network_fields, processors, smp, timm_fields
 from tlx.weights.fields import CHANNELS, CLASSES, Fields, per_channel, shown
 
 Record = Mapping[str, Any]
 T = TypeVar('T')
 TLX = 'tlx'  # the key of what tlx alone reads, in either file
+GREY = 'grey'  # inside it: the scale of grey of more than 8 bits
 MODEL, PROCESSOR = 'config.json: ', 'preprocessor_config.json: '
 SHOWN = 20  # problems
 NEXT = 'next: correct the file, or give the weights alone to a model that tlx knows: tlx.load(NAME, weights=FILE)'
@@ -67,6 +68,19 @@ def stated_channels(config: Record) -> int | None:
 def network_size(config: Record) -> Size | None:
   """Side, or height and width, of the network that timm's config.json describes; None if it leaves them out."""
   return timm_fields.network_size(Fields(config, [], MODEL))
+
+
+def grey(config: Record) -> GreyScale | None:
+  """The scale of grey of more than 8 bits that the model learned with; None for the default."""
+  return _complete(lambda problems: _grey(Fields(config, problems, MODEL).inside(TLX)))
+
+
+def with_grey(config: Record, scale: GreyScale | None) -> dict[str, Any]:
+  """config.json with this scale in place of any other."""
+  own = {key: value for key, value in (config.get(TLX) or {}).items() if key != GREY}
+  own |= {GREY: {kind: list(ends) for kind, ends in scale._asdict().items()}} if scale else {}
+  bare = {key: value for key, value in config.items() if key != TLX}
+  return bare | ({TLX: own} if own else {})
 
 
 def class_names(config: Record) -> tuple[str, ...]:
@@ -224,6 +238,14 @@ def _check_own(fields: Fields) -> None:
   fields.integer('num_classes', 0, 0, CLASSES)
   fields.names('class_names')
   fields.inside('backbone')
+  _grey(fields)
+
+
+def _grey(fields: Fields) -> GreyScale | None:
+  if GREY not in fields.record:
+    return None
+  inside = fields.inside(GREY)
+  return GreyScale(**{kind: inside.ends(kind, ends) for kind, ends in GreyScale()._asdict().items()})
 
 
 def _check_network(fields: Fields) -> None:
