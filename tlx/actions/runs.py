@@ -5,6 +5,7 @@ from typing import Any
 
 from tlx import catalog, pretrained, weights, words
 from tlx.actions import run_record, tasks
+from tlx.report import terminal
 from tlx.types import Dataset, Pretrained, Task, UsageError
 from tlx.weights import hub
 
@@ -96,6 +97,8 @@ def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
     raise UsageError(f'{name} has no data set of its own: name one with --data')
   record = options(name) if is_run else {'seed': 0}
   found = catalog.dataset(data or record['data'], seed=record['seed'])
+  for note in found.info.notes if data else ():
+    terminal.Console().warn(note)
   if split not in found.splits:
     raise UsageError(f'{found.info.name} has no split {split!r}{words.suggest(split, found.splits)}')
   return found
