@@ -112,7 +112,7 @@ class Experiment:
     1,
     group='optimisation',
     help='Parts of a batch that are computed one after another to save memory (gradient accumulation). '
-    'auto finds the smallest number that fits in memory.',
+    'auto finds the smallest number that fits in memory. Batch norms that train see one part at a time.',
   )
   remat: bool = option(
     False,

@@ -16,6 +16,7 @@ from conftest import environment
 from test_resume import numbers
 
 import tlx
+from tlx.actions import ownership
 from tlx.report import folder
 
 SAVE = importlib.import_module('tlx.pretrained.save')  # `tlx.pretrained.save` is its function
@@ -124,6 +125,16 @@ def test_data_that_vanish_end_the_run(finetune, tiny_images, tmp_path, monkeypat
   shutil.copytree(tiny_images, data)
   finetune(tmp_path / 'run', data)
   assert folder.read_json(tmp_path / 'run/result.json')['count'] == 15
+
+
+def test_the_second_of_two_starters_is_told_at_once(finetune, tmp_path, monkeypatch):
+  from tlx.actions import finetune as action
+
+  monkeypatch.setattr(action, 'prepare', lambda *_: pytest.fail('it has read the data first'))
+  with ownership.owned(tmp_path / 'run', print):
+    with pytest.raises(tlx.UsageError, match=rf'run is in use by process {os.getpid()} on .*; next: wait'):
+      finetune(tmp_path / 'run')
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == [ownership.LOCK]
 
 
 OPERATIONS = 130  # of the run below; more than it has, so that the last ones find it complete
