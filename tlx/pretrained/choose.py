@@ -93,10 +93,10 @@ def _best(
     bodies.append([place.prefix + rule.source for rule in body if rule.source in shapes])
   best: list[fit.Place] = []
   kept: list[list[str]] = []
-  for place, count, body in zip(places, counts, bodies):
-    if count == max(counts) and not any(_same(file, body, other) for other in kept):
+  for place, count, names in zip(places, counts, bodies):
+    if count == max(counts) and not any(_same(file, names, other) for other in kept):
       best.append(place)
-      kept.append(body)
+      kept.append(names)
   return best
 
 
