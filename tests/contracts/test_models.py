@@ -249,7 +249,7 @@ def counted(calls, function):
 
 def test_an_experiment_looks_its_model_up_once_and_reads_its_weights_once(tiny_models, tiny_images, monkeypatch):
   calls = []
-  for name in ('fetch', 'read_config', 'read_tensors'):
+  for name in ('fetch', 'read_config', 'open_tensors'):
     monkeypatch.setattr(weights, name, counted(calls, getattr(weights, name)))
   for family, size in (('vit', 48), ('resnet', 64)):  # its parameters depend on the size, and do not
     calls.clear()
@@ -257,7 +257,7 @@ def test_an_experiment_looks_its_model_up_once_and_reads_its_weights_once(tiny_m
     prepared = finetune.prepare(asked, terminal.Console(quiet=True))
     assert prepared.pretrained.preprocess.size == size and prepared.experiment.image_size == size
     assert prepared.pretrained.module.backbone.config.size in (None, size)
-    assert sorted(calls) == ['fetch', 'read_config', 'read_tensors']
+    assert sorted(calls) == ['fetch', 'open_tensors', 'read_config']
 
 
 def test_save_then_load_gives_the_same_logits(model, tmp_path):

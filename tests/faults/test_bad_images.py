@@ -150,8 +150,8 @@ def test_a_failing_image_is_masked_and_the_run_goes_on(caplog):
   np.testing.assert_array_equal(np.concatenate([b['index'] for b in batches]), [0, 1, 2, 3, 4, 5, -1, -1])
   images = np.concatenate([b['image'] for b in batches])
   assert not images[~mask].any() and images[mask].any()
-  assert len(caplog.records) == 3 and {r.getMessage().split(' is left out')[0] for r in caplog.records} == {
-    'photo 1', 'photo 3', 'example 4'  # the source could not read the last one
+  assert len(caplog.records) == 3 and {r.getMessage().split(' cannot')[0] for r in caplog.records} == {
+    'photo 1', 'photo 3', 'image 4'  # the source could not read the last one
   }  # fmt: skip
   train = pipeline.train_batches(Source(), batch_size=6, transform=transforms.canvas(16), seed=0)
   first = next(train)

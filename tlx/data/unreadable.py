@@ -55,7 +55,7 @@ class Unreadable:
     if isinstance(error, FileNotFoundError) and path and not pathlib.Path(path).parent.exists():
       raise TlxError(f'{pathlib.Path(path).parent} is gone while it is in use ({name}: {reason}); {NEXT}') from error
     too_many = missing > max(1, MISSING * self.size) or count > max(1, DAMAGED * self.size)
-    if too_many or row >= min(IN_A_ROW, self.size):
+    if too_many or row >= min(IN_A_ROW, max(self.size, 2)):
       gone = f'{count} of {self.size} images cannot be read any more, such as {name}: {reason}'
       raise TlxError(f'{gone}; {NEXT}') from error
     if new:

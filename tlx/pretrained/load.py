@@ -173,9 +173,10 @@ def _variables(
     like = modules.fresh_head(module, channels, shape, ask.seed)
   if modules.is_classifier(module) or another:
     old = _old_head(stored, tensors)
-    if found.checkpoint is None or found.location != found.checkpoint.location:
-      say_old_head(file, {name: x.shape for name, x in old.items()}, has_head=ask.num_classes != 0)
     known = {rule.source for rule in stored.table}
+    published = found.folder == found.path or (found.checkpoint and found.location == found.checkpoint.location)
+    if not published or not old.keys() <= known:  # a new head on a published model needs no word
+      say_old_head(file, {name: x.shape for name, x in old.items()}, has_head=ask.num_classes != 0)
     tensors = {name: x for name, x in tensors.items() if name not in old or name in known}
     return *rules.read(tensors, stored.table, like, fresh=OLD_HEAD, where=where), module, True
   same = ask._replace(num_classes=stored.classes).module(ask.variant(stored.variant), stored.classes, stored.head)
