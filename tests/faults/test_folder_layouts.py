@@ -150,16 +150,6 @@ def test_heic_says_what_to_install():
   assert 'pip install' in listing.unread({'.heic': 3})[0] and 'pip install' not in listing.unread({'.txt': 3})[0]
 
 
-@pytest.mark.parametrize('extension', ['HEIC', 'avif'])
-def test_what_phones_write_is_read(make, extension):
-  root = make({'cat': 3, 'dog': 3})
-  Image.open(root / 'cat/0.png').resize((64, 64)).save(
-    root / f'cat/9.{extension}', 'heif' if extension == 'HEIC' else None
-  )
-  info = info_of(root)
-  assert sum(map(sum, info.counts.values())) == 7 and not info.notes and not info.rejected
-
-
 def test_a_pipe_is_not_waited_for(make):
   root = make({'cat': 3, 'dog': 3})
   os.mkfifo(root / 'cat' / 'pipe.jpg')
