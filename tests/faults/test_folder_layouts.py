@@ -99,6 +99,41 @@ def test_a_split_inside_a_folder_of_its_own_name(make):
   assert info.class_names == ('a', 'b') and info.counts == {'train': (2, 2), 'validation': (2, 2)}
 
 
+def test_splits_that_hold_one_more_folder(make):
+  info = info_of(make({f'{split}/images/{c}': 2 for split in ('train', 'val') for c in 'ab'}))
+  assert info.class_names == ('a', 'b') and info.counts == {'train': (2, 2), 'validation': (2, 2)}
+
+
+def test_classes_that_hold_one_folder_of_the_same_name(make):
+  info = info_of(make({'cat/images': 5, 'dog/images': 5}))
+  assert info.class_names == ('cat', 'dog') and info.counts == {'train': (4, 4), 'validation': (1, 1)}
+
+
+def test_alike_classes_in_a_folder_train_are_classes(make):
+  info = info_of(make({f'train/{c}/{year}': 5 for c in ('cat', 'dog') for year in ('2019', '2020')}))
+  assert info.class_names == ('cat', 'dog') and info.counts == {'train': (8, 8), 'validation': (2, 2)}
+
+
+def test_two_links_to_one_folder_both_count(make):
+  root = make({'train/a': 3, 'train/b': 3, 'val/a': 1, 'val/b': 1})
+  (root / 'test').symlink_to(root / 'val')
+  info = info_of(root)
+  assert info.counts['test'] == (1, 1) and 'of test also in validation' in info.notes[0]
+
+
+def test_a_folder_that_cannot_be_opened_is_counted(make, monkeypatch):
+  root = make({'cat': 3, 'dog': 3, 'dog/closed': 1})
+  scan = os.scandir
+
+  def scandir(path):
+    if str(path).endswith('closed'):
+      raise PermissionError(13, 'Permission denied')
+    return scan(path)
+
+  monkeypatch.setattr(os, 'scandir', scandir)
+  assert info_of(root).notes == ('1 file is not read: folders that cannot be opened 1',)
+
+
 def test_classes_with_sub_folders_beside_plain_ones_stay_classes(make):
   info = info_of(make({'cat/indoor': 5, 'cat/outdoor': 5, 'dog/indoor': 5, 'dog/outdoor': 5, 'bird': 5}))
   assert info.class_names == ('bird', 'cat', 'dog')

@@ -66,7 +66,7 @@ def told_apart(top: str, sizes: Mapping[str, int]) -> tuple[dict[str, str], str]
   if not clear or not enough or len(tops) + len(nameless) != len(sizes):
     raise UsageError(
       f'{top}: {there} are laid out alike, and neither names nor sizes tell which is for what; '
-      'next: rename them to train, validation and test'
+      'next: rename them to train, validation and test; or move them into a folder train if they are classes'
     )
   tops |= dict(zip(free, nameless))
   told = ', '.join(f'{_name(tops[split])} for {split}' for split in ROLES if split in tops)
@@ -163,9 +163,11 @@ class _Reader:
     return Layout({split: self.classes(self.folders[path].subfolders) for split, path in inner.items()}, inner, notes)
 
   def inner(self, top: str) -> str:
-    """The folder of a split's classes; a split may hold one folder of its own name: seg_train/seg_train/CLASS."""
-    found = self.folders[top].subfolders
-    return self.inner(found[0]) if len(found) == 1 and role(_name(found[0])) == role(_name(top)) is not None else top
+    """The folder of a split's classes, which one more folder may hold: seg_train/seg_train/CLASS, val/images/CLASS."""
+    found = [path for path in self.folders[top].subfolders if self.holds(path)]
+    if self.folders[top].images or len(found) != 1 or self.folders[found[0]].images or not self.names(found[0]):
+      return top
+    return self.inner(found[0])
 
   def is_class_first(self, full: Sequence[str]) -> bool:
     """Whether the folders are classes that hold their splits."""
@@ -192,7 +194,8 @@ class _Reader:
     names = [self.names(path) for path in full]
     if len(full) < 2 or not all(names) or any(self.folders[path].images for path in full):
       return False
-    return 2 * len(set.intersection(*names)) >= min(map(len, names))
+    shared = len(set.intersection(*names))
+    return shared > 1 and 2 * shared >= min(map(len, names))  # CLASS/images/* shares one name
 
   def by_structure(self, top: str, alike: Sequence[str]) -> Layout:
     tops, note = told_apart(top, {path: len(self.images(path)) for path in alike})

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tlx import words
 from tlx.data import decode
+from tlx.types import TlxError
 
 # Folders that systems, network storage and notebooks leave behind. They hold copies, or nothing of the user's.
 LEFTOVERS = frozenset({
@@ -17,7 +18,8 @@ LEFTOVERS = frozenset({
 SYSTEM_FILES = frozenset({'thumbs.db', 'ehthumbs.db', 'desktop.ini', '.ds_store', 'icon\r', '.gitkeep', '.gitignore'})
 RUN, RUN_PARTS = 'experiment.json', frozenset({'checkpoints', 'metrics.jsonl', 'model', 'result.json'})
 HEIC = ('.heic', '.heif', '.hif')  # Pillow reads them with the package pillow-heif
-HIDDEN, IN_RUNS, SPECIAL, BARE = 'in hidden folders', 'in run folders', 'not a regular file', 'no extension'
+HIDDEN, IN_RUNS, CLOSED = 'in hidden folders', 'in run folders', 'folders that cannot be opened'
+SPECIAL, BARE = 'not a regular file', 'no extension'
 
 
 class Folder(NamedTuple):
@@ -40,7 +42,7 @@ class Listing(NamedTuple):
 
 
 def look(folder: str | os.PathLike) -> Listing:
-  """Lists a folder and all folders below it. It follows links, and enters each real folder once.
+  """Lists a folder and all folders below it. It follows links, except those that lead back up.
 
   It leaves out hidden folders, leftovers of systems, and run folders of tlx, whose reports hold pictures.
 
@@ -56,17 +58,22 @@ def look(folder: str | os.PathLike) -> Listing:
   """
   top = os.fspath(folder)
   folders, left_out = {}, collections.Counter()
-  waiting, seen, holders = [(top, '')], set(), set()
+  waiting, holders = [(top, '', frozenset())], set()
   while waiting:
-    path, place = waiting.pop()
-    if (real := os.path.realpath(path)) in seen:
+    path, place, above = waiting.pop()
+    if (real := os.path.realpath(path)) in above:
       continue
-    seen.add(real)
-    below, images, others = _sorted_out(path)
+    try:
+      below, images, others = _sorted_out(path)
+    except OSError as error:
+      if path == top:
+        raise TlxError(f'{path}: {error.strerror or error}') from error
+      left_out[CLOSED] += 1
+      continue
     if not place and path != top and _is_run(others, below):
       place, holders = IN_RUNS, holders | {os.path.dirname(path)}
     inside = [(sub, place or (HIDDEN if is_leftover(os.path.basename(sub)) else '')) for sub in below]
-    waiting += inside
+    waiting += [(sub, where, above | {real}) for sub, where in inside]
     if place:
       left_out[place] += len(images)
     else:
