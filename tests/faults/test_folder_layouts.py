@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlx.data import class_folders, listing
+from tlx.data import left_out, split_names
 from tlx.datasets import folder
 from tlx.types import UsageError
 
@@ -182,7 +182,7 @@ def test_what_is_left_out_is_counted_by_kind(make):
 
 
 def test_heic_says_what_to_install():
-  assert 'pip install' in listing.unread({'.heic': 3})[0] and 'pip install' not in listing.unread({'.txt': 3})[0]
+  assert 'pip install' in left_out.unread({'.heic': 3})[0] and 'pip install' not in left_out.unread({'.txt': 3})[0]
 
 
 def test_a_pipe_is_not_waited_for(make):
@@ -228,4 +228,4 @@ def test_other_kinds_of_data_sets_are_named(tmp_path, files, expected):
   [('trainer', None), ('valley', None), ('devil', None), ('testbed', None), ('train_test', None), ('tr', None)],
 )
 def test_words_that_only_begin_like_a_split_name_none(name, expected):
-  assert class_folders.role(name) is expected
+  assert split_names.role(name) is expected

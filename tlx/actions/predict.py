@@ -10,7 +10,7 @@ from PIL import Image
 
 from tlx import words
 from tlx.actions import runs, tasks
-from tlx.data import decode, listing, transforms
+from tlx.data import decode, left_out, listing, transforms
 from tlx.nn.model import forward_of
 from tlx.report import folder, terminal
 from tlx.types import Geometry, Pretrained, Task, TlxError, UsageError
@@ -134,12 +134,11 @@ def _files(paths: Sequence[Path]) -> list[Path]:
       files.append(path)
       continue
     found = listing.look(path)
-    unread = [f'{path}: {line}' for line in listing.unread(found.left_out)]
+    unread = [f'{path}: {line}' for line in left_out.unread(found.left_out)]
     if not (images := found.images(str(path))):
       raise UsageError('\n'.join([f'no images in {path}', *unread]))
     files += map(Path, sorted(images))
-    for line in unread:
-      terminal.Console().warn(line)
+    terminal.Console().warn(*unread)
   return files
 
 

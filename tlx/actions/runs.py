@@ -39,8 +39,7 @@ def load_any(name: str) -> Pretrained:
   """Loads the model of a run, or a pretrained model.
 
   Args:
-    name: a run folder, a variant, 'hf-hub:OWNER/NAME', or a folder with config.json. A folder with experiment.json
-      counts as a run.
+    name: a run folder (it has experiment.json), a variant, 'hf-hub:OWNER/NAME', or a folder with config.json.
 
   Returns:
     The model.
@@ -53,9 +52,8 @@ def load_any(name: str) -> Pretrained:
     return pretrained.load(name)
   if (folder / 'config.json').is_file() and not (folder / 'experiment.json').exists():
     return pretrained.load(str(folder.absolute()))
-  hint = words.did_you_mean(name, catalog.list_models(), cutoff=0.8)
-  if not hint and hub.NAME.fullmatch(name) and not folder.parent.exists():
-    hint = f'; if it is on the hub, write hf-hub:{name}'
+  on_hub = f'; if it is on the hub, write hf-hub:{name}' if hub.NAME.fullmatch(name) else ''
+  hint = words.did_you_mean(name, catalog.list_models(), cutoff=0.8) or (not folder.parent.exists() and on_hub)
   if hint and not folder.exists():
     raise UsageError(f'no run folder and no model {name!r}{hint}')
   return load_run(name)
@@ -97,8 +95,7 @@ def data_of(name: str | Path, data: str | None, split: str) -> Dataset:
     raise UsageError(f'{name} has no data set of its own: name one with --data')
   record = options(name) if is_run else {'seed': 0}
   found = catalog.dataset(data or record['data'], seed=record['seed'])
-  for note in found.info.notes if data else ():
-    terminal.Console().warn(note)
+  terminal.Console().warn(*(found.info.notes if data else ()))
   if split not in found.splits:
     raise UsageError(f'{found.info.name} has no split {split!r}{words.suggest(split, found.splits)}')
   return found

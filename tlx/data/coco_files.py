@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tlx.data.class_folders import ROLES, role
+from tlx.data.split_names import ROLES, role
 from tlx.types import UsageError
 
 # The names of COCO's files for other tasks begin with these words.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tlx.data import bounds, grey, integrity, orientation
+from tlx.data import bounds, grey, jpeg_damage, orientation, png_damage
 from tlx.types import GreyScale, TlxError
 
 # Formats that are not photographs, that Pillow passes to another program (EPS to Ghostscript), which is unsafe, or that
@@ -151,7 +151,7 @@ def inspect(path: str | os.PathLike, *, full: bool = True) -> Finding:
         load(image, source)
         return Finding('', size, kind)
       if image.format == 'PNG':
-        integrity.png(source)
+        png_damage.checksums(source)
       marker = END_MARKERS.get(image.format, b'')
     if marker not in _tail(path):  # phones append films of many MB
       return inspect(path)
@@ -202,12 +202,16 @@ def load(image: Image.Image, encoded: bytes) -> None:
     TlxError: if it is damaged.
     Exception: as in `opened`.
   """
-  if image.format == 'PNG':
-    integrity.png(encoded)
-  elif image.format in ('JPEG', 'MPO'):
-    integrity.scans(encoded, image)
+  png, jpeg = image.format == 'PNG', image.format in ('JPEG', 'MPO')
+  if png:
+    png_damage.checksums(encoded)
+  elif jpeg:
+    jpeg_damage.scans(encoded, image)
   image.load()  # before EXIF is read: Pillow may decode a PNG to find its EXIF, and that error would be lost
-  integrity.pixels(encoded, image)
+  if png:
+    png_damage.pixels(encoded, image)
+  elif jpeg:
+    jpeg_damage.pixels(encoded, image)
 
 
 def reason(error: Exception) -> str:

@@ -3,8 +3,8 @@
 import os
 import pathlib
 
-from tlx.data.class_folders import role
 from tlx.data.listing import Listing
+from tlx.data.split_names import role
 
 IMAGES = {'images', 'image', 'imgs', 'img', 'jpegimages'}
 MASKS = {'masks', 'mask', 'annotations', 'annotation', 'labels', 'label', 'segmentationclass', 'trimaps'}

@@ -4,8 +4,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from tlx.data import listing, masks
-from tlx.data.class_folders import ROLES, role, told_apart
+from tlx.data import file_names, left_out, listing, masks
+from tlx.data.split_names import ROLES, role, told_apart
 from tlx.types import UsageError
 
 IMAGES = ('images', 'image', 'imgs', 'img', 'jpegimages')
@@ -56,7 +56,7 @@ def find(root: pathlib.Path) -> Found:
   splits, notes = _alike(root, _splits(root))
   if splits:
     return _folders(root, {name: _inside(d) for name, d in splits.items()}, notes + _others(root, splits.values()))
-  if any(listing.is_image(path.name) for path in root.iterdir()):
+  if any(file_names.is_image(path.name) for path in root.iterdir()):
     return _folders(root, {'train': (root, root)}, _others(root, []))
   raise UsageError(_nothing(root))
 
@@ -114,7 +114,7 @@ def _folders(
   if 'train' not in folders:
     there = ', '.join(images.name for images, _ in folders.values())
     raise UsageError(f'{root} has no train, only {there}; next: add a folder train beside them')
-  pairs, problems, left_out = {}, [], []
+  pairs, problems, counts = {}, [], []
   for split, both in folders.items():
     if missing := [folder for folder in both if not folder.is_dir()]:
       pairs[split] = []
@@ -127,8 +127,8 @@ def _folders(
       image_files = sorted(set(image_files) - set(mask_files))
     pairs[split], wrong = _match(root, images, image_files, labels, mask_files)
     problems += wrong
-    left_out += [listing.look(folder).left_out for folder in dict.fromkeys(both)]
-  return Found(pairs, problems, [*notes, *listing.unread(listing.merged(left_out))])
+    counts += [listing.look(folder).left_out for folder in dict.fromkeys(both)]
+  return Found(pairs, problems, [*notes, *left_out.unread(left_out.merged(counts))])
 
 
 def _match(
@@ -184,7 +184,7 @@ def _masks_beside_images(files: Sequence[pathlib.Path]) -> list[pathlib.Path]:
 
 def _key(folder: pathlib.Path, path: pathlib.Path) -> str:
   """The path of a file below the folder, with slashes and without the extension; one form of each accent."""
-  return listing.same_name(path.relative_to(folder).with_suffix('').as_posix())
+  return file_names.same_name(path.relative_to(folder).with_suffix('').as_posix())
 
 
 def _without_ending(key: str) -> str:
@@ -219,7 +219,7 @@ def _images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(d for d in folder.iterdir() if d.is_dir() and not listing.is_leftover(d.name))
+  return sorted(d for d in folder.iterdir() if d.is_dir() and not file_names.is_leftover(d.name))
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tlx import words
-from tlx.data import coco_files, decode, dense_split, duplicates, listing
+from tlx.data import coco_files, decode, dense_split, duplicates, left_out, listing
 from tlx.data.folders import folder_of
 from tlx.data.mask_folders import shortened
 from tlx.data.masks import IGNORE, upright_size
@@ -154,7 +154,7 @@ def load(argument: str, *, seed: int) -> Dataset:
     grey=deep.scale,
     notes=(
       *deep.notes,
-      *listing.unread(listing.look(root).left_out, but=('.json',)),
+      *left_out.unread(listing.look(root).left_out, but=('.json',)),
       *duplicates.across(root, {split: [photo.path for photo in found] for split, found in photos.items()}),
     ),
   )

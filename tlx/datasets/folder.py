@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tlx import words
-from tlx.data import class_folders, decode, duplicates, known_layouts, listing
+from tlx.data import class_folders, decode, duplicates, file_names, known_layouts, left_out, listing
 from tlx.data.class_folders import Classes, Layout
 from tlx.data.folders import path_of
 from tlx.data.split import Labelled, Subset, class_counts, holdout
@@ -123,7 +123,7 @@ def _root(argument: str) -> pathlib.Path:
   if not root.is_dir():
     parent = next(p for p in root.parents if p.is_dir())
     wanted = root.relative_to(parent).parts[0]
-    siblings = sorted(d.name for d in parent.iterdir() if d.is_dir() and not listing.is_leftover(d.name))
+    siblings = sorted(d.name for d in parent.iterdir() if d.is_dir() and not file_names.is_leftover(d.name))
     close = words.near(wanted, siblings) or siblings[:10]
     hint = f'did you mean {" or ".join(close)}?' if close else 'it has no folders at all'
     raise UsageError(f'no folder {argument}: {parent} has no {wanted}; {hint}')
@@ -140,7 +140,7 @@ def _problems(found: listing.Listing, layout: Layout) -> list[str]:
     return [
       f'no images found in the class folders of {top}: {where}; '
       f'next: make one folder per class: {os.path.join(top, "CLASS", "1.jpg")}',
-      *listing.unread(found.left_out),
+      *left_out.unread(found.left_out),
     ]
   problems = [
     f'class {name!r} is empty: no image in {os.path.join(layout.tops[split], name)}; add images, or remove the folder'
@@ -168,7 +168,7 @@ def _left_out(root: pathlib.Path, found: listing.Listing, layout: Layout) -> lis
   """Lines about images outside of the class folders, and about files of other kinds."""
   used = {path for classes in layout.splits.values() for paths in classes.values() for path in paths}
   unused = [path for path in found.images(os.fspath(root)) if path not in used]
-  lines = listing.unread(found.left_out)
+  lines = left_out.unread(found.left_out)
   if unused:
     such = ', '.join(sorted({os.path.dirname(_below(root, path)) or '.' for path in unused})[:5])
     lines.append(f'{len(unused):,} images lie in no class of a split and are not used; they are in {such}')

@@ -6,7 +6,7 @@
 - PATH/SPLIT/* with NAME.jpg next to NAME.png or NAME_mask.png; also directly in PATH
 - Pascal VOC: JPEGImages, SegmentationClass and ImageSets/Segmentation/*.txt
 
-SPLIT is a name such as train, val, dev or Testing (`tlx.data.class_folders.role`). The folder of masks may also be
+SPLIT is a name such as train, val, dev or Testing (`tlx.data.split_names.role`). The folder of masks may also be
 called annotations or labels.
 Without validation images, 'test' is used for validation. Without both, a random 20 % of the training images are held
 back for validation; every class stays in training.

@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tlx import words
-from tlx.data import decode, dense_split, duplicates, listing
-from tlx.data.class_folders import ROLES, role
+from tlx.data import decode, dense_split, duplicates, file_names, left_out, listing
 from tlx.data.folders import folder_of
+from tlx.data.split_names import ROLES, role
 from tlx.files import fingerprint
 from tlx.types import Dataset, DatasetInfo, DataSource, Example, UsageError
 
@@ -79,8 +79,8 @@ def load(argument: str, *, seed: int) -> Dataset:
   root = folder_of('tags', argument, f'the images and {" or ".join(FILES)}')
   there = listing.look(root)
   images = [pathlib.Path(path).relative_to(root).as_posix() for path in there.images(str(root))]
-  stored = {listing.same_name(file): file for file in images}  # the table may write an accent in another form
-  entries = [e._replace(file=stored.get(listing.same_name(e.file), e.file)) for e in _entries(root)]
+  stored = {file_names.same_name(file): file for file in images}  # the table may write an accent in another form
+  entries = [e._replace(file=stored.get(file_names.same_name(e.file), e.file)) for e in _entries(root)]
   findings = {e.file: decode.inspect(root / e.file) for e in entries if (root / e.file).is_file()}
   usable = [e for e in entries if e.file in findings and not findings[e.file].reason]
   names = tuple(sorted({tag for e in usable for tag in e.tags}))
@@ -109,7 +109,7 @@ def load(argument: str, *, seed: int) -> Dataset:
     grey=deep.scale,
     notes=(
       *deep.notes,
-      *listing.unread(there.left_out, but=('.csv', '.json')),
+      *left_out.unread(there.left_out, but=('.csv', '.json')),
       *duplicates.across(root, {split: source.paths for split, source in sources.items()}),
     ),
   )

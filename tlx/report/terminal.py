@@ -52,9 +52,10 @@ class Console:
     """Prints a line."""
     self.rich.print(text)
 
-  def warn(self, text: str) -> None:
-    """Prints a warning, even with `quiet`."""
-    print(words.shown(f'warning: {text}', lines=True), file=sys.stderr, flush=True)
+  def warn(self, *texts: str) -> None:
+    """Prints warnings, even with `quiet`."""
+    for text in texts:
+      print(words.shown(f'warning: {text}', lines=True), file=sys.stderr, flush=True)
 
   def data(self, info: DatasetInfo) -> None:
     """Prints split sizes, classes with the fewest and most images, notes, and rejected files with the reason."""
@@ -67,8 +68,7 @@ class Console:
       f', ... ({len(info.class_names)})' if len(info.class_names) > 12 else ''
     )
     self.line(f'classes: {shown}')
-    for note in info.notes:
-      self.warn(note)
+    self.warn(*info.notes)
     for path, reason in info.rejected[:10]:
       self.warn(f'{path}: {reason}; left out')
     if info.rejected:
