@@ -14,6 +14,7 @@ mIoU and pixel accuracy on test, at the end of the run; GFLOPs of a step of 8 im
 
   head           strategy       mIoU   pixels  learn      GFLOPs  state
   U-Net          linear_probe   0.465   0.867   57 %   176.6   36 MB
+  U-Net          partial:3      0.461   0.868   76 %   195.4   48 MB
   U-Net          full           0.451   0.861  100 %   214.3   63 MB
   U-Net          scratch        0.356   0.786  100 %   214.3   63 MB
   deeplabv3plus  full           0.525   0.870  100 %    64.1   44 MB
