@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlx.data import left_out, split_names
+from tlx.data import left_out, listing, split_names
 from tlx.datasets import folder
 from tlx.types import UsageError
 
@@ -179,6 +179,22 @@ def test_what_is_left_out_is_counted_by_kind(make):
     (root / 'dog' / name).write_bytes(b'x')
   (note,) = info_of(root).notes
   assert note == '9 files are not read: in hidden folders 4, .xyz 4, no extension 1'
+
+
+def test_folders_without_images_that_are_left_out_need_no_word(make):
+  root = make({'cat': 3, 'dog': 3, '.git': 0, 'runs/first': 0})
+  for name in ('experiment.json', 'metrics.jsonl'):
+    (root / 'runs/first' / name).write_text('{}')
+  assert info_of(root).notes == ()
+
+
+def test_a_folder_of_runs_has_no_images(make):
+  root = make({'runs/first/mistakes': 2})
+  for name in ('experiment.json', 'metrics.jsonl'):
+    (root / 'runs/first' / name).write_text('{}')
+  found = listing.look(root / 'runs')
+  assert found.images(str(root / 'runs')) == [] and found.left_out == {'in run folders': 2}
+  assert 'no images' in problem(root / 'runs') and 'in run folders 2' in problem(root / 'runs')
 
 
 def test_heic_says_what_to_install():

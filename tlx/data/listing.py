@@ -10,6 +10,8 @@ from tlx.data.file_names import is_leftover
 from tlx.types import TlxError
 
 RUN, RUN_PARTS = 'experiment.json', frozenset({'checkpoints', 'metrics.jsonl', 'model', 'result.json'})
+
+
 class Folder(NamedTuple):
   """The content of one folder. Both lists are sorted."""
 
@@ -62,12 +64,12 @@ def look(folder: str | os.PathLike) -> Listing:
       place, holders = left_out.IN_RUNS, holders | {os.path.dirname(path)}
     inside = [(sub, place or (left_out.HIDDEN if is_leftover(os.path.basename(sub)) else '')) for sub in below]
     waiting += [(sub, where, above | {real}) for sub, where in inside]
-    if place:
-      counts[place] += len(images)
-    else:
+    if not place:
       counts.update(filter(None, map(left_out.kind, others)))
       folders[path] = Folder([sub for sub, where in inside if not where], images)
-  return Listing(_tidy(folders, holders), counts)
+    elif images:
+      counts[place] += len(images)
+  return Listing(_tidy(folders, holders - {top}), counts)
 
 
 def _tidy(folders: Mapping[str, Folder], holders: set[str]) -> dict[str, Folder]:
