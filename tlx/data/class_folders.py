@@ -78,12 +78,16 @@ class _Reader:
     """The names of a folder's sub-folders."""
     return {same_name(_name(sub)) for sub in self.folders[path].subfolders}
 
-  def unwrapped(self, top: str) -> str:
-    """Goes down while all images lie in one sub-folder, which has sub-folders itself and is no split."""
+  def only(self, top: str) -> str | None:
+    """The sub-folder whose own sub-folders hold all images of a folder; None if there is no such one."""
     full = [path for path in self.folders[top].subfolders if self.holds(path)]
-    if self.folders[top].images or len(full) != 1 or role(_name(full[0])) or self.folders[full[0]].images:
-      return top
-    return self.unwrapped(full[0])
+    alone = len(full) == 1 and not self.folders[top].images and not self.folders[full[0]].images
+    return full[0] if alone else None
+
+  def unwrapped(self, top: str) -> str:
+    """The folder of the splits or classes, which may lie in a folder that names none."""
+    below = self.only(top)
+    return top if below is None or role(_name(below)) else self.unwrapped(below)
 
   def trains(self, full: Sequence[str], roles: Mapping[str, str | None]) -> bool:
     """Whether 'train' is a class of vehicles, beside 'bus' and 'car'."""
@@ -103,10 +107,7 @@ class _Reader:
       tops |= {split: found[0]} if found else {}
     train = self.names(self.inner(tops['train']))
     like = [path for path in below if path not in tops.values() and self.holds(path) and self.names(path) & train]
-    if not like:
-      return self.of_tops(tops, [])
-    tops, note = told_apart(top, {path: len(self.images(path)) for path in [*tops.values(), *like]})
-    return self.of_tops(tops, [note])
+    return self.by_structure(top, [*tops.values(), *like]) if like else self.of_tops(tops, [])
 
   def of_tops(self, tops: Mapping[str, str], notes: Sequence[str]) -> Layout:
     inner = {split: self.inner(path) for split, path in tops.items()}
@@ -116,10 +117,8 @@ class _Reader:
 
   def inner(self, top: str) -> str:
     """The folder of a split's classes, which one more folder may hold: seg_train/seg_train/CLASS, val/images/CLASS."""
-    found = [path for path in self.folders[top].subfolders if self.holds(path)]
-    if self.folders[top].images or len(found) != 1 or self.folders[found[0]].images or not self.names(found[0]):
-      return top
-    return self.inner(found[0])
+    below = self.only(top)
+    return top if below is None else self.inner(below)
 
   def is_class_first(self, full: Sequence[str]) -> bool:
     """Whether the folders are classes that hold their splits."""
@@ -150,6 +149,7 @@ class _Reader:
     return shared > 1 and 2 * shared >= min(map(len, names))  # CLASS/images/* shares one name
 
   def by_structure(self, top: str, alike: Sequence[str]) -> Layout:
+    """Splits of which at least one has a name that tells nothing."""
     tops, note = told_apart(top, {path: len(self.images(path)) for path in alike})
     return self.of_tops(tops, [note])
 

@@ -121,13 +121,14 @@ def _folders(
       problems.append(f'there is no folder {missing[0]}; next: add it, or remove the split {split}')
       continue
     images, labels = both
-    image_files, mask_files = _images(images), _images(labels)
+    found = {folder: listing.look(folder) for folder in dict.fromkeys(both)}
+    image_files, mask_files = (sorted(map(pathlib.Path, found[folder].images(str(folder)))) for folder in both)
     if images == labels:
       mask_files = _masks_beside_images(image_files)
       image_files = sorted(set(image_files) - set(mask_files))
     pairs[split], wrong = _match(root, images, image_files, labels, mask_files)
     problems += wrong
-    counts += [listing.look(folder).left_out for folder in dict.fromkeys(both)]
+    counts += [each.left_out for each in found.values()]
   return Found(pairs, problems, [*notes, *left_out.unread(left_out.merged(counts))])
 
 
