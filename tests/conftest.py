@@ -71,6 +71,18 @@ def tiny_model(tiny_models) -> str:
   return tiny_models['mobilenetv1']
 
 
+def noise(root: Path, counts: dict[str, int], size: tuple[int, int] = (20, 30), ending: str = 'jpg') -> Path:
+  """Makes {folder below the root: number of images in it}, all of them different."""
+  from PIL import Image
+
+  rng = np.random.default_rng(0)
+  for name, count in counts.items():
+    (root / name).mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+      Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / name / f'{i}.{ending}')
+  return root
+
+
 @pytest.fixture(scope='session')
 def tiny_images(tmp_path_factory) -> Path:
   """40 x 36 pictures of three colours, 10 training and 5 validation files each."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from conftest import noise
 
 from tlx.datasets import folder
 from tlx.types import UsageError
@@ -10,17 +10,7 @@ from tlx.types import UsageError
 
 @pytest.fixture
 def make(tmp_path):
-  rng = np.random.default_rng(0)
-
-  def build(**counts):
-    for name, count in counts.items():
-      path = tmp_path / 'pets' / name.replace('__', '/')
-      path.mkdir(parents=True, exist_ok=True)
-      for i in range(count):
-        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path / f'{i}.jpg')
-    return tmp_path / 'pets'
-
-  return build
+  return lambda **counts: noise(tmp_path / 'pets', {name.replace('__', '/'): count for name, count in counts.items()})
 
 
 def problems(path):

@@ -4,9 +4,8 @@ import os
 import shutil
 import unicodedata
 
-import numpy as np
 import pytest
-from PIL import Image
+from conftest import noise
 
 from tlx.data import left_out, listing, split_names
 from tlx.datasets import folder
@@ -15,18 +14,7 @@ from tlx.types import UsageError
 
 @pytest.fixture
 def make(tmp_path):
-  """Makes images, all different: make('train/cat', 3) or make({'train/cat': 3})."""
-  rng = np.random.default_rng(0)
-
-  def build(counts):
-    for name, count in counts.items():
-      path = tmp_path / 'pets' / name
-      path.mkdir(parents=True, exist_ok=True)
-      for i in range(count):
-        Image.fromarray(rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)).save(path / f'{i}.png')
-    return tmp_path / 'pets'
-
-  return build
+  return lambda counts: noise(tmp_path / 'pets', counts, size=(8, 9), ending='png')
 
 
 def info_of(root):

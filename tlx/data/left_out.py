@@ -42,7 +42,7 @@ def merged(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def kind(entry: os.DirEntry) -> str:
-  """The kind under which a file that is no image is left out; '' for files that nobody misses."""
+  """The kind under which a file that is not an image is counted; '' if it is a system's own, which is not counted."""
   name, extension = entry.name.lower(), os.path.splitext(entry.name)[1].lower()
   if name in SYSTEM_FILES or name.startswith('._'):  # macOS stores attributes of NAME in ._NAME
     return ''

@@ -7,11 +7,11 @@ import json
 import pathlib
 import zipfile
 
+from tlx.weights.contents import ZIP_MAGIC
 from tlx.weights.read import HEADER_BYTES
 from tlx.weights.torch_file import LEGACY_MAGIC
 
 HEAD = 64  # bytes that tell what a file is
-ZIP = b'PK\x03\x04'
 PICKLES = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 
 
@@ -27,7 +27,7 @@ def page(head: bytes) -> str:
 
 def other_kind(head: bytes) -> str:
   """Says what a file is, by its first HEAD bytes, if it is not a file of weights; else ''."""
-  known = head[:4] == ZIP or LEGACY_MAGIC in head[:32] or head[8:9] == b'{' or head[:2] in PICKLES
+  known = head[:4] == ZIP_MAGIC or LEGACY_MAGIC in head[:32] or head[8:9] == b'{' or head[:2] in PICKLES
   return '' if known else page(head) or f'not a file of weights (it starts with {head[:16]!r})'
 
 
@@ -41,7 +41,7 @@ def not_whole(path: pathlib.Path) -> str:
   """Says what is wrong with a file that is text, or weights that are cut short; '' of what tlx does not know."""
   with path.open('rb') as file:
     head = file.read(HEAD)
-    if head[:4] == ZIP:
+    if head[:4] == ZIP_MAGIC:
       return '' if zipfile.is_zipfile(file) else 'the file is cut short'
     if head[8:9] != b'{' or LEGACY_MAGIC in head or head[:2] in PICKLES:
       return page(head)

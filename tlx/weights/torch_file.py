@@ -86,7 +86,7 @@ def _entry(data: mmap.mmap, info: zipfile.ZipInfo) -> np.ndarray:
   """The bytes of an uncompressed entry, without a copy: uint8 [size]."""
   start = info.header_offset
   signature, method, name, extra = struct.unpack('<4s4xH16xHH', data[start : start + 30])
-  if (signature, method, info.compress_type, info.compress_size) != (b'PK\x03\x04', 0, 0, info.file_size):
+  if (signature, method, info.compress_type, info.compress_size) != (ZIP_MAGIC, 0, 0, info.file_size):
     raise ValueError(f'entry {info.filename!r:.60} is compressed, or its sizes disagree')
   raw = np.frombuffer(data, np.uint8, info.file_size, start + 30 + name + extra)
   if info.CRC not in (0, zlib.crc32(raw)):  # torch.serialization.set_crc32_options(False) writes 0

@@ -52,7 +52,7 @@ class OddKey(NamedTuple):
 
 
 class Record:
-  """Stands for an object that is no tensor: the name of its class or function, and what the pickle passed to it."""
+  """Stands for an object that is not a tensor: the name of its class or function, and what the pickle passed to it."""
 
   __slots__ = ('arguments', 'entries', 'items', 'name', 'state')
 
